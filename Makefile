@@ -1,0 +1,41 @@
+# make pong    set-up, then learn Pong on this machine (the main job)
+# make test    set-up, then format, lint and type checks, and the tests with coverage
+# make check   the checks alone
+# make venv    the set-up alone
+#
+# PYTHON=/path/to/python3.11 names the interpreter (3.11 or newer), ARGS="--seed 1" goes on to `drqn-dist train`.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: pong test check venv clean
+
+pong: $(STAMP)
+	$(BIN)/drqn-dist train --preset pong-cpu $(ARGS)
+
+test: check
+	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=90
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy --strict
+
+venv: $(STAMP)
+
+# Remade from nothing when the pins change, so that no package of an older set stays behind.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Python 3.11 or newer is needed, but '$(PYTHON)' is missing or older:"; \
+	  echo "install one and run: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 2; } >&2
+	@echo "Setting up $(VENV) with the pinned packages of constraints.txt (a few minutes, once)"
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+	@echo "Set-up done"
+
+clean:
+	rm -rf $(VENV) .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache *.egg-info

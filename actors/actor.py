@@ -1,0 +1,192 @@
+"""The actor: steps its environments, cuts fragments, pushes them."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from actors.fragment_builder import FragmentBuilder
+from actors.policy import RecurrentPolicy
+from drqn_dist.codec import encode
+from drqn_dist.config import TrainConfig
+from drqn_dist.envs.make import make_batch_env
+from drqn_dist.interfaces import FragmentSink, WeightSource
+from drqn_dist.network.q_network import QNetwork
+from drqn_dist.qlearning.exploration import decayed_epsilon, epsilon_ladder
+from drqn_dist.seeding import derive_seed
+
+
+@dataclass(frozen=True)
+class Episode:
+    """A finished game."""
+
+    score: float
+    """Unclipped sum of rewards."""
+    steps: int
+    epsilon: float
+    """Exploration rate of its environment when it ended."""
+
+
+@dataclass
+class ActorStats:
+    """What an actor did since it was last asked."""
+
+    agent_steps: int = 0
+    fragments: int = 0
+    fragment_bytes: int = 0
+    weight_version: int = -1
+    epsilon: float = 1.0
+    """Mean over its environments, now."""
+    episodes: list[Episode] = field(default_factory=list)
+    policy_s: float = 0.0
+    env_s: float = 0.0
+    build_s: float = 0.0
+    push_s: float = 0.0
+    weights_s: float = 0.0
+
+
+class Actor:
+    """N environments, one policy. `index` fixes its rungs of the ε ladder and its random streams for good."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        index: int,
+        sink: FragmentSink,
+        weights: WeightSource,
+        agent_steps_before: int = 0,
+        incarnation: int = 0,
+    ) -> None:
+        """
+        Args:
+            index: 0 … config.actors - 1.
+            agent_steps_before: steps of the whole run before this actor began (a resume or a replacement).
+            incarnation: how often an actor of this index was started before, over the life of the run.
+
+        Raises:
+            EnvError: the environment is unknown or not supported.
+        """
+        torch.set_num_threads(config.actor.torch_threads)
+        self._config = config
+        self._sink, self._weights = sink, weights
+        n = config.actor.envs_per_actor
+        stream = (config.seed, "actor", index, incarnation)
+        self._env = make_batch_env(config.env, n, config.actor.env_threads, derive_seed(*stream))
+        spec = self._env.spec
+        # The first pull replaces these random weights; their seed matters only until then.
+        torch.manual_seed(derive_seed(config.seed, "network"))
+        network = QNetwork(config.network, spec, config.env.stack_frames)
+        self.policy = RecurrentPolicy(
+            network, spec, config.env.stack_frames, n, np.random.default_rng(derive_seed(*stream, 1))
+        )
+        self._builders = [FragmentBuilder(config, spec, index, i, incarnation) for i in range(n)]
+        self._rungs = epsilon_ladder(
+            index * n, n, config.total_envs, config.actor.epsilon_low, config.actor.epsilon_high
+        )
+        self._steps_before = agent_steps_before
+        self._batched_steps = 0
+        self._version = -1
+        self._observations = self._env.reset(derive_seed(config.seed, "environment", index, incarnation))
+        self._rewards = np.zeros(n, np.float32)
+        self._begins = np.ones(n, np.bool_)
+        self._idle = np.zeros(n, np.bool_)
+        self._scores = np.zeros(n, np.float64)
+        self._lengths = np.zeros(n, np.int64)
+        self._stats = ActorStats()
+
+    def step(self) -> int:
+        """One batched environment step; pushes the fragments that it completes (and may block there).
+
+        Returns:
+            Agent steps taken: one per environment that was not just being reset.
+        """
+        stats, start = self._stats, time.perf_counter()
+        if self._batched_steps % self._config.actor.weight_pull_period_steps == 0 or self._version < 0:
+            self._pull_weights()
+        pulled = time.perf_counter()
+        decision = self.policy.act(self._observations, self._begins, self._rewards, self._epsilons())
+        acted = time.perf_counter()
+        fragments = [
+            builder.observe(
+                self._observations[i], decision.q_values[i], decision.states[:, i], bool(self._begins[i]), self._version
+            )
+            for i, builder in enumerate(self._builders)
+        ]
+        payloads = [encode(fragment) for fragment in fragments if fragment is not None]
+        built = time.perf_counter()
+        for payload in payloads:
+            self._sink.push(payload)
+        pushed = time.perf_counter()
+        batch = self._env.step(decision.actions)
+        stepped = time.perf_counter()
+
+        ended = batch.terminated | batch.truncated
+        for i, builder in enumerate(self._builders):
+            if not self._idle[i]:
+                builder.add(
+                    int(decision.actions[i]),
+                    float(batch.rewards[i]),
+                    bool(batch.terminated[i]),
+                    bool(batch.truncated[i]),
+                )
+        active = ~self._idle
+        self._scores[active] += batch.rewards[active]
+        self._lengths[active] += 1
+        self._finish_games(batch.reset_pending & active)
+        # A row that was idle has just been reset: its observation begins an episode. A lost life ends the
+        # learning episode without a reset: the observation that ended it begins the next one.
+        self._begins = self._idle | (ended & ~batch.reset_pending & active)
+        self._idle = batch.reset_pending & active
+        self._observations, self._rewards = batch.observations, batch.rewards
+        self._batched_steps += 1
+
+        taken = int(active.sum())
+        stats.agent_steps += taken
+        stats.fragments += len(payloads)
+        stats.fragment_bytes += sum(map(len, payloads))
+        stats.weights_s += pulled - start
+        stats.policy_s += acted - pulled
+        stats.build_s += built - acted + time.perf_counter() - stepped
+        stats.push_s += pushed - built
+        stats.env_s += stepped - pushed
+        return taken
+
+    def run(self, seconds: float) -> ActorStats:
+        """Steps for about this long and answers what was done; the unit in which an actor is driven remotely."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            self.step()
+        return self.take_stats()
+
+    def take_stats(self) -> ActorStats:
+        """Statistics since the last call."""
+        stats, self._stats = self._stats, ActorStats()
+        stats.weight_version = self._version
+        stats.epsilon = float(self._epsilons().mean())
+        return stats
+
+    def close(self) -> None:
+        self._env.close()
+
+    def _epsilons(self) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+        # The other actors are taken to be as fast as this one.
+        steps = self._steps_before + self._batched_steps * self._config.total_envs
+        actor = self._config.actor
+        return decayed_epsilon(self._rungs, steps, actor.epsilon_decay, actor.epsilon_decay_steps)
+
+    def _pull_weights(self) -> None:
+        snapshot = self._weights.latest(self._version)
+        if snapshot is not None:
+            self.policy.network.load_vector(snapshot.vector)
+            self._version = snapshot.version
+
+    def _finish_games(self, over: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> None:
+        if not over.any():
+            return
+        epsilons = self._epsilons()
+        for i in np.flatnonzero(over):
+            self._stats.episodes.append(Episode(float(self._scores[i]), int(self._lengths[i]), float(epsilons[i])))
+        self._scores[over], self._lengths[over] = 0.0, 0

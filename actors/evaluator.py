@@ -1,0 +1,92 @@
+"""Greedy episodes with a fixed network, beside training or after it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from actors.policy import RecurrentPolicy
+from drqn_dist.config import TrainConfig
+from drqn_dist.envs.make import make_batch_env
+from drqn_dist.interfaces import WeightSnapshot
+from drqn_dist.network.q_network import QNetwork
+from drqn_dist.seeding import derive_seed
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of whole games."""
+
+    version: int
+    """Learner updates behind the weights."""
+    scores: tuple[float, ...]
+    """Unclipped sum of rewards of each episode."""
+    lengths: tuple[int, ...]
+    """Agent steps of each episode."""
+
+
+class Evaluator:
+    """Plays a fixed number of whole games with given weights.
+
+    Each environment plays an equal share. Taking the first games to end instead would favour short ones, which are
+    the lost ones in some games and the won ones in others.
+    """
+
+    def __init__(self, config: TrainConfig, episodes: int) -> None:
+        torch.set_num_threads(config.actor.torch_threads)
+        self._config = config
+        self._episodes = episodes
+        self._num_envs = min(config.eval.envs or min(32, episodes), episodes)
+        self._env = make_batch_env(
+            config.env, self._num_envs, config.actor.env_threads, derive_seed(config.seed, "evaluation", 1)
+        )
+        self._network = QNetwork(config.network, self._env.spec, config.env.stack_frames)
+
+    def evaluate(
+        self, weights: WeightSnapshot, seed: int, progress: Callable[[int, int], None] | None = None
+    ) -> Evaluation:
+        """Plays the episodes from `seed`, the same for the same seed and weights.
+
+        Args:
+            progress: called with (episodes finished, episodes wanted) whenever one ends.
+        """
+        config, n = self._config, self._num_envs
+        self._network.load_vector(weights.vector)
+        rng = np.random.default_rng(derive_seed(seed, "evaluation", 2))
+        policy = RecurrentPolicy(self._network, self._env.spec, config.env.stack_frames, n, rng)
+        share = np.full(n, self._episodes // n) + (np.arange(n) < self._episodes % n)
+        scores: list[list[float]] = [[] for _ in range(n)]
+        lengths: list[list[int]] = [[] for _ in range(n)]
+        score, length = np.zeros(n), np.zeros(n, np.int64)
+        epsilons = np.full(n, config.eval.epsilon)
+        begins, idle, rewards = np.ones(n, np.bool_), np.zeros(n, np.bool_), np.zeros(n, np.float32)
+        observations = self._env.reset(derive_seed(seed, "evaluation", 3))
+        while any(len(done) < wanted for done, wanted in zip(scores, share, strict=True)):
+            decision = policy.act(observations, begins, rewards, epsilons)
+            batch = self._env.step(decision.actions)
+            active = ~idle
+            score[active] += batch.rewards[active]
+            length[active] += 1
+            over = batch.reset_pending & active
+            for i in np.flatnonzero(over):
+                scores[i].append(float(score[i]))
+                lengths[i].append(int(length[i]))
+                score[i], length[i] = 0.0, 0
+                if progress is not None:
+                    finished = sum(min(len(s), int(w)) for s, w in zip(scores, share, strict=True))
+                    progress(finished, self._episodes)
+            ended = batch.terminated | batch.truncated
+            begins = idle | (ended & ~batch.reset_pending & active)
+            idle = over
+            observations, rewards = batch.observations, batch.rewards
+        return Evaluation(
+            weights.version,
+            tuple(s for row, wanted in zip(scores, share, strict=True) for s in row[:wanted]),
+            tuple(s for row, wanted in zip(lengths, share, strict=True) for s in row[:wanted]),
+        )
+
+    def close(self) -> None:
+        self._env.close()

@@ -1,0 +1,83 @@
+"""The acting side of the network: one batched forward for all environments, a hidden state for each of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from drqn_dist.fragment import Observations
+from drqn_dist.interfaces import EnvSpec
+from drqn_dist.network.q_network import NetworkInput, QNetwork
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the policy answered for N observations."""
+
+    actions: npt.NDArray[np.int64]
+    """int64 [N]"""
+    q_values: npt.NDArray[np.float32]
+    """float32 [N, A]"""
+    states: npt.NDArray[np.float32]
+    """float32 [S, N, H], the recurrent state before this step."""
+
+
+class RecurrentPolicy:
+    """ε-greedy policy over N environments; keeps stacks, last actions and hidden states. Used from one thread."""
+
+    def __init__(
+        self, network: QNetwork, spec: EnvSpec, stack_frames: int, num_envs: int, rng: np.random.Generator
+    ) -> None:
+        self.network = network
+        self._rng = rng
+        self._channels = spec.observation_shape[0]
+        shape = (num_envs, self._channels * stack_frames, *spec.observation_shape[1:])
+        self._stack = np.zeros(shape, spec.observation_dtype)
+        self._repeats = (1, stack_frames, *([1] * (len(spec.observation_shape) - 1)))
+        self._last_actions = np.full(num_envs, -1, np.int64)
+        self._state = network.initial_state(num_envs)
+
+    def act(
+        self,
+        observations: Observations,
+        begins: npt.NDArray[np.bool_],
+        last_rewards: npt.NDArray[np.float32],
+        epsilons: npt.NDArray[np.float64],
+    ) -> Decision:
+        """Chooses one action per environment.
+
+        Args:
+            observations: uint8 or float32 [N, *observation_shape].
+            begins: bool [N], rows whose observation is the first of an episode: memory and stack start anew.
+            last_rewards: float32 [N], ignored where an episode begins.
+            epsilons: float64 [N], probability of a uniformly random action.
+        """
+        self._push(observations, begins)
+        self._last_actions[begins] = -1
+        self._state[:, torch.from_numpy(begins)] = 0.0
+        # A copy: the state tensor is replaced below, but without a core it is the same object for ever.
+        states = self._state.numpy().copy()
+        inputs = NetworkInput(
+            torch.from_numpy(self._stack),
+            torch.from_numpy(self._last_actions),
+            torch.from_numpy(np.where(begins, np.float32(0), last_rewards)),
+        )
+        with torch.no_grad():
+            q_tensor, self._state = self.network.step(inputs, self._state)
+        q_values = q_tensor.numpy()
+        actions = q_values.argmax(1)
+        explores = self._rng.random(len(actions)) < epsilons
+        actions[explores] = self._rng.integers(0, q_values.shape[1], int(explores.sum()))
+        self._last_actions = actions.copy()
+        return Decision(actions, q_values, states)
+
+    def _push(self, observations: Observations, begins: npt.NDArray[np.bool_]) -> None:
+        if self._repeats[1] > 1:
+            self._stack[:, : -self._channels] = self._stack[:, self._channels :].copy()
+        self._stack[:, -self._channels :] = observations
+        if self._repeats[1] > 1 and begins.any():
+            # Before its first frame an episode shows that frame.
+            self._stack[begins] = np.tile(observations[begins], self._repeats)

@@ -1,0 +1,163 @@
+"""Checkpoints: one safetensors file each, written atomically, with its metadata as JSON in the file's header.
+
+safetensors holds raw arrays and a JSON header, so loading one cannot execute code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+from drqn_dist.errors import CheckpointError
+
+FORMAT = "drqn-dist-checkpoint"
+FORMAT_VERSION = 1
+
+_NAME = re.compile(r"checkpoint_(\d+)\.safetensors")
+_log = logging.getLogger(__name__)
+
+
+def save(path: Path, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
+    """Writes tensors (any shape, dtype and device) and JSON-able metadata to `path`, all or nothing.
+
+    The bytes go to a temporary file in the same folder and reach the disk before they take the name `path`, so a
+    crash or a full disk leaves whatever was there before.
+
+    Raises:
+        CheckpointError: the file could not be written.
+        TypeError: `meta` is not JSON-able.
+    """
+    header = {"format": FORMAT, "version": str(FORMAT_VERSION), "meta": json.dumps(meta)}
+    # clone: safetensors refuses tensors that share memory, as tied or flattened parameters do.
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(safetensors.torch.save(plain, header))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise CheckpointError(
+            f"could not write checkpoint {path}: {error.strerror or error}; the previous checkpoint, if any, is "
+            "untouched; free some space or check the folder's permissions"
+        ) from error
+
+
+def load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Reads a checkpoint: its tensors, on the CPU, and its metadata.
+
+    Raises:
+        CheckpointError: the file is missing, truncated, or not a checkpoint of this program and version.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            # clone: the file's pages are mapped, and a tensor must outlive the file.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    except (OSError, safetensors.SafetensorError) as error:
+        raise CheckpointError(
+            f"could not read checkpoint {path}: {error}; it is missing, truncated or not a safetensors file; "
+            "resume from an earlier one"
+        ) from error
+    if header.get("format") != FORMAT or header.get("version") != str(FORMAT_VERSION):
+        raise CheckpointError(
+            f"{path} is of format {header.get('format')!r} version {header.get('version')!r}, but this program reads "
+            f"{FORMAT!r} version {FORMAT_VERSION}; use the program version that wrote it"
+        )
+    try:
+        meta = json.loads(header["meta"])
+    except (KeyError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"the metadata of checkpoint {path} is damaged; resume from an earlier one") from error
+    return tensors, meta
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint as read from disk."""
+
+    path: Path
+    updates: int
+    """Learner updates done when it was written."""
+    tensors: dict[str, torch.Tensor]
+    meta: dict[str, Any]
+
+
+class CheckpointFolder:
+    """The newest `kept` checkpoints of a run, named checkpoint_<updates>.safetensors. For one thread."""
+
+    def __init__(self, folder: Path, kept: int) -> None:
+        self.folder = folder
+        self.kept = kept
+
+    def paths(self) -> list[Path]:
+        """All checkpoints, oldest first."""
+        found = [(int(m[1]), p) for p in self.folder.glob("checkpoint_*") if (m := _NAME.fullmatch(p.name))]
+        return [path for _, path in sorted(found)]
+
+    def write(self, updates: int, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> Path:
+        """Saves a checkpoint, then removes those that are too old.
+
+        Raises:
+            CheckpointError: it could not be written; the earlier ones stay.
+        """
+        path = self.folder / f"checkpoint_{updates:010d}.safetensors"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"could not create {self.folder}: {error.strerror}; check its permissions") from error
+        save(path, tensors, meta)
+        # Newer ones than this belong to a future that was given up: a run that resumed from an older checkpoint.
+        until_now = [old for old in self.paths() if _updates(old) <= updates]
+        for old in set(self.paths()) - set(until_now[-self.kept :]):
+            with contextlib.suppress(OSError):
+                old.unlink(missing_ok=True)
+        return path
+
+    def latest(self) -> Checkpoint | None:
+        """The newest checkpoint that can be read, or None where none was ever written.
+
+        Raises:
+            CheckpointError: there are checkpoints, but none is readable.
+        """
+        failure: CheckpointError | None = None
+        for path in reversed(self.paths()):
+            try:
+                tensors, meta = load(path)
+            except CheckpointError as error:
+                _log.warning("skipped a checkpoint: %s", error)
+                failure = error
+                continue
+            return Checkpoint(path, _updates(path), tensors, meta)
+        if failure is not None:
+            raise CheckpointError(f"no checkpoint in {self.folder} can be read; the oldest one: {failure}") from failure
+        return None
+
+
+def _updates(path: Path) -> int:
+    match = _NAME.fullmatch(path.name)
+    assert match is not None, path
+    return int(match[1])
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a rename in `folder` survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,446 @@
+"""Every setting of a run, as frozen dataclasses that refuse what cannot work.
+
+Names carry their units: `_steps` are agent steps (one `env.step`), `_frames` emulator frames, `_updates`
+learner updates, `_s` seconds, `_bytes` bytes. Named configurations live in `presets.py`.
+
+Sources cited below: DQN = Mnih et al. 2015 (Nature 518); DRQN = Hausknecht & Stone 2015 (arXiv:1507.06527);
+R2D2 = Kapturowski et al. 2019 (ICLR); Ape-X = Horgan et al. 2018 (arXiv:1803.00933);
+PER = Schaul et al. 2016 (arXiv:1511.05952).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from drqn_dist.errors import ConfigError
+
+_T = TypeVar("_T")
+
+AUTO = 0
+"""Where a field says «0 = automatic», its value is derived from the other fields."""
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+def _require_range(owner: str, name: str, value: float, low: float, high: float) -> None:
+    _require(low <= value <= high, f"{owner}.{name} is {value}, but must lie in [{low:g}, {high:g}]")
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    """Which environment, and how its observations and rewards are made."""
+
+    id: str = "ALE/Pong-v5"
+    """Any Atari game as ALE/<Game>-v5, or any registered Gymnasium id, or module:Env-v0."""
+    frame_skip: int = 4
+    """Atari: emulator frames per agent step (DQN: 4)."""
+    stack_frames: int = 1
+    """Consecutive observations stacked into one network input (DQN: 4, DRQN: 1)."""
+    height_px: int = 84
+    """Atari: observation height in pixels (DQN: 84)."""
+    width_px: int = 84
+    """Atari: observation width in pixels (DQN: 84)."""
+    sticky_action_probability: float = 0.0
+    """Atari: probability of repeating the previous action (Machado et al. 2018 recommend 0.25)."""
+    noop_max_steps: int = 30
+    """Atari: at most this many no-op actions after a reset (DQN: 30)."""
+    full_action_set: bool = False
+    """Atari: all 18 actions instead of the game's minimal set."""
+    life_loss_ends_episode: bool = False
+    """Atari: a lost life ends the learning episode while the game goes on (DQN: yes, R2D2: no)."""
+    max_episode_frames: int = 108_000
+    """Atari: an episode is truncated after this many emulator frames (DQN: 108,000 = 30 minutes)."""
+    flicker_probability: float = 0.0
+    """Images: each observation is blanked whole with this probability (DRQN: 0.5)."""
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    """Gymnasium: keyword arguments for the environment's constructor."""
+
+    def __post_init__(self) -> None:
+        _require(bool(self.id), "env.id is empty; name an environment, for example ALE/Pong-v5")
+        _require_range("env", "frame_skip", self.frame_skip, 1, 100)
+        _require_range("env", "stack_frames", self.stack_frames, 1, 64)
+        _require_range("env", "height_px", self.height_px, 1, 4096)
+        _require_range("env", "width_px", self.width_px, 1, 4096)
+        _require_range("env", "sticky_action_probability", self.sticky_action_probability, 0, 1)
+        _require_range("env", "noop_max_steps", self.noop_max_steps, 0, 10_000)
+        _require_range("env", "max_episode_frames", self.max_episode_frames, 1, 10**9)
+        _require_range("env", "flicker_probability", self.flicker_probability, 0, 1)
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """The Q network: torso → core → head."""
+
+    torso: Literal["auto", "nature", "small", "mlp"] = "auto"
+    """nature: conv 32-64-64 (DQN); small: conv 16-32-32; mlp: two layers; auto: nature for images, mlp otherwise."""
+    torso_units: int = 512
+    """Width of the torso's last layer, and of the MLP's layers (DQN: 512)."""
+    core: Literal["gru", "lstm", "none"] = "gru"
+    """Recurrent core; none makes it a plain DQN."""
+    core_units: int = 512
+    """Hidden size of the core (DRQN, R2D2: 512). Ignored by core none and by head gru_q."""
+    head: Literal["linear", "dueling", "gru_q"] = "dueling"
+    """gru_q: the article's GRU whose hidden state is the Q value itself, which confines Q to (-1, 1)."""
+    head_units: int = 0
+    """Width of one hidden layer in the head, or in each dueling stream (R2D2: 512); 0 = none."""
+    last_action_and_reward: bool = False
+    """Feed the previous action (one-hot) and reward into the core (R2D2: yes)."""
+    center_pixels: bool = False
+    """Images: subtract the per-pixel mean of the first stored frames, measured once before the first update."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Autocast of torso and core; heads, targets and loss stay fp32. auto: bf16 where hardware has it."""
+
+    def __post_init__(self) -> None:
+        _require_range("network", "torso_units", self.torso_units, 1, 65_536)
+        _require_range("network", "core_units", self.core_units, 1, 65_536)
+        _require_range("network", "head_units", self.head_units, 0, 65_536)
+        _require(
+            self.head != "gru_q" or self.core == "gru",
+            f"network.head gru_q needs network.core gru, not {self.core}: there the GRU is the Q value",
+        )
+
+
+@dataclass(frozen=True)
+class LearnerConfig:
+    """How Q values are learnt from windows."""
+
+    batch_windows: int = 32
+    """Windows per update (DRQN: 32, R2D2: 64)."""
+    unroll_steps: int = 10
+    """Trained steps per window, N_seq (DRQN: 10, R2D2: 80 with overlap 40)."""
+    burn_in_steps: int = 0
+    """Steps unrolled before them without gradient (R2D2: 40)."""
+    stored_state: bool = True
+    """Windows start from the state the actor had (R2D2), otherwise from zero (DRQN)."""
+    n_step: int = 1
+    """Steps summed before bootstrapping (R2D2: 5)."""
+    gamma: float = 0.99
+    """Discount per agent step (R2D2: 0.997)."""
+    double_q: bool = True
+    """The online network picks the action that the target network values (van Hasselt et al. 2016)."""
+    rescale_values: bool = False
+    """Learn h(Q) with h(x) = sign(x)(sqrt(|x|+1) - 1) + 0.001 x (R2D2: yes)."""
+    clip_rewards: bool = True
+    """Learn from the sign of each reward (DQN: yes, R2D2: no); scores are always unclipped."""
+    loss: Literal["huber", "squared"] = "huber"
+    """Loss of one temporal-difference error (DQN: Huber, R2D2: squared)."""
+    optimizer: Literal["adam", "rmsprop"] = "adam"
+    """Optimizer (DQN: RMSprop, R2D2: Adam)."""
+    learning_rate: float = 1e-4
+    """Step size of the optimizer."""
+    optimizer_epsilon: float = 1e-5
+    """Added to the optimizer's denominator (R2D2: 1e-3)."""
+    rmsprop_alpha: float = 0.95
+    """RMSprop's smoothing (DQN: 0.95)."""
+    clip_gradient: Literal["norm", "value", "none"] = "norm"
+    """Clip the gradient by its global norm, each entry by value, or not at all."""
+    clip_gradient_at: float = 10.0
+    """Bound used by clip_gradient (Wang et al. 2016: norm 10; the article: value 1)."""
+    target_period_updates: int = 500
+    """The target network is copied every this many updates (R2D2: 2,500)."""
+    publish_period_updates: int = 20
+    """New weights are offered to the actors every this many updates."""
+    prefetch_batches: int = 2
+    """Batches decoded ahead of the one being trained."""
+    loader_threads: int = 1
+    """Threads that decode fragments into batches."""
+    device: str = "auto"
+    """auto (a GPU where there is one), cpu, cuda or cuda:N."""
+    torch_threads: int = 1
+    """CPU threads of one training step."""
+
+    def __post_init__(self) -> None:
+        _require_range("learner", "batch_windows", self.batch_windows, 1, 65_536)
+        _require_range("learner", "unroll_steps", self.unroll_steps, 1, 100_000)
+        _require_range("learner", "burn_in_steps", self.burn_in_steps, 0, 100_000)
+        _require_range("learner", "n_step", self.n_step, 1, 10_000)
+        _require_range("learner", "gamma", self.gamma, 0, 1)
+        _require_range("learner", "learning_rate", self.learning_rate, 1e-12, 10)
+        _require_range("learner", "optimizer_epsilon", self.optimizer_epsilon, 1e-20, 1)
+        _require_range("learner", "rmsprop_alpha", self.rmsprop_alpha, 0, 1)
+        _require_range("learner", "clip_gradient_at", self.clip_gradient_at, 1e-9, 1e9)
+        _require_range("learner", "target_period_updates", self.target_period_updates, 1, 10**9)
+        _require_range("learner", "publish_period_updates", self.publish_period_updates, 1, 10**9)
+        _require_range("learner", "prefetch_batches", self.prefetch_batches, 1, 64)
+        _require_range("learner", "loader_threads", self.loader_threads, 1, 256)
+        _require_range("learner", "torch_threads", self.torch_threads, 1, 1024)
+
+
+@dataclass(frozen=True)
+class ReplayConfig:
+    """What the replay keeps, and how windows are drawn from it."""
+
+    capacity_steps: int = 100_000
+    """Agent steps kept; the oldest fragments go first."""
+    capacity_bytes: int = 4 * 1024**3
+    """Compressed bytes kept, whichever bound is reached first."""
+    min_steps: int = 5_000
+    """Agent steps stored before the first update."""
+    samples_per_insert: float = 8.0
+    """Replay ratio: steps trained per step inserted (DQN: 8 = one batch of 32 every 4 steps)."""
+    rate_tolerance_steps: int = AUTO
+    """Inserted steps that either side may run ahead of that ratio; 0 = automatic."""
+    window_stride_steps: int = AUTO
+    """Distance between the starts of neighbouring windows (R2D2: 40); 0 = unroll_steps, no overlap."""
+    prioritized: bool = True
+    """Draw windows in proportion to priority, otherwise uniformly (PER)."""
+    priority_exponent: float = 0.6
+    """Exponent on priorities (PER: 0.6, R2D2: 0.9)."""
+    priority_eta: float = 0.9
+    """A window's priority is eta * max|td| + (1 - eta) * mean|td| (R2D2: 0.9)."""
+    importance_exponent: float = 0.4
+    """Exponent of the importance weights (PER: 0.4 to 1, R2D2: 0.6); 0 turns them off."""
+    max_fragment_bytes: int = 64 * 1024**2
+    """A pushed fragment larger than this, packed or unpacked, is refused."""
+
+    def __post_init__(self) -> None:
+        _require_range("replay", "capacity_steps", self.capacity_steps, 1, 10**10)
+        _require_range("replay", "capacity_bytes", self.capacity_bytes, 1, 2**50)
+        _require_range("replay", "min_steps", self.min_steps, 1, 10**10)
+        _require_range("replay", "samples_per_insert", self.samples_per_insert, 1e-6, 1e6)
+        _require_range("replay", "rate_tolerance_steps", self.rate_tolerance_steps, 0, 10**10)
+        _require_range("replay", "window_stride_steps", self.window_stride_steps, 0, 100_000)
+        _require_range("replay", "priority_exponent", self.priority_exponent, 0, 4)
+        _require_range("replay", "priority_eta", self.priority_eta, 0, 1)
+        _require_range("replay", "importance_exponent", self.importance_exponent, 0, 4)
+        _require_range("replay", "max_fragment_bytes", self.max_fragment_bytes, 1, 2**40)
+        _require(
+            self.min_steps <= self.capacity_steps,
+            f"replay.min_steps ({self.min_steps:,}) exceeds replay.capacity_steps ({self.capacity_steps:,}): "
+            "training would never start",
+        )
+
+
+@dataclass(frozen=True)
+class ActorConfig:
+    """How experience is gathered."""
+
+    envs_per_actor: int = 16
+    """Environments stepped as one batch by each actor."""
+    env_threads: int = 1
+    """Atari: emulator threads of each actor."""
+    torch_threads: int = 1
+    """CPU threads of each actor's network."""
+    fragment_steps: int = AUTO
+    """Agent steps per pushed fragment; 0 = the smallest multiple of the window stride of at least 32 steps."""
+    epsilon_low: float = 0.01
+    """Lowest rung of the geometric ladder of exploration rates (Ape-X: 0.4^8)."""
+    epsilon_high: float = 0.4
+    """Highest rung (Ape-X: 0.4)."""
+    epsilon_decay: Literal["none", "linear", "exponential"] = "none"
+    """How every environment's rate falls from 1 to its rung, by agent steps of the whole run."""
+    epsilon_decay_steps: int = 20_000
+    """linear: rate = max(rung, 1 - step / this); exponential: rung + (1 - rung) exp(-step / this)."""
+    max_pushes_in_flight: int = 32
+    """Fragments sent but not yet acknowledged, per actor; beyond that the actor waits."""
+    weight_pull_period_steps: int = 20
+    """Batched environment steps between two requests for newer weights."""
+
+    def __post_init__(self) -> None:
+        _require_range("actor", "envs_per_actor", self.envs_per_actor, 1, 65_536)
+        _require_range("actor", "env_threads", self.env_threads, 1, 1024)
+        _require_range("actor", "torch_threads", self.torch_threads, 1, 1024)
+        _require_range("actor", "fragment_steps", self.fragment_steps, 0, 1_000_000)
+        _require_range("actor", "epsilon_low", self.epsilon_low, 0, 1)
+        _require_range("actor", "epsilon_high", self.epsilon_high, 0, 1)
+        _require(
+            self.epsilon_low <= self.epsilon_high,
+            f"actor.epsilon_low ({self.epsilon_low}) exceeds actor.epsilon_high ({self.epsilon_high})",
+        )
+        _require(
+            self.epsilon_low > 0 or self.epsilon_high == 0,
+            "actor.epsilon_low is 0: a geometric ladder cannot start there; use a small positive rate, "
+            "or set actor.epsilon_high to 0 as well",
+        )
+        _require_range("actor", "epsilon_decay_steps", self.epsilon_decay_steps, 1, 10**12)
+        _require_range("actor", "max_pushes_in_flight", self.max_pushes_in_flight, 1, 100_000)
+        _require_range("actor", "weight_pull_period_steps", self.weight_pull_period_steps, 1, 10**9)
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Greedy evaluation beside training."""
+
+    period_updates: int = 5_000
+    """An evaluation starts every this many updates, unless the previous one still runs; 0 = never."""
+    episodes: int = 20
+    """Episodes of one evaluation."""
+    envs: int = AUTO
+    """Environments stepped as one batch, each plays an equal share; 0 = one per episode, at most 32."""
+    epsilon: float = 0.0
+    """Exploration rate while evaluating (DQN: 0.05)."""
+
+    def __post_init__(self) -> None:
+        _require_range("eval", "period_updates", self.period_updates, 0, 10**12)
+        _require_range("eval", "episodes", self.episodes, 1, 1_000_000)
+        _require_range("eval", "envs", self.envs, 0, 65_536)
+        _require_range("eval", "epsilon", self.epsilon, 0, 1)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A whole run."""
+
+    preset: str = "drqn"
+    """The named configuration this one started from; see `drqn-dist presets`."""
+    mode: Literal["ray", "serial"] = "ray"
+    """ray: one process per role; serial: one process, no Ray, bit-for-bit repeatable."""
+    seed: int = 0
+    """Seed of everything random in the run."""
+    actors: int = 1
+    """Actor processes; serial mode steps that many actors in turn."""
+    total_steps: int = 10_000_000
+    """Stop after this many agent steps of all actors together."""
+    minutes: float = 0.0
+    """Stop after this much wall-clock time; 0 = no bound."""
+    stop_at_return: float | None = None
+    """Stop once an evaluation's mean return reaches this."""
+    address: str | None = None
+    """Ray cluster to join (auto, host:port, ray://host:port); none starts a local Ray on the loopback."""
+    run_dir: str = "runs"
+    """Folder that receives the run's folder <env>__<preset>__<seed>__<time>."""
+    log_period_s: float = 5.0
+    """Seconds between two lines of metrics."""
+    checkpoint_period_s: float = 120.0
+    """Seconds between two checkpoints; one more is written at the end."""
+    checkpoints_kept: int = 2
+    """Newest checkpoints kept on disk."""
+    env: EnvConfig = field(default_factory=EnvConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
+    actor: ActorConfig = field(default_factory=ActorConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+    def __post_init__(self) -> None:
+        _require_range("train", "seed", self.seed, 0, 2**31 - 1)
+        _require_range("train", "actors", self.actors, 1, 100_000)
+        _require_range("train", "total_steps", self.total_steps, 1, 10**15)
+        _require_range("train", "minutes", self.minutes, 0, 10**7)
+        _require_range("train", "log_period_s", self.log_period_s, 0.01, 86_400)
+        _require_range("train", "checkpoint_period_s", self.checkpoint_period_s, 0.01, 10**7)
+        _require_range("train", "checkpoints_kept", self.checkpoints_kept, 1, 10_000)
+        shape = self.window
+        _require(
+            shape.stride <= shape.unroll,
+            f"replay.window_stride_steps ({shape.stride}) exceeds learner.unroll_steps ({shape.unroll}): "
+            "steps between two windows would never be trained",
+        )
+        _require(
+            shape.fragment % shape.stride == 0,
+            f"actor.fragment_steps ({shape.fragment}) must be a multiple of the window stride ({shape.stride})",
+        )
+        _require(
+            shape.total < self.replay.capacity_steps,
+            f"a window of {shape.total:,} steps (burn-in {shape.burn_in} + unroll {shape.unroll} + n-step "
+            f"{shape.n_step}) does not fit a replay of {self.replay.capacity_steps:,} steps; "
+            "raise replay.capacity_steps or shorten the window",
+        )
+
+    @property
+    def window(self) -> WindowShape:
+        """The window's measures, with automatic values filled in."""
+        stride = self.replay.window_stride_steps or self.learner.unroll_steps
+        fragment = self.actor.fragment_steps or stride * max(1, -(-32 // stride))
+        return WindowShape(
+            burn_in=self.learner.burn_in_steps,
+            unroll=self.learner.unroll_steps,
+            n_step=self.learner.n_step,
+            stride=stride,
+            fragment=fragment,
+            history=max(self.env.stack_frames - 1, int(self.network.last_action_and_reward)),
+        )
+
+    @property
+    def total_envs(self) -> int:
+        """Environments of all actors together."""
+        return self.actors * self.actor.envs_per_actor
+
+    @property
+    def rate_tolerance_steps(self) -> int:
+        """Slack of the rate limiter in inserted steps, with its automatic value filled in.
+
+        All environments of an actor cut their fragments at about the same moment, and the learner takes whole
+        batches; the automatic slack is four times what one such burst amounts to.
+        """
+        if self.replay.rate_tolerance_steps:
+            return self.replay.rate_tolerance_steps
+        batch = self.learner.batch_windows * self.learner.unroll_steps / self.replay.samples_per_insert
+        return 4 * int(max(self.total_envs * self.window.fragment, batch, 1))
+
+
+@dataclass(frozen=True)
+class WindowShape:
+    """How episodes are cut, in agent steps.
+
+    ::
+
+        episode   0    stride  2·stride                             E (final observation)
+                  |------|-------|------- ... ----------------------|
+        window k         [burn_in)[ unroll        )[n_step)
+                                  ^ k·stride
+        fragment  [   fragment         )[   fragment         )[ last, shorter )
+
+    Window k trains the steps [k·stride, k·stride + unroll). Its burn-in holds the steps before them, at most
+    `burn_in` and none before the episode; its tail holds `n_step` more observations.
+    """
+
+    burn_in: int
+    unroll: int
+    n_step: int
+    stride: int
+    fragment: int
+    history: int
+    """Steps before a window's first one that its inputs need (frame stack, last action)."""
+
+    @property
+    def total(self) -> int:
+        """Observations of a window: burn-in + unroll + n-step tail."""
+        return self.burn_in + self.unroll + self.n_step
+
+    def burn_in_of(self, unroll_start: int) -> int:
+        """Burn-in steps that exist before the episode step `unroll_start`."""
+        return min(self.burn_in, unroll_start)
+
+    def needs_state_at(self, step: int) -> bool:
+        """Whether some window starts at this episode step, so that the actor must store its state there."""
+        return step == 0 or (step + self.burn_in) % self.stride == 0
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The configuration as plain dictionaries, for JSON."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(cls: type[_T], values: Mapping[str, Any], path: str = "") -> _T:
+    """Rebuilds a configuration from `to_dict`'s output.
+
+    Raises:
+        ConfigError: a key is unknown or a value has the wrong type; the message names it.
+    """
+    hints = get_type_hints(cls)
+    known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    unknown = sorted(set(values) - known)
+    _require(not unknown, f"unknown setting {path}{unknown[0] if unknown else ''}; known: {', '.join(sorted(known))}")
+    out: dict[str, Any] = {}
+    for name, value in values.items():
+        hint = hints[name]
+        if dataclasses.is_dataclass(hint):
+            _require(isinstance(value, Mapping), f"{path}{name} must be a table of settings, not {value!r}")
+            out[name] = from_dict(hint, value, f"{path}{name}.")  # type: ignore[arg-type]
+            continue
+        if get_origin(hint) is Literal:
+            _require(value in get_args(hint), f"{path}{name} is {value!r}; choose one of {', '.join(get_args(hint))}")
+        elif hint in (int, float, bool, str):
+            number = hint is float and isinstance(value, int) and not isinstance(value, bool)
+            exact = isinstance(value, hint) and (hint is not int or not isinstance(value, bool))
+            _require(number or exact, f"{path}{name} is {value!r}, but must be of type {hint.__name__}")
+            value = hint(value)
+        out[name] = value
+    return cls(**out)

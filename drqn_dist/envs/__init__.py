@@ -1,0 +1,10 @@
+"""Environments: the only package that knows gymnasium and ale-py.
+
+Importing it registers `drqn_dist/GridWorld-v0` with Gymnasium.
+"""
+
+from __future__ import annotations
+
+import gymnasium
+
+gymnasium.register(id="drqn_dist/GridWorld-v0", entry_point="drqn_dist.envs.gridworld:GridWorld")

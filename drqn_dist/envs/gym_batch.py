@@ -1,0 +1,117 @@
+"""Any registered Gymnasium environment with Discrete actions, stepped as a batch."""
+
+from __future__ import annotations
+
+import difflib
+from contextlib import closing
+from typing import Any
+
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+from drqn_dist.config import EnvConfig
+from drqn_dist.envs.atari import atari_ids
+from drqn_dist.envs.seeds import row_seeds
+from drqn_dist.envs.spaces import Observations, discrete_actions, observation_encoder
+from drqn_dist.errors import EnvError
+from drqn_dist.interfaces import EnvSpec, StepBatch
+
+
+class GymBatch:
+    """N copies of one Gymnasium environment as a `BatchEnv`, stepped one after the other in this thread.
+
+    Args:
+        config: `id` may be `module:Env-v0`, then the module is imported first; `kwargs` go to the constructor.
+        num_envs: N.
+        render_mode: passed to the constructor; None for speed.
+
+    Raises:
+        EnvError: the id is unknown, its module is missing, the constructor failed, or a space is not supported.
+    """
+
+    def __init__(self, config: EnvConfig, num_envs: int, render_mode: str | None = None) -> None:
+        first = _make_one(config, render_mode)
+        try:
+            self._encoder = observation_encoder(first.observation_space, config.id)
+            actions = discrete_actions(first.action_space, config.id)
+        except EnvError:
+            first.close()
+            raise
+        rest = [_make_one(config, render_mode) for _ in range(num_envs - 1)]
+        self._envs: SyncVectorEnv[Any, Any] = SyncVectorEnv(
+            [lambda env=env: env for env in (first, *rest)],  # type: ignore[misc]
+            copy=True,
+            autoreset_mode=AutoresetMode.NEXT_STEP,
+        )
+        self._first_action = int(actions.start)
+        self.num_envs = num_envs
+        self.spec = EnvSpec(self._encoder.shape, self._encoder.dtype, int(actions.n), frames_per_step=1)
+
+    def reset(self, seed: int) -> Observations:
+        observations, _ = self._envs.reset(seed=row_seeds(seed, self.num_envs).tolist())
+        return self._encoder.encode(observations)
+
+    def step(self, actions: npt.NDArray[np.int64]) -> StepBatch:
+        observations, rewards, terminated, truncated, _ = self._envs.step(actions + self._first_action)
+        return StepBatch(
+            observations=self._encoder.encode(observations),
+            rewards=rewards.astype(np.float32),
+            terminated=terminated,
+            truncated=truncated,
+            reset_pending=terminated | truncated,
+        )
+
+    def render(self) -> npt.NDArray[np.uint8]:
+        """The picture uint8 [H, W, 3] of the first row; needs `render_mode="rgb_array"`."""
+        return np.asarray(self._envs.render()[0], dtype=np.uint8)
+
+    def close(self) -> None:
+        self._envs.close()
+
+
+def _make_one(config: EnvConfig, render_mode: str | None) -> gymnasium.Env[Any, Any]:
+    spec = gymnasium.registry.get(config.id)
+    if spec is not None and str(spec.entry_point).startswith("ale_py"):
+        raise EnvError(f"{config.id} is an old spelling of an Atari game; games are spelt ALE/Pong-v5 here")
+    extra: dict[str, Any] = {}
+    if render_mode is not None:
+        with closing(_make_one(config, None)) as plain:
+            modes = plain.metadata.get("render_modes", [])
+        if render_mode not in modes:
+            raise EnvError(f"{config.id} cannot be recorded: it has no render mode {render_mode}, only {modes}")
+        extra = {"render_mode": render_mode}
+    try:
+        # The passive checker would look at every observation again, and warn of things that work.
+        return gymnasium.make(config.id, disable_env_checker=True, **extra, **config.kwargs)
+    except Exception as error:  # whatever a third party's constructor raises
+        raise EnvError(_explanation(config, error)) from error
+
+
+def _explanation(config: EnvConfig, error: Exception) -> str:
+    if isinstance(error, gymnasium.error.DependencyNotInstalled):
+        return f"{config.id} needs a package that is not installed: {_first_line(error)}"
+    if isinstance(error, ModuleNotFoundError):
+        module = error.name or config.id.split(":")[0]
+        return f"{config.id} needs the module {module!r}, which is not installed; install the package that holds it"
+    if isinstance(error, gymnasium.error.Error) and config.id not in gymnasium.registry:
+        return f"unknown environment {config.id!r}{_suggestion(config.id)}"
+    if isinstance(error, EnvError):
+        return f"{config.id}: {error}"
+    return (
+        f"{config.id} could not be made with env.kwargs {config.kwargs}: {type(error).__name__}: {_first_line(error)}"
+    )
+
+
+def _suggestion(env_id: str) -> str:
+    ours = [name for name, spec in gymnasium.registry.items() if not str(spec.entry_point).startswith("ale_py")]
+    by_lower = {name.lower(): name for name in (*ours, *atari_ids())}
+    close = difflib.get_close_matches(env_id.split(":")[-1].lower(), by_lower, n=3)
+    if close:
+        return f"; did you mean {' or '.join(by_lower[name] for name in close)}?"
+    return "; name a registered Gymnasium environment, ALE/<Game>-v5 or module:Env-v0"
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), "no message")

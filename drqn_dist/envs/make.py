@@ -1,0 +1,89 @@
+"""The front door of the environments: configuration in, `BatchEnv` out."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from drqn_dist.config import EnvConfig
+from drqn_dist.envs import atari
+from drqn_dist.envs.flicker import Flicker
+from drqn_dist.envs.gym_batch import GymBatch
+from drqn_dist.interfaces import BatchEnv, EnvSpec
+
+
+class RenderEnv(BatchEnv, Protocol):
+    """A batch of one environment that can be watched."""
+
+    def render(self) -> npt.NDArray[np.uint8]:
+        """The picture uint8 [H, W, 3] behind the present observation, not flickered."""
+        ...
+
+
+def make_batch_env(config: EnvConfig, num_envs: int, num_threads: int = 1, seed: int = 0) -> BatchEnv:
+    """Makes N environments that are stepped together.
+
+    Args:
+        config: which environment.
+        num_envs: N, at least 1.
+        num_threads: emulator threads (Atari; other environments are stepped in the caller's thread).
+        seed: of the wrappers' own randomness (flicker); the games are seeded by `reset(seed)`.
+
+    Raises:
+        EnvError: the environment is unknown, cannot be made, or has spaces that are not supported.
+    """
+    env: BatchEnv
+    if config.id.startswith(atari.PREFIX):
+        env = atari.AtariBatch(config, num_envs, num_threads)
+    else:
+        env = GymBatch(config, num_envs)
+    return _with_flicker(env, config, seed)
+
+
+def env_spec(config: EnvConfig) -> EnvSpec:
+    """What an environment looks like, found by making one and closing it.
+
+    Raises:
+        EnvError: as `make_batch_env`.
+    """
+    env = make_batch_env(config, num_envs=1)
+    env.close()
+    return env.spec
+
+
+def make_render_env(config: EnvConfig, seed: int = 0) -> RenderEnv:
+    """Makes one environment that can be watched.
+
+    Its observations, rewards and ends equal those of `make_batch_env(config, 1, seed=seed)` bit for bit, as long as a
+    Gymnasium environment does not behave differently when it renders.
+
+    Raises:
+        EnvError: as `make_batch_env`, or the environment has no render mode rgb_array.
+    """
+    env: RenderEnv
+    if config.id.startswith(atari.PREFIX):
+        env = atari.AtariRender(config)
+    else:
+        env = GymBatch(config, num_envs=1, render_mode="rgb_array")
+    return _Watched(env, _with_flicker(env, config, seed))
+
+
+class _Watched:
+    """Steps the wrapped environment, renders the bare one."""
+
+    def __init__(self, bare: RenderEnv, wrapped: BatchEnv) -> None:
+        self.spec, self.num_envs = wrapped.spec, wrapped.num_envs
+        self.reset, self.step, self.close = wrapped.reset, wrapped.step, wrapped.close
+        self.render = bare.render
+
+
+def _with_flicker(env: BatchEnv, config: EnvConfig, seed: int) -> BatchEnv:
+    if config.flicker_probability == 0:
+        return env
+    try:
+        return Flicker(env, config.flicker_probability, seed)
+    except Exception:
+        env.close()
+        raise

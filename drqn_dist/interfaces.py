@@ -1,0 +1,143 @@
+"""Where the roles meet.
+
+The roles (actors, learner, replay) never import one another; each is handed objects of these Protocols, and
+`drqn_dist.run` decides whether a call stays in the process or crosses Ray.
+
+    actor:    while True: act, step; sink.push(fragment bytes); sometimes weights.latest(known version)
+    learner:  while True: sample = source.sample(); train; priorities.update(ids, values); sometimes publish
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True)
+class EnvSpec:
+    """What the roles know of an environment."""
+
+    observation_shape: tuple[int, ...]
+    """One unstacked observation: [C, H, W] for images, [D] for vectors."""
+    observation_dtype: str
+    """uint8 (images, 0..255) or float32 (vectors)."""
+    num_actions: int
+    frames_per_step: int
+    """Emulator frames per agent step (1 outside Atari)."""
+
+    @property
+    def is_image(self) -> bool:
+        return len(self.observation_shape) == 3
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """What one step of a batch of N environments gave.
+
+    An episode ends in row i when `terminated[i]` or `truncated[i]`; `observations[i]` is then its true final
+    observation. If `reset_pending[i]` too, the NEXT step of that row resets it: the action is ignored, the reward
+    is 0 and the observation is the first one of a new game; the caller drops that row as a transition. If not
+    (a lost life that ends the learning episode), play goes on and the final observation also begins the next episode.
+    """
+
+    observations: npt.NDArray[np.uint8] | npt.NDArray[np.float32]
+    """[N, *observation_shape]; valid until the next step."""
+    rewards: npt.NDArray[np.float32]
+    """float32 [N], unclipped."""
+    terminated: npt.NDArray[np.bool_]
+    """bool [N]"""
+    truncated: npt.NDArray[np.bool_]
+    """bool [N]"""
+    reset_pending: npt.NDArray[np.bool_]
+    """bool [N]; implies terminated or truncated."""
+
+
+class BatchEnv(Protocol):
+    """N environments stepped together, with next-step autoreset."""
+
+    spec: EnvSpec
+    num_envs: int
+
+    def reset(self, seed: int) -> npt.NDArray[np.uint8] | npt.NDArray[np.float32]:
+        """Starts a new game in every row; float32 or uint8 [N, *observation_shape]."""
+        ...
+
+    def step(self, actions: npt.NDArray[np.int64]) -> StepBatch:
+        """Takes int64 [N] actions."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class FragmentSpan:
+    """Where a window's steps lie: one fragment of a sample, in episode order."""
+
+    fragment: int
+    """Index into `WindowSample.fragments`."""
+    first_step: int
+    """Episode step of the fragment's first step."""
+
+
+@dataclass(frozen=True)
+class WindowRef:
+    """One drawn window, as places in compressed fragments."""
+
+    unroll_start: int
+    """Episode step at which the unroll begins."""
+    spans: tuple[FragmentSpan, ...]
+    """The fragments that hold the window, in episode order and without gaps."""
+
+
+@dataclass(frozen=True)
+class WindowSample:
+    """A batch of windows as the replay answers it: still compressed, a few kilobytes a window."""
+
+    ids: npt.NDArray[np.int64]
+    """int64 [B], unique for ever; priorities go back by id."""
+    probabilities: npt.NDArray[np.float64]
+    """float64 [B], with which each window was drawn."""
+    population: int
+    """Windows that could have been drawn."""
+    inserted_steps: int
+    """Agent steps the replay had received so far, over the whole run."""
+    windows: tuple[WindowRef, ...]
+    fragments: tuple[bytes, ...]
+    """Encoded fragments, each once."""
+
+
+@dataclass(frozen=True)
+class WeightSnapshot:
+    """The network's parameters at one version."""
+
+    version: int
+    """Learner updates done when the snapshot was taken."""
+    vector: npt.NDArray[np.float32]
+    """float32 [P], all parameters and buffers flattened in the network's own order."""
+
+
+class FragmentSink(Protocol):
+    """Takes encoded fragments; may block when too many are in flight. A retry of the same fragment is harmless."""
+
+    def push(self, payload: bytes) -> None: ...
+
+
+class WindowSource(Protocol):
+    """Gives batches of windows; blocks until the rate limiter allows one."""
+
+    def sample(self) -> WindowSample: ...
+
+
+class PrioritySink(Protocol):
+    """Takes new priorities; ids of evicted windows are counted and ignored."""
+
+    def update_priorities(self, ids: npt.NDArray[np.int64], priorities: npt.NDArray[np.float64]) -> None: ...
+
+
+class WeightSource(Protocol):
+    """Gives newer weights than `known_version`, or None; never blocks for long."""
+
+    def latest(self, known_version: int) -> WeightSnapshot | None: ...

@@ -1,0 +1,139 @@
+"""Metrics of a run: `metrics.jsonl` (one object a line) and TensorBoard events, both by agent steps.
+
+Every line of `metrics.jsonl` holds `agent_steps`, `frames` and `wall_s`, and any of these tags:
+
+    charts/episodic_return     mean unclipped return of recent training episodes
+    charts/episodic_length     their mean length, agent steps
+    charts/epsilon             mean exploration rate of the environments
+    charts/agent_steps_per_s   environment steps per second, all actors together
+    charts/updates_per_s       learner updates per second
+    losses/td_loss             importance-weighted loss of the last updates
+    losses/q_values            mean Q of the actions taken
+    losses/grad_norm           gradient norm before clipping
+    losses/td_error            mean |y - q| of trained steps
+    replay/steps               agent steps stored
+    replay/bytes               compressed bytes stored
+    replay/fill                stored steps / capacity, 0..1
+    replay/samples_per_insert  measured replay ratio
+    replay/late_priorities     priorities that came after their window was evicted
+    actors/policy_lag_updates  updates between the acting policy and the learner
+    time/updates               learner updates so far
+    replay/sample_age_updates  updates between the policy that acted in a drawn window and the learner
+    time/actor_*               shares of the actors' time: env, policy, build, push, weights
+    time/waiting_for_replay    share of the learner's time without a batch, 0..1
+    eval/mean_return           greedy evaluation: mean, std and episodes
+    eval/std_return
+    eval/episodes
+    eval/updates               updates behind the evaluated weights
+
+TensorBoard shows them over agent steps, with `time/frames` and `time/wall_s` beside them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from drqn_dist.errors import RunFolderError
+
+FILE_NAME = "metrics.jsonl"
+
+
+class MetricsLog:
+    """Writes one run's metrics. Called from one thread."""
+
+    def __init__(self, folder: Path, resumed_at_steps: int | None = None) -> None:
+        """Opens the log for appending.
+
+        Args:
+            folder: an existing run folder.
+            resumed_at_steps: agent steps of the checkpoint that this run goes on from; TensorBoard then hides the
+                points that a killed run wrote after it.
+
+        Raises:
+            RunFolderError: the folder cannot be written.
+        """
+        from torch.utils.tensorboard import SummaryWriter  # takes seconds to import
+
+        try:
+            _drop_partial_line(folder / FILE_NAME)
+            self._file = open(folder / FILE_NAME, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resumed_at_steps)
+        except OSError as error:
+            raise RunFolderError(
+                f"cannot write metrics into {folder}: {error.strerror}; check its permissions"
+            ) from error
+
+    def write(self, values: Mapping[str, float], agent_steps: int, frames: int, wall_s: float) -> None:
+        """Appends one line and the same scalars to TensorBoard; values that are not finite are left out."""
+        finite = {tag: float(value) for tag, value in values.items() if math.isfinite(value)}
+        line = {"agent_steps": agent_steps, "frames": frames, "wall_s": round(wall_s, 3), **finite}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        for tag, value in {**finite, "time/frames": frames, "time/wall_s": wall_s}.items():
+            self._board.add_scalar(tag, value, global_step=agent_steps)
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """The lines of a run's `metrics.jsonl`, in order of agent steps.
+
+    A last line cut short by a kill is skipped. Where a resumed run went over steps again, its lines replace those
+    of the run that was killed.
+
+    Raises:
+        RunFolderError: the run has no readable metrics.
+    """
+    path = run / FILE_NAME
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise RunFolderError(f"{run} has no {FILE_NAME}: {error.strerror}; is it a run folder?") from error
+    lines: list[dict[str, Any]] = []
+    for number, raw in enumerate(text.splitlines(), start=1):
+        try:
+            line = json.loads(raw)
+            steps = line["agent_steps"]
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            if not text.endswith("\n") and number == text.count("\n") + 1:
+                break
+            raise RunFolderError(f"line {number} of {path} is no line of metrics; remove it") from error
+        while lines and lines[-1]["agent_steps"] > steps:
+            lines.pop()
+        lines.append(line)
+    return lines
+
+
+class Rate:
+    """Events per second between two calls of `per_s`."""
+
+    def __init__(self, count: float, now_s: float) -> None:
+        self._count = count
+        self._since_s = now_s
+
+    def per_s(self, count: float, now_s: float) -> float:
+        """The rate since the last call, from a running total and a monotonic clock; 0 if no time has passed."""
+        elapsed_s = now_s - self._since_s
+        rate = (count - self._count) / elapsed_s if elapsed_s > 0 else 0.0
+        self._count, self._since_s = count, now_s
+        return rate
+
+
+def _drop_partial_line(path: Path) -> None:
+    """Cuts off a last line without its line break, which a killed run may leave."""
+    if not path.exists():
+        return
+    with open(path, "rb+") as file:
+        content = file.read()
+        end = content.rfind(b"\n") + 1
+        if end != len(content):
+            file.truncate(end)
+            file.flush()
+            os.fsync(file.fileno())

@@ -1,0 +1,128 @@
+"""The Q network: torso → (last action and reward) → core → head."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from drqn_dist.config import NetworkConfig
+from drqn_dist.interfaces import EnvSpec
+from drqn_dist.network.core import Core
+from drqn_dist.network.head import make_head
+from drqn_dist.network.torso import ConvTorso, make_torso
+
+
+class NetworkInput(NamedTuple):
+    """What the network sees: [B, T, ...] to unroll, [B, ...] to step."""
+
+    observations: Tensor
+    """uint8 or float32 [B, T, *stacked_shape]"""
+    last_actions: Tensor
+    """int64 [B, T]; -1 at an episode's start, which becomes an all-zero one-hot."""
+    last_rewards: Tensor
+    """float32 [B, T]; they enter clipped to [-1, 1], so that the scale of scores does not matter."""
+
+
+class QNetwork(nn.Module):
+    """Q values of every action, with memory.
+
+    `step` serves acting and `unroll` learning; unrolling T steps equals stepping T times (≤ 1e-5 in fp32).
+    """
+
+    def __init__(self, config: NetworkConfig, spec: EnvSpec, stack_frames: int) -> None:
+        """
+        Raises:
+            EnvError: the torso does not fit the observations.
+        """
+        super().__init__()
+        shape = spec.observation_shape
+        self.num_actions = spec.num_actions
+        self.uses_last_action_and_reward = config.last_action_and_reward
+        self.precision = config.precision
+        self.torso = make_torso(config, (shape[0] * stack_frames, *shape[1:]))
+        extra = spec.num_actions + 1 if config.last_action_and_reward else 0
+        units = spec.num_actions if config.head == "gru_q" else config.core_units
+        self.core = Core(config.core, config.torso_units + extra, units)
+        self.head = make_head(config.head, self.core.units, config.head_units, spec.num_actions)
+
+    def initial_state(self, batch: int) -> Tensor:
+        """Zero state [S, B, H]."""
+        return self.core.initial_state(batch)
+
+    def step(self, inputs: NetworkInput, state: Tensor) -> tuple[Tensor, Tensor]:
+        """One step: inputs [B, ...] → Q values float32 [B, A], state [S, B, H]."""
+        q_values, state = self.unroll(NetworkInput(*(x.unsqueeze(1) for x in inputs)), state)
+        return q_values[:, 0], state
+
+    def unroll(self, inputs: NetworkInput, state: Tensor) -> tuple[Tensor, Tensor]:
+        """All steps in one fused call: inputs [B, T, ...] → Q values float32 [B, T, A], state [S, B, H]."""
+        device = inputs.observations.device.type
+        with torch.autocast(device, torch.bfloat16, enabled=use_bf16(self.precision, device)):
+            outputs, state = self.core(self._features(inputs), state)
+        return self.head(outputs.float()), state
+
+    def state_after(self, inputs: NetworkInput, lengths: Tensor, state: Tensor) -> Tensor:
+        """State of each row after its first `lengths[i]` steps (burn-in): int64 [B] → float32 [S, B, H]."""
+        device = inputs.observations.device.type
+        if self.core.state_slots == 0 or inputs.observations.shape[1] == 0:
+            return state
+        with torch.autocast(device, torch.bfloat16, enabled=use_bf16(self.precision, device)):
+            return self.core.state_after(self._features(inputs), lengths, state)
+
+    def _features(self, inputs: NetworkInput) -> Tensor:
+        batch, steps = inputs.last_actions.shape
+        features: Tensor = self.torso(inputs.observations.flatten(0, 1)).view(batch, steps, -1)
+        if not self.uses_last_action_and_reward:
+            return features
+        # One class more than there are actions: -1 becomes class 0, which is then cut off.
+        one_hot = F.one_hot(inputs.last_actions + 1, self.num_actions + 1)[..., 1:]
+        reward = inputs.last_rewards.clamp(-1.0, 1.0).unsqueeze(-1)
+        return torch.cat([features, one_hot.to(features.dtype), reward.to(features.dtype)], dim=-1)
+
+    def center_pixels(self, observations: Tensor) -> None:
+        """Sets the torso's per-pixel mean from stacked observations uint8 [N, C, H, W]; part of the weights."""
+        if not isinstance(self.torso, ConvTorso):
+            raise ValueError("only a convolutional torso can be centred")
+        self.torso.center(observations.float().mean(0))
+
+    def to_vector(self) -> npt.NDArray[np.float32]:
+        """All parameters and buffers as one float32 [P] array, a copy."""
+        return torch.cat([t.detach().reshape(-1) for t in self._tensors()]).cpu().numpy()
+
+    def load_vector(self, vector: npt.NDArray[np.float32]) -> None:
+        """The inverse of `to_vector`; copies, so the array may live in shared memory and be dropped.
+
+        Raises:
+            ValueError: the array belongs to another network.
+        """
+        tensors = self._tensors()
+        sizes = [t.numel() for t in tensors]
+        if vector.shape != (sum(sizes),):
+            raise ValueError(f"weights of shape {vector.shape} do not fit a network of {sum(sizes):,} numbers")
+        with torch.no_grad():
+            for tensor, piece in zip(tensors, torch.split(torch.tensor(vector), sizes), strict=True):
+                tensor.copy_(piece.view(tensor.shape))
+
+    def _tensors(self) -> list[Tensor]:
+        return [*self.parameters(), *self.buffers()]
+
+
+@cache
+def _cpu_has_bf16() -> bool:
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = cpuinfo.read_text() if cpuinfo.exists() else ""
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def use_bf16(precision: str, device: str) -> bool:
+    """Whether torso and core run in bfloat16. On a CPU without bf16 instructions it would be emulated, slowly."""
+    if precision != "auto":
+        return precision == "bf16"
+    return torch.cuda.is_bf16_supported() if device == "cuda" else _cpu_has_bf16()

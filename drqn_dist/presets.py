@@ -1,0 +1,391 @@
+"""Named configurations, each number with its source.
+
+`drqn-dist presets` prints this table. A field that a preset does not name keeps the default of `config.py`; every
+field that it changes must name its source (a test holds this).
+
+Public implementations cited, besides the papers of `config.py`:
+Acme = google-deepmind/acme, acme/agents/jax/r2d2/config.py; SEED = google-research/seed_rl,
+agents/r2d2/learner.py and atari/; rlpyt = astooke/rlpyt, rlpyt/algos/dqn/r2d1.py, atari_r2d1_model.py and
+atari_r2d1.py; zoo = michaelnny/deep_rl_zoo, deep_rl_zoo/r2d2/run_atari.py and drqn/run_atari.py;
+dqn_zoo = google-deepmind/dqn_zoo, dqn_zoo/dqn/run_atari.py; Rainbow = Hessel et al. 2018 (arXiv:1710.02298).
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+
+from drqn_dist.config import (
+    ActorConfig,
+    EnvConfig,
+    EvalConfig,
+    LearnerConfig,
+    NetworkConfig,
+    ReplayConfig,
+    TrainConfig,
+)
+from drqn_dist.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A configuration, one line on what it is for, and where its numbers come from."""
+
+    config: TrainConfig
+    summary: str
+    sources: dict[str, str]
+    """Dotted field name, for example `learner.gamma`, to the text that names its source."""
+
+
+_ARTICLE = "the article's Pong run"
+_ARTICLE_AGENT = Preset(
+    config=TrainConfig(
+        preset="article",
+        total_steps=2_000_000,
+        env=EnvConfig(stack_frames=4),
+        network=NetworkConfig(head="gru_q"),
+        learner=LearnerConfig(
+            batch_windows=32,
+            unroll_steps=8,
+            stored_state=False,
+            double_q=False,
+            optimizer="rmsprop",
+            learning_rate=2e-4,
+            optimizer_epsilon=1e-3,
+            rmsprop_alpha=0.95,
+            clip_gradient="value",
+            clip_gradient_at=1.0,
+            target_period_updates=1_000,
+            publish_period_updates=1,
+        ),
+        replay=ReplayConfig(
+            capacity_steps=100_000,
+            min_steps=5_000,
+            samples_per_insert=32 * 8,
+            prioritized=False,
+            importance_exponent=0.0,
+        ),
+        actor=ActorConfig(
+            envs_per_actor=1,
+            epsilon_low=0.01,
+            epsilon_high=0.01,
+            epsilon_decay="exponential",
+            epsilon_decay_steps=30_000,
+            weight_pull_period_steps=1,
+        ),
+    ),
+    summary="The plain agent: a GRU with one unit per action whose state IS the Q value, so Q lies in (-1, 1). "
+    "Slow on a CPU: one update of 256 steps per environment step.",
+    sources={
+        "total_steps": f"{_ARTICLE}: 2 million steps in 30 hours on one GPU",
+        "env.stack_frames": _ARTICLE,
+        "network.head": f"{_ARTICLE}: conv 32-64-64, dense 512, GRU with one unit per action",
+        "learner.batch_windows": _ARTICLE,
+        "learner.unroll_steps": _ARTICLE,
+        "learner.stored_state": "the article is silent; zero at each window's start, as in DRQN",
+        "learner.double_q": f"{_ARTICLE}: max over the target network",
+        "learner.optimizer": _ARTICLE,
+        "learner.learning_rate": _ARTICLE,
+        "learner.optimizer_epsilon": _ARTICLE,
+        "learner.rmsprop_alpha": _ARTICLE,
+        "learner.clip_gradient": f"{_ARTICLE}: each entry clipped to ±1",
+        "learner.clip_gradient_at": f"{_ARTICLE}: each entry clipped to ±1",
+        "learner.target_period_updates": f"{_ARTICLE}: every 1,000 steps, at one update per step",
+        "learner.publish_period_updates": f"{_ARTICLE}: the acting network is the trained one",
+        "replay.capacity_steps": _ARTICLE,
+        "replay.min_steps": _ARTICLE,
+        "replay.samples_per_insert": f"{_ARTICLE}: one update of 32 x 8 steps per environment step",
+        "replay.prioritized": f"{_ARTICLE}: uniform",
+        "replay.importance_exponent": f"{_ARTICLE}: uniform sampling needs no weights",
+        "actor.envs_per_actor": f"{_ARTICLE}: one environment",
+        "actor.epsilon_low": f"{_ARTICLE}: 0.01 + 0.99 exp(-step / 30,000)",
+        "actor.epsilon_high": f"{_ARTICLE}: one rate for all, so the ladder has one rung",
+        "actor.epsilon_decay": f"{_ARTICLE}: 0.01 + 0.99 exp(-step / 30,000)",
+        "actor.epsilon_decay_steps": f"{_ARTICLE}: 0.01 + 0.99 exp(-step / 30,000)",
+        "actor.weight_pull_period_steps": f"{_ARTICLE}: the acting network is the trained one",
+    },
+)
+
+_DRQN = Preset(
+    config=TrainConfig(
+        preset="drqn",
+        env=EnvConfig(stack_frames=1, life_loss_ends_episode=True),
+        network=NetworkConfig(core="lstm", core_units=512, head="linear"),
+        learner=LearnerConfig(
+            batch_windows=32,
+            unroll_steps=10,
+            stored_state=False,
+            double_q=False,
+            learning_rate=2.5e-4,
+            optimizer_epsilon=1e-8,
+            clip_gradient="value",
+            clip_gradient_at=10.0,
+            target_period_updates=10_000,
+        ),
+        replay=ReplayConfig(
+            capacity_steps=400_000,
+            min_steps=50_000,
+            samples_per_insert=32 * 10 / 4,
+            prioritized=False,
+            importance_exponent=0.0,
+        ),
+        actor=ActorConfig(epsilon_low=0.1, epsilon_high=0.1, epsilon_decay="linear", epsilon_decay_steps=250_000),
+        eval=EvalConfig(epsilon=0.05),
+    ),
+    summary="Hausknecht & Stone 2015: one frame, LSTM 512, 10 unrolled steps from a zero state. For the paper's "
+    "flickering games add --env.flicker-probability 0.5. The paper's optimizer is ADADELTA (rate 0.1); here Adam.",
+    sources={
+        "env.life_loss_ends_episode": "DQN, whose settings DRQN keeps",
+        "network.core": "DRQN; the paper feeds the convolutions straight into it, here a dense layer lies between",
+        "network.head": "DRQN",
+        "learner.stored_state": "DRQN: bootstrapped random updates start from zero",
+        "learner.double_q": "DRQN",
+        "learner.learning_rate": "zoo (Adam 2.5e-4); the paper's ADADELTA 0.1 is not offered",
+        "learner.optimizer_epsilon": "zoo: Adam's default",
+        "learner.clip_gradient": "DRQN: clipped to a value of 10 (zoo clips the norm at 10)",
+        "learner.target_period_updates": "DQN: 10,000 (zoo: 2,000)",
+        "replay.capacity_steps": "DRQN: 400,000",
+        "replay.min_steps": "DQN: 50,000",
+        "replay.samples_per_insert": "DQN: one update every 4 steps, DRQN: of 32 x 10 steps",
+        "replay.prioritized": "DRQN: uniform",
+        "replay.importance_exponent": "DRQN: uniform sampling needs no weights",
+        "actor.epsilon_low": "DQN: final rate 0.1",
+        "actor.epsilon_high": "DQN: one rate for all, so the ladder has one rung",
+        "actor.epsilon_decay": "DQN: linear over the first million frames",
+        "actor.epsilon_decay_steps": "DQN: 1,000,000 frames = 250,000 agent steps",
+        "eval.epsilon": "DQN: 0.05",
+    },
+)
+
+_R2D2 = Preset(
+    config=TrainConfig(
+        preset="r2d2",
+        actors=8,
+        total_steps=2_500_000_000,
+        env=EnvConfig(stack_frames=4),
+        network=NetworkConfig(core="lstm", core_units=512, head="dueling", head_units=512, last_action_and_reward=True),
+        learner=LearnerConfig(
+            batch_windows=64,
+            unroll_steps=80,
+            burn_in_steps=40,
+            n_step=5,
+            gamma=0.997,
+            rescale_values=True,
+            clip_rewards=False,
+            loss="squared",
+            learning_rate=1e-4,
+            optimizer_epsilon=1e-3,
+            clip_gradient_at=40.0,
+            target_period_updates=2_500,
+            loader_threads=4,
+        ),
+        replay=ReplayConfig(
+            capacity_steps=4_000_000,
+            min_steps=50_000,
+            samples_per_insert=1.5,
+            window_stride_steps=40,
+            priority_exponent=0.9,
+            importance_exponent=0.6,
+        ),
+        actor=ActorConfig(envs_per_actor=32, epsilon_low=0.4**8, epsilon_high=0.4, weight_pull_period_steps=400),
+    ),
+    summary="Kapturowski et al. 2019, for one machine with a GPU: 8 actors x 32 environments stand for the paper's "
+    "256 actors, so the ε ladder keeps its 256 rungs.",
+    sources={
+        "actors": "R2D2: 256 actors of one environment; here 8 processes of 32 (zoo: 16 actors, Acme: 256 rungs)",
+        "total_steps": "R2D2: 10 billion frames = 2.5 billion agent steps",
+        "env.stack_frames": "R2D2; SEED atari/r2d2_main.py, rlpyt: 4 (zoo: 1)",
+        "network.core": "R2D2; SEED, rlpyt: LSTM 512",
+        "network.head_units": "R2D2; SEED, rlpyt: 512 in each stream",
+        "network.last_action_and_reward": "R2D2; SEED, rlpyt: both enter the LSTM",
+        "learner.batch_windows": "R2D2; Acme, SEED: 64 (rlpyt, zoo: 32)",
+        "learner.unroll_steps": "R2D2; Acme, rlpyt, zoo: 80 (SEED: 100)",
+        "learner.burn_in_steps": "R2D2; Acme, SEED, rlpyt, zoo: 40",
+        "learner.n_step": "R2D2; Acme, SEED, rlpyt, zoo: 5",
+        "learner.gamma": "R2D2; Acme, SEED, rlpyt, zoo: 0.997",
+        "learner.rescale_values": "R2D2; Acme, SEED: h with ε = 1e-3 (rlpyt: 1e-2)",
+        "learner.clip_rewards": "R2D2; Acme, rlpyt, zoo: unclipped",
+        "learner.loss": "R2D2; SEED: squared (rlpyt: Huber)",
+        "learner.optimizer_epsilon": "R2D2; SEED, rlpyt: 1e-3 (zoo: 1e-4)",
+        "learner.clip_gradient_at": "SEED, zoo: norm 40 (rlpyt: 80); the paper names none",
+        "learner.target_period_updates": "R2D2; Acme, rlpyt: 2,500 (zoo: 1,500, SEED: 400)",
+        "learner.loader_threads": "ours: a batch is 64 x 125 frames",
+        "replay.capacity_steps": "R2D2; rlpyt r2d1_long: 4 million (Acme: 100,000 windows, the same at stride 40)",
+        "replay.min_steps": "rlpyt: 50,000; the paper names none",
+        "replay.samples_per_insert": "SEED: 1.5, from R2D2 section 2.3: 5 updates/s of 64 x 80, 256 actors at "
+        "260 frames/s (rlpyt reads 0.8 there)",
+        "replay.window_stride_steps": "R2D2; Acme, rlpyt: 40",
+        "replay.priority_exponent": "R2D2; Acme, SEED, rlpyt, zoo: 0.9",
+        "replay.importance_exponent": "R2D2; Acme, SEED, rlpyt, zoo: 0.6",
+        "actor.envs_per_actor": "ours: 8 x 32 = the paper's 256 environments",
+        "actor.epsilon_low": "Ape-X, R2D2; SEED, rlpyt (comment): 0.4^8",
+        "actor.weight_pull_period_steps": "R2D2; Acme, zoo: 400",
+    },
+)
+
+_LAB = "lab run on 2 cores"
+_PONG_CPU = Preset(
+    config=TrainConfig(
+        preset="pong-cpu",
+        minutes=60.0,
+        env=EnvConfig(height_px=64, width_px=64),
+        network=NetworkConfig(torso="small", torso_units=256, core="lstm", core_units=128),
+        learner=LearnerConfig(
+            batch_windows=16,
+            unroll_steps=10,
+            n_step=3,
+            gamma=0.98,
+            learning_rate=5e-4,
+            optimizer_epsilon=1e-5,
+            target_period_updates=500,
+        ),
+        replay=ReplayConfig(
+            capacity_steps=200_000,
+            min_steps=6_000,
+            samples_per_insert=8.0,
+            priority_exponent=0.6,
+            importance_exponent=0.4,
+        ),
+        actor=ActorConfig(
+            envs_per_actor=16,
+            epsilon_low=0.01,
+            epsilon_high=0.2,
+            epsilon_decay="linear",
+            epsilon_decay_steps=20_000,
+        ),
+        eval=EvalConfig(period_updates=4_000, episodes=20),
+    ),
+    summary="Pong on two CPU cores within an hour; what `make pong` runs.",
+    sources={
+        "minutes": "ours: the hour that this preset is tuned for",
+        "env.height_px": f"{_LAB}: fewer pixels, more steps per second, and the ball is still seen",
+        "env.width_px": f"{_LAB}: as the height",
+        "network.torso": f"{_LAB}: conv 16-32-32 gave the most updates per second that still learnt",
+        "network.torso_units": _LAB,
+        "network.core": f"{_LAB}: LSTM has a fused CPU kernel, GRU has none",
+        "network.core_units": _LAB,
+        "learner.batch_windows": f"{_LAB}: 16 x 10 steps; three small updates beat one large one",
+        "learner.n_step": f"{_LAB}: 3 learnt, 8 did not",
+        "learner.gamma": f"{_LAB}: 0.98; 0.99 was slower to begin",
+        "learner.learning_rate": f"{_LAB}: 5e-4; 1e-3 failed",
+        "replay.capacity_steps": _LAB,
+        "replay.min_steps": _LAB,
+        "actor.epsilon_high": _LAB,
+        "actor.epsilon_decay": _LAB,
+        "eval.period_updates": "ours: an evaluation every few minutes",
+    },
+)
+
+_GRIDWORLD = Preset(
+    config=TrainConfig(
+        preset="gridworld",
+        total_steps=200_000,
+        minutes=5.0,
+        log_period_s=2.0,
+        env=EnvConfig(id="drqn_dist/GridWorld-v0"),
+        network=NetworkConfig(torso="mlp", torso_units=64, core="gru", core_units=64),
+        learner=LearnerConfig(
+            batch_windows=32, unroll_steps=16, gamma=0.95, learning_rate=1e-3, target_period_updates=100
+        ),
+        replay=ReplayConfig(capacity_steps=20_000, min_steps=1_000),
+        actor=ActorConfig(
+            envs_per_actor=8,
+            epsilon_low=0.05,
+            epsilon_high=0.3,
+            epsilon_decay="linear",
+            epsilon_decay_steps=10_000,
+        ),
+        eval=EvalConfig(period_updates=500, episodes=32),
+    ),
+    summary="A small maze in which places look alike: memory solves it in minutes on a CPU; "
+    "compare --network.core none.",
+    sources={
+        "total_steps": "ours: enough to solve the maze several times over",
+        "minutes": "ours: a bound for small machines",
+        "log_period_s": "ours: the run is short",
+        "env.id": "the partially observable GridWorld of this project",
+        "network.torso": "ours: nine cells need no convolution",
+        "network.torso_units": "ours: small and fast",
+        "network.core_units": "ours: small and fast",
+        "learner.unroll_steps": "ours: about the length of a good episode",
+        "learner.gamma": "ours: short paths must be worth more than long ones",
+        "learner.learning_rate": "ours: small network, dense signal",
+        "learner.target_period_updates": "ours: short horizon",
+        "replay.capacity_steps": "ours: small and fast",
+        "replay.min_steps": "ours: small and fast",
+        "actor.envs_per_actor": "ours: small and fast",
+        "actor.epsilon_low": "ours: mazes need exploration throughout",
+        "actor.epsilon_high": "ours: mazes need exploration throughout",
+        "actor.epsilon_decay": "ours",
+        "actor.epsilon_decay_steps": "ours: some hundreds of episodes",
+        "eval.period_updates": "ours: the run is short",
+        "eval.episodes": "ours: episodes are short",
+    },
+)
+
+_DQN = Preset(
+    config=TrainConfig(
+        preset="dqn",
+        env=EnvConfig(stack_frames=4, life_loss_ends_episode=True),
+        network=NetworkConfig(core="none", head="linear"),
+        learner=LearnerConfig(
+            batch_windows=32,
+            unroll_steps=1,
+            stored_state=False,
+            double_q=False,
+            learning_rate=6.25e-5,
+            optimizer_epsilon=1.5e-4,
+            target_period_updates=10_000,
+        ),
+        replay=ReplayConfig(
+            capacity_steps=1_000_000,
+            min_steps=50_000,
+            samples_per_insert=32 / 4,
+            prioritized=False,
+            importance_exponent=0.0,
+        ),
+        actor=ActorConfig(epsilon_low=0.1, epsilon_high=0.1, epsilon_decay="linear", epsilon_decay_steps=250_000),
+        eval=EvalConfig(epsilon=0.05),
+    ),
+    summary="The memoryless baseline: DQN (Mnih et al. 2015) on four stacked frames, with Adam.",
+    sources={
+        "env.stack_frames": "DQN; dqn_zoo: 4",
+        "env.life_loss_ends_episode": "DQN; dqn_zoo: yes",
+        "network.core": "DQN: no recurrence",
+        "network.head": "DQN; dqn_zoo",
+        "learner.unroll_steps": "DQN; dqn_zoo: single transitions",
+        "learner.stored_state": "DQN: there is no state",
+        "learner.double_q": "DQN; dqn_zoo: single",
+        "learner.learning_rate": "Rainbow: Adam 6.25e-5 (DQN, dqn_zoo: RMSprop 2.5e-4)",
+        "learner.optimizer_epsilon": "Rainbow: 1.5e-4",
+        "learner.target_period_updates": "DQN: 10,000 updates (dqn_zoo: 40,000 frames = 2,500 updates)",
+        "replay.capacity_steps": "DQN; dqn_zoo: 1,000,000",
+        "replay.min_steps": "DQN; dqn_zoo: 5 % of capacity = 50,000",
+        "replay.samples_per_insert": "DQN; dqn_zoo: one update of 32 every 4 agent steps",
+        "replay.prioritized": "DQN; dqn_zoo: uniform",
+        "replay.importance_exponent": "DQN: uniform sampling needs no weights",
+        "actor.epsilon_low": "DQN; dqn_zoo: 0.1",
+        "actor.epsilon_high": "DQN; dqn_zoo: one rate for all",
+        "actor.epsilon_decay": "DQN; dqn_zoo: linear",
+        "actor.epsilon_decay_steps": "DQN: 1,000,000 frames = 250,000 agent steps",
+        "eval.epsilon": "DQN; dqn_zoo: 0.05",
+    },
+)
+
+PRESETS: dict[str, Preset] = {
+    preset.config.preset: preset for preset in (_PONG_CPU, _GRIDWORLD, _DRQN, _R2D2, _DQN, _ARTICLE_AGENT)
+}
+"""All named configurations, by name."""
+
+
+def preset(name: str) -> TrainConfig:
+    """The configuration called `name`.
+
+    Raises:
+        ConfigError: there is none; the message names those that come close.
+    """
+    if name in PRESETS:
+        return PRESETS[name].config
+    close = difflib.get_close_matches(name, PRESETS, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(close)}? " if close else ""
+    raise ConfigError(f"unknown preset {name!r}; {hint}known: {', '.join(PRESETS)}")

@@ -1,0 +1,192 @@
+"""The `drqn-dist` command. Everything heavy is imported inside the command that needs it.
+
+Exit codes: 0 done, 1 the run failed, 2 the command, its settings or its files are wrong, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from drqn_dist.errors import CheckpointError, ConfigError, DrqnError, RunFolderError
+from drqn_dist.run.arguments import parse, parse_train
+from drqn_dist.run.settings import setting
+
+PROGRAM = "drqn-dist"
+
+
+@dataclass(frozen=True)
+class EvalArgs:
+    """Plays episodes greedily with the newest checkpoint of a run."""
+
+    run: tyro.conf.Positional[Path]
+    """The run's folder."""
+    episodes: int = 20
+    """Episodes to play."""
+    seed: int = 1_000_003
+    """Seed of the environments; far from training seeds, so that evaluation does not replay them."""
+    json: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Print one JSON object on stdout instead of a sentence."""
+    video: Path | None = None
+    """Write the first episode to this MP4 file."""
+
+
+@dataclass(frozen=True)
+class PlotArgs:
+    """Draws the learning curves of one or more runs; runs that differ in their seed alone share a line."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders of the runs."""
+    out: Path | None = None
+    """PNG file to write."""
+    x: Literal["steps", "frames", "minutes"] = "steps"
+    """What the curve is drawn over: agent steps, emulator frames or minutes of wall-clock time."""
+    csv: Path | None = None
+    """Also write the metrics of the run (one only) as CSV."""
+
+
+@dataclass(frozen=True)
+class PresetsArgs:
+    """Lists the named configurations and where each of their numbers comes from."""
+
+    name: tyro.conf.Positional[str | None] = None
+    """Show this one only."""
+
+
+@dataclass(frozen=True)
+class BenchArgs:
+    """Measures one role, or all of them in turn, on this machine."""
+
+    role: tyro.conf.Positional[Literal["actor", "replay", "learner", "all"]]
+    """What to measure."""
+    json: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Print one JSON object a line and role on stdout instead of a table."""
+
+
+def _train(argv: Sequence[str]) -> None:
+    config, resume = parse_train(argv, f"{PROGRAM} train")
+    from drqn_dist.run.train import train
+
+    train(config, resume=resume)
+
+
+def _eval(argv: Sequence[str]) -> None:
+    args = parse(EvalArgs, argv, f"{PROGRAM} eval")
+    if args.episodes < 1:
+        raise ConfigError(f"--episodes is {args.episodes}, but must be at least 1")
+    from drqn_dist.run.evaluate import evaluate_run
+
+    result = evaluate_run(args.run, args.episodes, args.seed, args.video)
+    if args.json:
+        print(json.dumps(result))
+    else:
+        print(
+            f"{result['env']}: mean return {result['mean_return']:.2f} ± {result['std_return']:.2f} "
+            f"(median {result['median_return']:.2f}) over {result['episodes']} episodes"
+        )
+
+
+def _plot(argv: Sequence[str]) -> None:
+    args = parse(PlotArgs, argv, f"{PROGRAM} plot")
+    if not args.runs:
+        raise ConfigError("name at least one run's folder")
+    if args.out is None and args.csv is None:
+        raise ConfigError("say where to draw: --out FILE.png")
+    if args.csv is not None and len(args.runs) != 1:
+        raise ConfigError(f"--csv exports one run, but {len(args.runs)} were named")
+    from drqn_dist.run.plot import export_csv, plot_runs
+
+    if args.csv is not None:
+        export_csv(args.runs[0], args.csv)
+    if args.out is not None:
+        plot_runs(args.runs, args.out, args.x)
+
+
+def _presets(argv: Sequence[str]) -> None:
+    args = parse(PresetsArgs, argv, f"{PROGRAM} presets")
+    from drqn_dist.presets import PRESETS, preset
+
+    names = list(PRESETS) if args.name is None else [preset(args.name).preset]
+    for name in names:
+        shown = PRESETS[name]
+        print(f"{name}\n  {shown.summary}")
+        for field, source in shown.sources.items():
+            print(f"    {field} = {setting(shown.config, field)}: {source}")
+        print()
+
+
+def _bench(argv: Sequence[str]) -> None:
+    args = parse(BenchArgs, argv, f"{PROGRAM} bench")
+    from drqn_dist.run.bench import run_bench
+
+    for role in ("actor", "replay", "learner") if args.role == "all" else (args.role,):
+        result = {"role": role, **run_bench(role)}
+        if args.json:
+            print(json.dumps(result), flush=True)
+        else:
+            print(role)
+            for key, value in result.items():
+                if key != "role":
+                    print(f"  {key:<24}{value}")
+
+
+COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
+    "train": (_train, "train an agent, or go on with a run (--resume)"),
+    "eval": (_eval, "play episodes greedily with a run's newest checkpoint"),
+    "plot": (_plot, "draw learning curves of runs"),
+    "presets": (_presets, "list the named configurations and their sources"),
+    "bench": (_bench, "measure actor, replay and learner on this machine"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs one command; leaves through SystemExit where it fails."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage())
+        raise SystemExit(0 if arguments else 2)
+    if arguments[0] == "--version":
+        from drqn_dist import __version__
+
+        print(f"{PROGRAM} {__version__}")
+        return
+    try:
+        _command(arguments[0])(arguments[1:])
+    except (ConfigError, RunFolderError, CheckpointError) as error:
+        _fail(error, 2)
+    except DrqnError as error:
+        _fail(error, 1)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def _command(name: str) -> Callable[[Sequence[str]], None]:
+    if name in COMMANDS:
+        return COMMANDS[name][0]
+    close = difflib.get_close_matches(name, COMMANDS, n=1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    raise ConfigError(f"unknown command {name!r}; {hint}commands: {', '.join(COMMANDS)}")
+
+
+def _fail(error: DrqnError, code: int) -> None:
+    print(f"{PROGRAM}: error: {' '.join(str(error).split())}", file=sys.stderr)
+    raise SystemExit(code) from None
+
+
+def _usage() -> str:
+    lines = "\n".join(f"  {name:<9}{text}" for name, (_, text) in COMMANDS.items())
+    return (
+        f"usage: {PROGRAM} COMMAND [OPTIONS]\n\n{lines}\n\n"
+        f"{PROGRAM} COMMAND --help shows a command's options; {PROGRAM} --version the version."
+    )
+
+
+if __name__ == "__main__":
+    main()

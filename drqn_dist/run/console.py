@@ -1,0 +1,128 @@
+"""What a run shows while it goes: a live table on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from types import TracebackType
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+Values = Mapping[str, float | None]
+
+
+class Progress:
+    """Shows the newest values of a run; a context manager. Called from one thread.
+
+    Values it knows (all optional, None = not known yet): agent_steps, total_steps, frames, agent_steps_per_s,
+    updates, updates_per_s, replay_fill (0..1), samples_per_insert, policy_lag (updates), epsilon, episode_return
+    (mean of recent episodes), eval_return (mean of the last evaluation), elapsed_s, eta_s.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        period_s: float,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Prepares the display.
+
+        Args:
+            title: names the run.
+            period_s: away from a terminal, at most one line of values in this many seconds.
+            console: where to write; stderr if None, so that stdout stays free for results.
+            clock: monotonic seconds.
+        """
+        self._console = console or Console(stderr=True, highlight=False)
+        self._title = title
+        self._period_s = period_s
+        self._clock = clock
+        self._next_line_s = float("-inf")
+        self._values: dict[str, float | None] = {}
+        self._live = Live(self, console=self._console, refresh_per_second=4) if self._console.is_terminal else None
+
+    def __enter__(self) -> Progress:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def update(self, values: Values) -> None:
+        """Takes new values; those not named keep their last value."""
+        self._values.update(values)
+        if self._live is None and self._clock() >= self._next_line_s:
+            self._next_line_s = self._clock() + self._period_s
+            self._console.print(plain_line(self._values), soft_wrap=True, markup=False)
+
+    def message(self, text: str) -> None:
+        """Prints an event on a line of its own, above the table where there is one."""
+        self._console.print(text, soft_wrap=True, markup=False)
+
+    def close(self) -> None:
+        """Stops drawing and leaves the last table on the screen."""
+        if self._live is not None:
+            self._live.stop()
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        cells = _cells(self._values)
+        table = Table.grid(padding=(0, 2))
+        for _ in range(_COLUMNS):
+            table.add_column(style="dim", justify="right")
+            table.add_column(min_width=10)
+        for row in range(0, len(cells), _COLUMNS):
+            table.add_row(*(text for cell in cells[row : row + _COLUMNS] for text in cell))
+        body = Table.grid(expand=True)
+        body.add_row(table)
+        total = self._values.get("total_steps")
+        if total:
+            body.add_row(ProgressBar(total=total, completed=self._values.get("agent_steps") or 0.0))
+        yield Panel(body, title=Text(self._title), title_align="left", border_style="cyan")
+
+
+def plain_line(values: Values) -> str:
+    """The values as one line of `name value` pairs; those not known are left out."""
+    return "  ".join(f"{label} {text}" for label, text in _cells(values) if text != _UNKNOWN)
+
+
+def _cells(values: Values) -> list[tuple[str, str]]:
+    """Label and text of everything shown, in reading order."""
+    cells = []
+    for label, key, text in _SHOWN:
+        value = values.get(key)
+        cells.append((label, _UNKNOWN if value is None else text(value)))
+    return cells
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"
+
+
+_COLUMNS = 3
+_UNKNOWN = "-"
+_SHOWN: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+    ("steps", "agent_steps", "{:,.0f}".format),
+    ("updates", "updates", "{:,.0f}".format),
+    ("elapsed", "elapsed_s", _duration),
+    ("steps/s", "agent_steps_per_s", "{:,.0f}".format),
+    ("updates/s", "updates_per_s", "{:,.1f}".format),
+    ("left", "eta_s", _duration),
+    ("frames", "frames", "{:,.0f}".format),
+    ("samples/insert", "samples_per_insert", "{:.2f}".format),
+    ("return", "episode_return", "{:.2f}".format),
+    ("replay", "replay_fill", "{:.0%}".format),
+    ("policy lag", "policy_lag", "{:.1f}".format),
+    ("eval", "eval_return", "{:.2f}".format),
+    ("epsilon", "epsilon", "{:.3f}".format),
+)

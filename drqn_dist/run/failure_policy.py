@@ -1,0 +1,39 @@
+"""What to do when a role dies: a pure decision, carried out by the supervisor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+MAX_FAILURES = 5
+"""Failures of one role within the window that are still answered by a restart."""
+WINDOW_S = 300.0
+"""Older failures are forgiven."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the supervisor should do, and why, with the numbers."""
+
+    action: Literal["restart", "stop"]
+    delay_s: float
+    """Wait this long before the restart."""
+    reason: str
+
+
+def decide(role: str, failed_at_s: Sequence[float], now_s: float, cause: str) -> Decision:
+    """Restart a failed role with a growing delay, unless it keeps failing.
+
+    Args:
+        role: its name, for the message.
+        failed_at_s: times of its failures so far, the present one included.
+        now_s: the time now, on the same clock.
+        cause: what was seen.
+    """
+    recent = sum(1 for at in failed_at_s if now_s - at <= WINDOW_S)
+    history = f"failure {recent} within {WINDOW_S:.0f} s"
+    if recent > MAX_FAILURES:
+        return Decision("stop", 0.0, f"{role} failed too often ({history}, {MAX_FAILURES} are allowed): {cause}")
+    delay = 0.0 if recent <= 1 else min(2.0 ** (recent - 2), 30.0)
+    return Decision("restart", delay, f"{role} failed ({history}), starting it again in {delay:g} s: {cause}")

@@ -1,0 +1,121 @@
+"""Refuses, before anything starts, a configuration that this machine's memory cannot hold."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import psutil  # type: ignore[import-untyped]
+
+from drqn_dist.config import TrainConfig
+from drqn_dist.errors import ConfigError
+from drqn_dist.interfaces import EnvSpec
+
+_MB = 1024**2
+PROCESS_BYTES = 350 * _MB
+"""One process of this program at rest: Python, torch and its libraries (measured: 270 MB resident)."""
+RAY_BYTES = 600 * _MB
+"""Ray's own processes of a local run, without the dashboard (an estimate on the safe side)."""
+FRAGMENT_OVERHEAD_BYTES = 2_048
+"""A stored fragment's Python objects, index and priorities beside its payload."""
+
+
+def estimate_memory(config: TrainConfig, spec: EnvSpec) -> dict[str, int]:
+    """Upper bounds of what a run holds in memory, in bytes, by part.
+
+    Frames count as if compression saved nothing; only `replay.capacity_bytes` bounds the replay further.
+    """
+    window, learner, replay, network = config.window, config.learner, config.replay, config.network
+    frame = math.prod(spec.observation_shape) * np.dtype(spec.observation_dtype).itemsize
+    hidden = network.core_units * {"lstm": 2, "gru": 1, "none": 0}[network.core]
+    states = hidden * 4 // window.stride if learner.stored_state else 0
+    step = frame + states + 16  # action and reward
+
+    fragments = -(-replay.capacity_steps // window.fragment)
+    stored = min(replay.capacity_bytes, replay.capacity_steps * step + fragments * frame)
+    batch_steps = learner.batch_windows * (window.total + window.history)
+    batch = batch_steps * (frame * config.env.stack_frames + 32)
+    pixels = math.prod(spec.observation_shape)
+    # One training step: the input as float32, three layers of activations, the core's gates, and their gradients.
+    activations = pixels * config.env.stack_frames + 2 * (3 * pixels + 3 * network.torso_units + 8 * network.core_units)
+    inputs = pixels * (1 if spec.is_image else config.env.stack_frames)  # convolutions leave no more than one frame
+    parameters = (inputs + network.torso_units) * network.torso_units
+    if network.core != "none":
+        parameters += (
+            (4 if network.core == "lstm" else 3) * (network.torso_units + network.core_units) * network.core_units
+        )
+    parameters += 2 * network.head_units * network.core_units
+    # The learner keeps online, target, gradient and two moments; every actor and the evaluator one copy and one
+    # incoming; the published snapshot is one more.
+    copies = 5 + 2 * (config.actors + 1) + 1
+    in_flight = config.actors * config.actor.max_pushes_in_flight * (window.fragment + 1) * step
+    open_fragments = config.total_envs * (window.fragment + window.total + 1) * step
+    # Ray mode: each actor, the evaluator, the learner and the replay have a process, besides the driver.
+    processes = (config.actors + 4) * PROCESS_BYTES + RAY_BYTES if config.mode == "ray" else PROCESS_BYTES
+    return {
+        "replay": stored + fragments * FRAGMENT_OVERHEAD_BYTES,
+        "batches": (learner.prefetch_batches + learner.loader_threads + 1) * batch,
+        "training step": batch_steps * activations * 4,
+        "network": copies * parameters * 4,
+        "actors": in_flight + open_fragments,
+        "processes": processes,
+    }
+
+
+def available_memory() -> int:
+    """Bytes this process may still take: what the machine has free, or what its container allows, if that is less."""
+    machine = int(psutil.virtual_memory().available)
+    return min([machine, *_container_rooms(Path("/sys/fs/cgroup"))])
+
+
+def check_memory(config: TrainConfig, spec: EnvSpec, available_bytes: int | None = None) -> None:
+    """Checks that a run fits into the memory of this machine or container.
+
+    Args:
+        config: the run.
+        spec: its environment.
+        available_bytes: what there is; measured if None.
+
+    Raises:
+        ConfigError: it does not fit; the message carries every part.
+    """
+    available = available_memory() if available_bytes is None else available_bytes
+    parts = estimate_memory(config, spec)
+    needed = sum(parts.values())
+    if needed > available:
+        listed = ", ".join(f"{name} {size / _MB:,.0f}" for name, size in parts.items())
+        largest = max(parts, key=lambda name: parts[name])
+        advice = {
+            "replay": "lower replay.capacity_bytes or replay.capacity_steps",
+            "batches": "lower learner.batch_windows, learner.prefetch_batches or the window",
+            "training step": "lower learner.batch_windows or the window",
+            "network": "lower network.torso_units or network.core_units",
+            "actors": "lower actors, actor.envs_per_actor or actor.max_pushes_in_flight",
+            "processes": "lower actors or use --mode serial",
+        }[largest]
+        raise ConfigError(
+            f"this run may need {needed / _MB:,.0f} MB of memory ({listed}), but {available / _MB:,.0f} MB are "
+            f"available; {advice}"
+        )
+
+
+def _container_rooms(root: Path) -> list[int]:
+    """Bytes left under the limits of control groups, version 2 and 1; empty where there is no limit.
+
+    The page cache (inactive_file) counts as usage there, although the kernel gives it back when asked.
+    """
+    rooms = []
+    for limit_file, usage_file, folder in (
+        ("memory.max", "memory.current", root),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", root / "memory"),
+    ):
+        try:
+            limit = int((folder / limit_file).read_text())
+            usage = int((folder / usage_file).read_text())
+            stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        except (OSError, ValueError):  # no such group, or the limit is "max"
+            continue
+        cache = int(stat.get("total_inactive_file", stat.get("inactive_file", "0")))
+        rooms.append(max(0, limit - usage + cache))
+    return rooms

@@ -1,0 +1,129 @@
+"""All roles in one process, in a fixed order: bit-for-bit repeatable, and the plain loop to compare others with."""
+
+from __future__ import annotations
+
+import time
+
+from actors.actor import Actor
+from actors.evaluator import Evaluation, Evaluator
+from drqn_dist.config import TrainConfig
+from drqn_dist.envs.make import env_spec
+from drqn_dist.errors import ConfigError
+from drqn_dist.interfaces import WeightSnapshot
+from drqn_dist.run.session import Report, Saved
+from learner.batch_loader import DirectLoader
+from learner.learner import Learner, resolve_device
+from learner.weight_publisher import WeightPublisher
+from learner.window_reader import WindowReader
+from replay_server.replay import Replay
+
+
+class SerialSession:
+    """Actors step in turn; after each batched step the learner catches up as far as the rate limiter lets it."""
+
+    def __init__(self, config: TrainConfig, restored: Saved | None = None) -> None:
+        """
+        Raises:
+            ConfigError: the rate limiter could block the only thread there is.
+            EnvError, CheckpointError
+        """
+        self._config = config
+        burst = config.actor.envs_per_actor * config.window.fragment
+        if config.rate_tolerance_steps < burst:
+            raise ConfigError(
+                f"replay.rate_tolerance_steps ({config.rate_tolerance_steps:,}) is smaller than what one actor may push "
+                f"at once ({config.actor.envs_per_actor} environments × {config.window.fragment} steps = {burst:,}): "
+                "in serial mode nobody could take the excess away; raise it, or use 0 for automatic"
+            )
+        spec = env_spec(config.env)
+        self.replay = make_replay(config)
+        self.publisher = WeightPublisher()
+        device = resolve_device(config.learner.device)
+        loader = DirectLoader(self.replay, WindowReader(config, spec), config.learner.batch_windows, device)
+        self.learner = Learner(config, spec, loader, self.replay, self.publisher)
+        meta = restored.meta if restored else {}
+        if restored:
+            self.learner.load(restored.tensors, meta["learner"])
+            self.replay.set_state(meta["replay"])
+        self._incarnation = int(meta.get("incarnation", -1)) + 1
+        self.agent_steps = int(meta.get("agent_steps", 0))
+        self.actors = [
+            Actor(config, index, _Sink(self.replay), self.publisher, self.agent_steps, self._incarnation)
+            for index in range(config.actors)
+        ]
+        self._evaluator: Evaluator | None = None
+        self._turn = 0
+        self._next_eval = next_multiple(self.learner.state.updates, config.eval.period_updates)
+
+    def advance(self, seconds: float) -> Report:
+        report, deadline = Report(), time.monotonic() + seconds
+        while time.monotonic() < deadline and self.agent_steps < self._config.total_steps:
+            self.turn(report)
+        report.actors += [actor.take_stats() for actor in self.actors]
+        report.learner.append(self.learner.take_stats())
+        report.replay = self.replay.stats()
+        return report
+
+    def turn(self, report: Report) -> None:
+        """One batched step of one actor, then as many updates as are due."""
+        actor = self.actors[self._turn % len(self.actors)]
+        self._turn += 1
+        self.agent_steps += actor.step()
+        while self.replay.can_sample():
+            self.learner.update()
+            if self.learner.state.updates == self._next_eval:
+                self._next_eval += self._config.eval.period_updates
+                report.evaluations.append(self.evaluate(self._config.seed))
+
+    def save(self) -> Saved:
+        tensors, learner = self.learner.save()
+        return Saved(
+            tensors,
+            {
+                "learner": learner,
+                "replay": self.replay.get_state(),
+                "incarnation": self._incarnation,
+                "agent_steps": self.agent_steps,
+            },
+        )
+
+    def evaluate(self, seed: int) -> Evaluation:
+        if self._evaluator is None:
+            self._evaluator = Evaluator(self._config, self._config.eval.episodes)
+        state = self.learner.state
+        return self._evaluator.evaluate(WeightSnapshot(state.updates, state.network.to_vector()), seed)
+
+    def close(self) -> None:
+        for actor in self.actors:
+            actor.close()
+        self.actors = []
+        if self._evaluator is not None:
+            self._evaluator.close()
+            self._evaluator = None
+        self.replay.stop()
+
+
+class _Sink:
+    """Pushes straight into the replay."""
+
+    def __init__(self, replay: Replay) -> None:
+        self._replay = replay
+
+    def push(self, payload: bytes) -> None:
+        self._replay.push(payload)
+
+
+def make_replay(config: TrainConfig) -> Replay:
+    """The replay that this configuration asks for.
+
+    Raises:
+        ConfigError: its rate limiter would deadlock.
+    """
+    return Replay(
+        config.replay, config.window, config.learner.batch_windows, config.rate_tolerance_steps, config.seed
+    )
+
+
+def next_multiple(done: int, period: int) -> int:
+    """The next multiple of `period` above `done`; -1, which never comes, if period is 0."""
+    return (done // period + 1) * period if period else -1

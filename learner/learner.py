@@ -1,0 +1,194 @@
+"""The learner: batches in; weights and priorities out."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from drqn_dist.config import TrainConfig
+from drqn_dist.errors import CheckpointError, DrqnError
+from drqn_dist.interfaces import EnvSpec, PrioritySink
+from drqn_dist.qlearning.priority import importance_weights, mixed_priority
+from learner.batch_loader import BatchSource, TensorBatch
+from learner.loss import td_loss
+from learner.train_state import TrainState
+from learner.weight_publisher import WeightPublisher
+
+
+@dataclass(frozen=True)
+class LearnerStats:
+    """What the learner did since it was last asked; means over its updates, NaN without any."""
+
+    updates: int
+    """Over the whole run."""
+    new_updates: int
+    inserted_steps: int
+    """Agent steps of the whole run that the replay had received when the last batch was drawn."""
+    td_loss: float
+    td_error: float
+    """mean |δ| over trained steps"""
+    q_value: float
+    grad_norm: float
+    """Before clipping."""
+    sample_age: float
+    """Updates between the policy that acted in a drawn window and the present one."""
+    wait_s: float
+    """Seconds spent waiting for batches."""
+    train_s: float
+
+
+def resolve_device(name: str) -> torch.device:
+    """auto → cuda where there is one, else cpu."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+class Learner:
+    """One update after the other. Used from one thread."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        spec: EnvSpec,
+        batches: BatchSource,
+        priorities: PrioritySink,
+        publisher: WeightPublisher,
+    ) -> None:
+        torch.set_num_threads(config.learner.torch_threads)
+        self._config = config
+        self._device = resolve_device(config.learner.device)
+        self.state = TrainState(config, spec, self._device)
+        self._parameters = list(self.state.network.parameters())
+        self._batches, self._priorities, self._publisher = batches, priorities, publisher
+        self._pending: tuple[npt.NDArray[np.int64], Tensor] | None = None
+        self._inserted_steps = 0
+        self._reset_stats()
+        publisher.publish(self.state.network, self.state.updates)
+
+    def update(self) -> None:
+        """Trains on one batch.
+
+        Raises:
+            DrqnError: the loss is not finite; the weights are those before this batch.
+        """
+        start = time.perf_counter()
+        batch = self._batches.next()
+        self._wait_s += time.perf_counter() - start
+        if self.state.updates == 0 and self._config.network.center_pixels:
+            self._center(batch)
+        self._train(batch)
+        updates = self.state.updates
+        if updates % self._config.learner.target_period_updates == 0:
+            self.state.target.load_state_dict(self.state.network.state_dict())
+        if updates % self._config.learner.publish_period_updates == 0:
+            self._publisher.publish(self.state.network, updates)
+        self._train_s += time.perf_counter() - start
+
+    def run(self, seconds: float) -> LearnerStats:
+        """Trains for about this long and answers what was done; the unit in which a learner is driven remotely."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            self.update()
+        return self.take_stats()
+
+    def take_stats(self) -> LearnerStats:
+        """Statistics since the last call."""
+        count = self.state.updates - self._stats_from
+        sums = (self._sums / max(count, 1)).tolist() if count else [float("nan")] * 4
+        if count and not np.isfinite(sums).all():
+            raise DrqnError(
+                f"training diverged before update {self.state.updates:,}: loss {sums[0]}, |td| {sums[1]}, q {sums[2]}, "
+                f"gradient norm {sums[3]}; lower learner.learning_rate, or resume from an earlier checkpoint"
+            )
+        stats = LearnerStats(
+            updates=self.state.updates,
+            new_updates=count,
+            inserted_steps=self._inserted_steps,
+            td_loss=sums[0],
+            td_error=sums[1],
+            q_value=sums[2],
+            grad_norm=sums[3],
+            sample_age=self._age / count if count else float("nan"),
+            wait_s=self._wait_s,
+            train_s=self._train_s - self._wait_s,
+        )
+        self._reset_stats()
+        return stats
+
+    def save(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and JSON-able facts for a checkpoint."""
+        self._send_priorities()
+        return self.state.to_tensors(), {"updates": self.state.updates, "inserted_steps": self._inserted_steps}
+
+    def load(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+        """The inverse of `save`.
+
+        Raises:
+            CheckpointError: it belongs to another network or optimizer.
+        """
+        try:
+            updates, self._inserted_steps = int(meta["updates"]), int(meta["inserted_steps"])
+        except KeyError as error:
+            raise CheckpointError(f"the checkpoint lacks {error}; it was not written by a learner") from error
+        self.state.load_tensors(tensors, updates)
+        self._reset_stats()
+        self._publisher.publish(self.state.network, updates)
+
+    def _train(self, batch: TensorBatch) -> None:
+        config, state = self._config, self.state
+        importance = importance_weights(batch.probabilities, batch.population, config.replay.importance_exponent)
+        weights = torch.from_numpy(importance).to(self._device)
+        result = td_loss(state.network, state.target, batch, config.learner, weights)
+        state.optimizer.zero_grad(set_to_none=True)
+        result.loss.backward()  # type: ignore[no-untyped-call]
+        norm = self._clip()
+        state.optimizer.step()
+        state.updates += 1
+
+        steps = batch.mask.sum().clamp(min=1.0)
+        td_error = (result.td_errors.abs() * batch.mask).sum() / steps
+        q_value = (result.q_taken * batch.mask).sum() / steps
+        self._sums += torch.stack([result.loss.detach(), td_error, q_value, norm])
+        self._age += float(np.maximum(state.updates - 1 - batch.weight_versions, 0).mean())
+        self._inserted_steps = batch.inserted_steps
+        # On a GPU the values of the update before are ready by now; asking for this one's would wait for it.
+        self._send_priorities()
+        values = mixed_priority(result.td_errors, batch.mask, config.replay.priority_eta)
+        self._pending = (batch.ids, values)
+        if self._device.type == "cpu":
+            self._send_priorities()
+
+    def _send_priorities(self) -> None:
+        if self._pending is not None and self._config.replay.prioritized:
+            ids, values = self._pending
+            self._priorities.update_priorities(ids, values.double().cpu().numpy())
+        self._pending = None
+
+    def _clip(self) -> Tensor:
+        """Clips the gradients; answers their global norm before."""
+        config = self._config.learner
+        if config.clip_gradient == "norm":
+            return torch.nn.utils.clip_grad_norm_(self._parameters, config.clip_gradient_at)
+        grads = [p.grad for p in self._parameters if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(grads)
+        if config.clip_gradient == "value":
+            torch.nn.utils.clip_grad_value_(self._parameters, config.clip_gradient_at)
+        return norm
+
+    def _center(self, batch: TensorBatch) -> None:
+        """Measures the mean picture on the first batch, for both networks, and tells the actors."""
+        images = batch.inputs.observations[:, self._config.learner.burn_in_steps :][:, : batch.mask.shape[1]]
+        self.state.network.center_pixels(images[batch.mask > 0])
+        self.state.target.load_state_dict(self.state.network.state_dict())
+
+    def _reset_stats(self) -> None:
+        self._stats_from = self.state.updates
+        self._sums = torch.zeros(4, device=self._device)
+        self._age = self._wait_s = self._train_s = 0.0

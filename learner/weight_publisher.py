@@ -1,0 +1,22 @@
+"""One snapshot per version, for whoever asks."""
+
+from __future__ import annotations
+
+from drqn_dist.interfaces import WeightSnapshot
+from drqn_dist.network.q_network import QNetwork
+
+
+class WeightPublisher:
+    """Keeps the newest snapshot. `publish` is called by the learner, `latest` from any thread: the snapshot is
+    replaced as a whole and never changed."""
+
+    def __init__(self) -> None:
+        self._snapshot: WeightSnapshot | None = None
+
+    def publish(self, network: QNetwork, version: int) -> None:
+        self._snapshot = WeightSnapshot(version, network.to_vector())
+
+    def latest(self, known_version: int) -> WeightSnapshot | None:
+        """The newest snapshot if it is newer than `known_version` (-1: none is known), else None."""
+        snapshot = self._snapshot
+        return snapshot if snapshot is not None and snapshot.version > known_version else None

@@ -1,0 +1,1 @@
+"""The sequence replay: fragments in, windows out, compressed all the way."""

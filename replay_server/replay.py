@@ -1,0 +1,295 @@
+"""The replay: takes encoded fragments, answers batches of windows, never decompresses an observation."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from drqn_dist.codec import FragmentHeader, decode_header
+from drqn_dist.config import ReplayConfig, WindowShape
+from drqn_dist.errors import ConfigError, FragmentError
+from drqn_dist.interfaces import FragmentSpan, WindowRef, WindowSample
+from replay_server import windows
+from replay_server.journal import Journal, NullJournal
+from replay_server.rate_limiter import RateLimiter
+from replay_server.sampler import WindowSampler
+from replay_server.seen import SeenNumbers
+from replay_server.storage import FragmentStore, StoredFragment
+
+
+@dataclass(frozen=True)
+class ReplayStats:
+    """What the replay holds and has done."""
+
+    stored_steps: int
+    stored_bytes: int
+    """Compressed."""
+    stored_frames: int
+    """Observations held; the one that two neighbouring fragments share counts in both."""
+    fragments: int
+    windows: int
+    """Windows that can be drawn now."""
+    inserted_steps: int
+    """Over the whole run, like all counts below."""
+    sampled_steps: int
+    samples_per_insert: float
+    """Steps sampled per inserted step that counts (those that fill the replay to `min_steps` do not)."""
+    duplicates: int
+    """Fragments that had come before."""
+    rejected: int
+    """Pushes that were not a valid fragment."""
+    evicted_steps: int
+    late_priorities: int
+    """Priorities that came back after their window was evicted."""
+    blocked_push_s: float
+    """Seconds that pushes waited for the rate limiter since this start, of all threads together."""
+    blocked_sample_s: float
+    """Seconds that samples waited."""
+
+
+class Replay:
+    """A sequence replay. All methods may be called from any thread.
+
+    ::
+
+        push:    bytes -> header -> known? -> rate limiter -> evict the oldest -> journal, store -> windows
+        sample:  rate limiter -> sum tree -> ids -> the fragments' bytes, each once
+
+    Contents are not part of its state: after `set_state` a new replay goes on counting, but fills up again first.
+    """
+
+    def __init__(
+        self,
+        config: ReplayConfig,
+        window: WindowShape,
+        batch_windows: int,
+        tolerance_steps: int,
+        seed: int,
+        journal: Journal | None = None,
+    ) -> None:
+        """
+        Raises:
+            ConfigError: a window does not fit the capacity, or the rate limiter would deadlock.
+        """
+        fragments = windows.most_fragments(window)
+        if fragments * window.fragment > config.capacity_steps:
+            first, end = windows.steps_read(window, window.burn_in + window.history)
+            raise ConfigError(
+                f"a window reads {end - first:,} steps, which can lie in {fragments} fragments of {window.fragment:,} "
+                f"steps = {fragments * window.fragment:,}, but replay.capacity_steps is {config.capacity_steps:,}; "
+                "raise it, or shorten the window or actor.fragment_steps"
+            )
+        self._config = config
+        self._window = window
+        self._back, self._ahead = windows.reach(window)
+        self._batch_windows = batch_windows
+        self._sample_steps = batch_windows * window.unroll
+        self._limiter = RateLimiter(
+            config.samples_per_insert, config.min_steps, tolerance_steps, window.fragment, self._sample_steps
+        )
+        self._lock = self._limiter.condition
+        self._store = FragmentStore(config.capacity_steps, config.capacity_bytes, window.fragment)
+        self._sampler = WindowSampler(config.prioritized, config.priority_exponent, seed)
+        self._journal: Journal = NullJournal() if journal is None else journal
+        self._seen: defaultdict[tuple[int, int], SeenNumbers] = defaultdict(SeenNumbers)
+        self._counts = {"duplicates": 0, "rejected": 0, "evicted_steps": 0, "late_priorities": 0}
+
+    def push(self, payload: bytes) -> bool:
+        """Stores a fragment; waits while inserts are too far ahead of samples.
+
+        Pushing the same fragment again is harmless: a duplicate changes nothing and does not wait.
+
+        Returns:
+            True if it was new, False if it was a duplicate.
+
+        Raises:
+            FragmentError: the bytes are no valid fragment, or do not fit the configuration; nothing was changed.
+            ReplayStopped: `stop` was called.
+        """
+        try:
+            header = decode_header(payload, self._config.max_fragment_bytes)
+            self._check_header(header)
+            return self._push(payload, header)
+        except FragmentError:
+            with self._lock:
+                self._counts["rejected"] += 1
+            raise
+
+    def can_push(self) -> bool:
+        """Whether a full fragment could be pushed without waiting."""
+        return self._limiter.can_insert(self._window.fragment)
+
+    def can_sample(self) -> bool:
+        """Whether a batch could be sampled without waiting."""
+        return self._limiter.can_sample(self._sample_steps)
+
+    def sample(self) -> WindowSample:
+        """Draws a batch of windows with replacement; waits while samples are too far ahead of inserts.
+
+        Raises:
+            ReplayStopped: `stop` was called.
+        """
+        with self._lock:
+            self._limiter.await_sample(self._sample_steps)
+            ids, probabilities = self._sampler.draw(self._batch_windows)
+            fragments: list[bytes] = []
+            spans: dict[int, FragmentSpan] = {}
+            refs = []
+            for window, serial in zip(ids.tolist(), self._sampler.owners(ids).tolist(), strict=True):
+                owner = self._store[serial]
+                start = owner.first_step + (window - owner.first_window) * self._window.stride
+                held = self._fragments_of(owner, start)
+                for fragment in held:
+                    if fragment.serial not in spans:
+                        spans[fragment.serial] = FragmentSpan(len(fragments), fragment.first_step)
+                        fragments.append(fragment.payload)
+                refs.append(WindowRef(start, tuple(spans[fragment.serial] for fragment in held)))
+            self._limiter.record_sample(self._sample_steps)
+            return WindowSample(
+                ids=ids,
+                probabilities=probabilities,
+                population=self._sampler.population,
+                inserted_steps=self._limiter.inserted_steps,
+                windows=tuple(refs),
+                fragments=tuple(fragments),
+            )
+
+    def update_priorities(self, ids: npt.NDArray[np.int64], priorities: npt.NDArray[np.float64]) -> None:
+        """Sets new priorities float64 [N] of windows int64 [N]; those of evicted windows are counted and ignored.
+
+        Raises:
+            ValueError: shapes differ, or a priority is negative or not finite; nothing was changed.
+        """
+        with self._lock:
+            self._counts["late_priorities"] += self._sampler.update(ids, priorities)
+
+    def stop(self) -> None:
+        """Wakes all who wait in `push` or `sample`; they and all later callers get ReplayStopped."""
+        self._limiter.stop()
+
+    def stats(self) -> ReplayStats:
+        """A consistent snapshot."""
+        with self._lock:
+            return ReplayStats(
+                stored_steps=self._store.steps,
+                stored_bytes=self._store.bytes,
+                stored_frames=self._store.observations,
+                fragments=len(self._store),
+                windows=self._sampler.population,
+                inserted_steps=self._limiter.inserted_steps,
+                sampled_steps=self._limiter.sampled_steps,
+                samples_per_insert=self._limiter.sampled_steps / max(1, self._limiter.counted_steps),
+                blocked_push_s=self._limiter.blocked_insert_s,
+                blocked_sample_s=self._limiter.blocked_sample_s,
+                **self._counts,
+            )
+
+    def get_state(self) -> dict[str, Any]:
+        """Counters and random state, for JSON."""
+        with self._lock:
+            return {
+                "limiter": self._limiter.get_state(),
+                "sampler": self._sampler.get_state(),
+                "counts": dict(self._counts),
+            }
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Goes on from `get_state`'s counters and random state; what is stored here stays as it is."""
+        with self._lock:
+            self._limiter.set_state(state["limiter"])
+            self._sampler.set_state(state["sampler"])
+            self._counts = {name: int(state["counts"][name]) for name in self._counts}
+
+    def check_valid(self) -> None:
+        """Raises AssertionError unless all parts agree with each other; O(everything stored), for tests."""
+        with self._lock:
+            self._store.check_valid()
+            self._sampler.check_valid()
+            drawable = 0
+            for serial in range(self._store.next_serial - len(self._store), self._store.next_serial):
+                fragment = self._store[serial]
+                assert fragment.drawable == self._drawable_windows(fragment), "replay: drawable windows are stale"
+                drawable += fragment.drawable[1] - fragment.drawable[0]
+            assert drawable == self._sampler.population, "replay: population"
+
+    def _check_header(self, header: FragmentHeader) -> None:
+        full = self._window.fragment
+        steps = f"{header.num_steps} steps from episode step {header.first_step}"
+        if header.first_step % full or header.num_steps > full:
+            raise FragmentError(f"fragment has {steps}, but must have at most {full} from a multiple of {full}")
+        if header.num_steps < full and not header.ends_episode:
+            raise FragmentError(f"fragment has {steps}: shorter than {full} although its episode goes on")
+        owned = windows.owned_windows(self._window, header.num_steps)
+        if len(header.priorities) != owned:
+            raise FragmentError(
+                f"fragment has {len(header.priorities)} priorities, but {owned} windows start in its "
+                f"{header.num_steps} steps at a stride of {self._window.stride}"
+            )
+
+    def _push(self, payload: bytes, header: FragmentHeader) -> bool:
+        with self._lock:
+            seen = self._seen[header.actor_id, header.env_id]
+            # Another thread may push the same fragment while this one waits.
+            self._limiter.await_insert(header.num_steps, unless=lambda: header.sequence_no in seen)
+            if header.sequence_no in seen:
+                self._counts["duplicates"] += 1
+                return False
+            self._store.check_fits(header, len(payload))
+            self._make_room(header.num_steps, len(payload))
+            self._journal.append(payload)
+            first_window = self._sampler.append(self._store.next_serial, header.priorities)
+            fragment = self._store.add(payload, header, first_window, len(header.priorities))
+            self._refresh(fragment)
+            seen.add(header.sequence_no)
+            self._limiter.record_insert(header.num_steps, drawable=self._sampler.population > 0)
+            return True
+
+    def _make_room(self, num_steps: int, num_bytes: int) -> None:
+        evicted = 0
+        while not self._store.has_room(num_steps, num_bytes):
+            fragment = self._store.pop_oldest()
+            self._sampler.set_drawable(*fragment.drawable, drawable=False)
+            self._sampler.forget_before(fragment.first_window + fragment.num_windows)
+            self._refresh(fragment)
+            self._counts["evicted_steps"] += fragment.num_steps
+            evicted += 1
+        if evicted:
+            self._journal.evict(evicted)
+
+    def _refresh(self, changed: StoredFragment) -> None:
+        """Finds anew which windows can be drawn, of all that may read a fragment that came or went."""
+        episode = self._store.episode(changed)
+        for index in range(changed.index - self._ahead, changed.index + self._back + 1):
+            if index not in episode:
+                continue
+            owner = episode[index]
+            (old_first, old_end), (first, end) = owner.drawable, self._drawable_windows(owner)
+            if (old_first, old_end) != (first, end):
+                self._sampler.set_drawable(old_first, old_end, drawable=False)
+                self._sampler.set_drawable(first, end, drawable=True)
+                owner.drawable = (first, end)
+
+    def _drawable_windows(self, owner: StoredFragment) -> tuple[int, int]:
+        """First id and end of the windows of a fragment that read only stored steps."""
+        run = self._store.run_around(owner, self._back, self._ahead)
+        low, high = windows.drawable_starts(self._window, *run)
+        stride = self._window.stride
+        first = min(max(0, -(-(low - owner.first_step) // stride)), owner.num_windows)
+        end = min(max(first, -(-(high - owner.first_step) // stride)), owner.num_windows)
+        return owner.first_window + first, owner.first_window + end
+
+    def _fragments_of(self, owner: StoredFragment, start: int) -> list[StoredFragment]:
+        """The fragments that a drawable window reads, in episode order."""
+        episode = self._store.episode(owner)
+        first, end = windows.steps_read(self._window, start)
+        held = []
+        for index in range(first // self._window.fragment, (end - 1) // self._window.fragment + 1):
+            held.append(episode[index])
+            if held[-1].ends_episode:
+                break
+        return held

@@ -1,0 +1,159 @@
+"""Windows by id: their weights, which of them can be drawn, and drawing them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from replay_server.sum_tree import Floats, Ints, SumTree
+
+PRIORITY_FLOOR = 1e-6
+"""Smallest priority that counts, so that no window is lost for ever (PER, sec. 3.3)."""
+
+_MAX_PRIORITY = float(np.finfo(np.float32).max)
+_MAX_UNFLUSHED = 4096
+
+
+class WindowSampler:
+    """A ring of windows in order of arrival, drawn in proportion to priority ** exponent, or uniformly.
+
+    ::
+
+        id       ... gone | oldest_id ................... next_id | not yet ...          ids count up for ever
+        slot              id % capacity: drawable?, weight, owner                        capacity doubles when full
+
+    A sum tree over the slots holds weight where drawable and 0 elsewhere. It is brought up to date only before it is
+    read, for all changed slots at once. Not thread-safe.
+    """
+
+    def __init__(self, prioritized: bool, exponent: float, seed: int) -> None:
+        self._prioritized = prioritized
+        self._exponent = exponent
+        self._rng = np.random.default_rng(seed)
+        self._tree = SumTree(1024)
+        self._weights: Floats = np.zeros(1024)
+        self._drawable: npt.NDArray[np.bool_] = np.zeros(1024, np.bool_)
+        self._owners: Ints = np.zeros(1024, np.int64)
+        self._unflushed: list[Ints] = []
+        self.oldest_id = 0
+        self.next_id = 0
+        self.population = 0
+        """Windows that can be drawn."""
+
+    def append(self, owner: int, priorities: npt.NDArray[np.float32]) -> int:
+        """Adds windows, not yet drawable, and returns the first one's id; float32 [W], O(W) amortised."""
+        while self.next_id + len(priorities) - self.oldest_id > self._tree.capacity:
+            self._grow()
+        first = self.next_id
+        self.next_id += len(priorities)
+        slots = self._slots(first, self.next_id)
+        self._weights[slots] = self._to_weights(priorities.astype(np.float64))
+        self._owners[slots] = owner
+        return first
+
+    def set_drawable(self, first: int, end: int, drawable: bool) -> None:
+        """Lets the windows first..end-1 be drawn, or no longer; all of them change."""
+        if first == end:
+            return
+        slots = self._slots(first, end)
+        self._drawable[slots] = drawable
+        self.population += (end - first) * (1 if drawable else -1)
+        self._touch(slots)
+
+    def forget_before(self, oldest_id: int) -> None:
+        """Drops all windows before `oldest_id`; none of them may be drawable."""
+        self.oldest_id = oldest_id
+
+    def draw(self, count: int) -> tuple[Ints, Floats]:
+        """Ids int64 [count] and the probabilities float64 [count] they were drawn with; O(count log windows).
+
+        Raises:
+            ValueError: nothing can be drawn.
+        """
+        if self.population == 0:
+            raise ValueError("no window can be drawn")
+        self._flush()
+        slots = self._tree.draw(count, self._rng)
+        ids = self.oldest_id + (slots - self.oldest_id) % self._tree.capacity
+        return ids, self._tree.get(slots) / self._tree.total
+
+    def owners(self, ids: Ints) -> Ints:
+        """The owners int64 [N] given to `append` for living windows int64 [N]."""
+        return self._owners[ids % self._tree.capacity]
+
+    def update(self, ids: Ints, priorities: Floats) -> int:
+        """Sets new priorities float64 [N] of windows int64 [N]; returns how many of them came too late.
+
+        Raises:
+            ValueError: shapes differ, or a priority is negative, not finite or beyond float32; nothing is changed.
+        """
+        ids = np.asarray(ids, np.int64)
+        priorities = np.asarray(priorities, np.float64)
+        if ids.ndim != 1 or ids.shape != priorities.shape:
+            raise ValueError(f"ids {ids.shape} and priorities {priorities.shape} must both have shape [N]")
+        wrong = ~((priorities >= 0) & (priorities <= _MAX_PRIORITY))
+        if wrong.any():
+            raise ValueError(
+                f"priority of window {ids[wrong][0]} is {priorities[wrong][0]}; priorities must be finite and not "
+                "negative: the learner's Q values have diverged"
+            )
+        known = (ids >= self.oldest_id) & (ids < self.next_id)
+        known[known] = self._drawable[ids[known] % self._tree.capacity]
+        slots = ids[known] % self._tree.capacity
+        self._weights[slots] = self._to_weights(priorities[known])
+        self._touch(slots)
+        return len(ids) - len(slots)
+
+    def get_state(self) -> dict[str, Any]:
+        """Random state and next id, for JSON; not the windows."""
+        return {"rng": self._rng.bit_generator.state, "next_id": self.next_id}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Goes on drawing and numbering from there; windows already held stay as they are."""
+        self._rng.bit_generator.state = state["rng"]
+        if self.oldest_id == self.next_id:
+            self.oldest_id = self.next_id = max(self.next_id, int(state["next_id"]))
+
+    def check_valid(self) -> None:
+        """Raises AssertionError unless tree, weights and counts agree."""
+        self._flush()
+        self._tree.check_valid()
+        slots = np.arange(self._tree.capacity)
+        living = (slots - self.oldest_id) % self._tree.capacity < self.next_id - self.oldest_id
+        assert not self._drawable[~living].any(), "sampler: a forgotten window can be drawn"
+        assert self.population == int(self._drawable.sum()), "sampler: population"
+        assert np.array_equal(self._tree.get(slots), np.where(self._drawable, self._weights, 0)), "sampler: weights"
+
+    def _to_weights(self, priorities: Floats) -> Floats:
+        if not self._prioritized:
+            return np.ones(len(priorities))
+        weights: Floats = np.maximum(priorities, PRIORITY_FLOOR) ** self._exponent
+        return weights
+
+    def _slots(self, first: int, end: int) -> Ints:
+        return np.arange(first, end) % self._tree.capacity
+
+    def _touch(self, slots: Ints) -> None:
+        self._unflushed.append(slots)
+        if len(self._unflushed) >= _MAX_UNFLUSHED:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._unflushed:
+            slots = np.concatenate(self._unflushed)
+            self._unflushed.clear()
+            self._tree.set(slots, np.where(self._drawable[slots], self._weights[slots], 0.0))
+
+    def _grow(self) -> None:
+        ids = np.arange(self.oldest_id, self.next_id)
+        capacity = 2 * self._tree.capacity
+        old, new = ids % self._tree.capacity, ids % capacity
+        weights, drawable, owners = self._weights[old], self._drawable[old], self._owners[old]
+        self._tree = SumTree(capacity)
+        self._weights, self._drawable = np.zeros(capacity), np.zeros(capacity, np.bool_)
+        self._owners = np.zeros(capacity, np.int64)
+        self._weights[new], self._drawable[new], self._owners[new] = weights, drawable, owners
+        self._unflushed = [new]

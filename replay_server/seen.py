@@ -1,0 +1,42 @@
+"""Which sequence numbers were seen, in bounded memory."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+
+
+class SeenNumbers:
+    """A set of integers that arrive nearly in order, kept as disjoint intervals.
+
+    ::
+
+        seen      0 1 2 3 4     6 7           2^32  2^32 + 1
+        edges    [0,          5, 6,      8,   2^32,      2^32 + 2]      a number is seen between an even and an odd edge
+
+    Numbers in order extend the last interval; a lost fragment or a restarted actor's fresh base leaves a gap. Past
+    `MAX_INTERVALS` the oldest gap is closed: its numbers, overtaken by that many later gaps, count as seen.
+    """
+
+    MAX_INTERVALS = 64
+
+    __slots__ = ("_edges",)
+
+    def __init__(self) -> None:
+        self._edges: list[int] = []
+
+    def __contains__(self, number: int) -> bool:
+        return bisect_right(self._edges, number) % 2 == 1
+
+    def add(self, number: int) -> None:
+        """Marks a number as seen."""
+        if number in self:
+            return
+        edges = self._edges
+        at = bisect_right(edges, number)
+        touches_left = at > 0 and edges[at - 1] == number
+        touches_right = at < len(edges) and edges[at] == number + 1
+        edges[at - touches_left : at + touches_right] = [number] * (not touches_left) + [number + 1] * (
+            not touches_right
+        )
+        if len(edges) > 2 * self.MAX_INTERVALS:
+            del edges[1:3]

@@ -1,0 +1,58 @@
+"""Which windows exist, who owns them and when they can be drawn: pure functions of `WindowShape`.
+
+::
+
+    fragment of the episode    j - back   ...   j - 1        j          j + 1   ...  j + ahead
+                              |----------|-----|--------|----------|--------|-----|-----------|
+    a window owned by j          [ history | burn-in   )[ unroll              )[ n_step )
+                                                        ^ its start lies in fragment j
+
+Window k of an episode of E steps starts at k * stride < E. Where windows overlap, one that would train no step which
+its predecessor does not train as well, (k - 1) * stride + unroll >= E, does not exist.
+"""
+
+from __future__ import annotations
+
+from drqn_dist.config import WindowShape
+
+
+def owned_windows(shape: WindowShape, num_steps: int) -> int:
+    """Windows whose unroll starts in a fragment of `num_steps` steps (some may prove not to exist)."""
+    return -(-num_steps // shape.stride)
+
+
+def steps_read(shape: WindowShape, start: int) -> tuple[int, int]:
+    """First step and end (exclusive) of the steps that a window reads; the episode may end before that end.
+
+    Step t brings the observations t and t + 1, so the last observation needs no step of its own.
+    """
+    first = max(0, start - shape.burn_in - shape.history)
+    return first, start + shape.unroll + shape.n_step - 1
+
+
+def reach(shape: WindowShape) -> tuple[int, int]:
+    """`(back, ahead)`: a window reads at most so many fragments before and after the one that owns it."""
+    back = -(-(shape.burn_in + shape.history) // shape.fragment)
+    ahead = (shape.fragment - shape.stride + shape.unroll + shape.n_step - 2) // shape.fragment
+    return back, ahead
+
+
+def most_fragments(shape: WindowShape) -> int:
+    """An upper bound of the fragments that one window touches, whatever its alignment."""
+    first, end = steps_read(shape, shape.burn_in + shape.history)
+    return 1 if end - first == 1 else (end - first - 2) // shape.fragment + 2
+
+
+def drawable_starts(shape: WindowShape, run_start: int, run_end: int, ended: bool) -> tuple[int, int]:
+    """Low and high (exclusive) of the starts of windows that read nothing outside a stored run of steps.
+
+    Args:
+        shape: the window's measures.
+        run_start: episode step at which the run begins.
+        run_end: episode step after its last one.
+        ended: the episode ends there.
+    """
+    low = 0 if run_start == 0 else run_start + shape.burn_in + shape.history
+    if ended:
+        return low, max(1, run_end - shape.unroll + shape.stride)
+    return low, run_end - shape.unroll - shape.n_step + 2

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import logging
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from drqn_dist.checkpoint import CheckpointFolder, load, save
+from drqn_dist.errors import CheckpointError
+
+
+def _tensors(value: float = 1.0) -> dict[str, torch.Tensor]:
+    return {
+        "network.weight": torch.full((3, 4), value),
+        "step": torch.tensor(7, dtype=torch.int64),
+        "rng": torch.arange(16, dtype=torch.uint8),
+    }
+
+
+@contextmanager
+def _full_disk(limit_bytes: int) -> Iterator[None]:
+    """Every file that grows beyond the limit fails with an OSError, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_what_is_saved_is_loaded_bit_for_bit(tmp_path: Path) -> None:
+    path = tmp_path / "c.safetensors"
+    meta = {"updates": 12, "rng": {"state": 2**127 + 1}, "name": "ε"}
+    save(path, _tensors(0.1), meta)
+    tensors, loaded = load(path)
+    assert loaded == meta
+    assert tensors.keys() == _tensors().keys()
+    for name, tensor in _tensors(0.1).items():
+        assert tensors[name].dtype == tensor.dtype
+        assert torch.equal(tensors[name], tensor)
+    assert [p.name for p in tmp_path.iterdir()] == ["c.safetensors"]
+
+
+def test_tensors_that_share_memory_or_are_strided_can_be_saved(tmp_path: Path) -> None:
+    base = torch.arange(12.0).reshape(3, 4)
+    save(tmp_path / "c", {"all": base, "row": base[1], "transposed": base.T}, {})
+    tensors, _ = load(tmp_path / "c")
+    assert tensors["row"].tolist() == [4.0, 5.0, 6.0, 7.0]
+    assert torch.equal(tensors["transposed"], base.T)
+
+
+def test_a_loaded_tensor_does_not_change_when_its_file_does(tmp_path: Path) -> None:
+    save(tmp_path / "c", {"x": torch.ones(1000)}, {})
+    tensors, _ = load(tmp_path / "c")
+    (tmp_path / "c").write_bytes(b"\0" * (tmp_path / "c").stat().st_size)
+    assert torch.equal(tensors["x"], torch.ones(1000))
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint_and_no_rubbish(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path, kept=2)
+    folder.write(1, _tensors(1.0), {"good": True})
+    with _full_disk(4096), pytest.raises(CheckpointError, match=r"could not write .* free some space"):
+        folder.write(2, {"large": torch.zeros(100_000)}, {})
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint_0000000001.safetensors"]
+    latest = folder.latest()
+    assert latest is not None
+    assert latest.meta == {"good": True}
+
+
+def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="could not create"):
+        CheckpointFolder(tmp_path / "file" / "checkpoints", kept=1).write(1, _tensors(), {})
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 5, 100, -1])
+def test_a_truncated_checkpoint_is_refused(tmp_path: Path, kept_bytes: int) -> None:
+    path = tmp_path / "c"
+    save(path, _tensors(), {})
+    path.write_bytes(path.read_bytes()[:kept_bytes])
+    with pytest.raises(CheckpointError, match="truncated"):
+        load(path)
+
+
+def test_a_missing_checkpoint_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="missing"):
+        load(tmp_path / "none")
+
+
+def test_a_safetensors_file_of_another_program_is_refused(tmp_path: Path) -> None:
+    safetensors.torch.save_file(_tensors(), tmp_path / "c")
+    with pytest.raises(CheckpointError, match="of format None"):
+        load(tmp_path / "c")
+
+
+def test_a_newer_format_is_refused_and_says_what_to_do(tmp_path: Path) -> None:
+    header = {"format": "drqn-dist-checkpoint", "version": "2", "meta": "{}"}
+    safetensors.torch.save_file(_tensors(), tmp_path / "c", header)
+    with pytest.raises(CheckpointError, match=r"version '2'.*use the program version that wrote it"):
+        load(tmp_path / "c")
+
+
+def test_damaged_metadata_is_refused(tmp_path: Path) -> None:
+    header = {"format": "drqn-dist-checkpoint", "version": "1", "meta": "{"}
+    safetensors.torch.save_file(_tensors(), tmp_path / "c", header)
+    with pytest.raises(CheckpointError, match="metadata"):
+        load(tmp_path / "c")
+
+
+def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path / "checkpoints", kept=2)
+    for updates in (5, 1_000_000, 20_000_000):
+        folder.write(updates, _tensors(), {"updates": updates})
+    assert [p.name for p in folder.paths()] == [
+        "checkpoint_0001000000.safetensors",
+        "checkpoint_0020000000.safetensors",
+    ]
+    latest = folder.latest()
+    assert latest is not None
+    assert latest.updates == 20_000_000
+
+
+def test_a_truncated_newest_checkpoint_falls_back_to_the_one_before(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = CheckpointFolder(tmp_path, kept=2)
+    folder.write(1, _tensors(), {"n": 1})
+    newest = folder.write(2, _tensors(), {"n": 2})
+    newest.write_bytes(newest.read_bytes()[:-10])
+    with caplog.at_level(logging.WARNING):
+        latest = folder.latest()
+    assert latest is not None
+    assert (latest.updates, latest.meta) == (1, {"n": 1})
+    assert "checkpoint_0000000002" in caplog.text
+
+
+def test_a_run_that_fell_back_does_not_lose_its_new_checkpoint_to_the_broken_one(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path, kept=1)
+    folder.folder.joinpath("checkpoint_0000000100.safetensors").write_bytes(b"broken")
+    folder.write(90, _tensors(), {"n": 90})
+    latest = folder.latest()
+    assert latest is not None
+    assert latest.updates == 90
+    assert len(folder.paths()) == 1
+
+
+def test_no_checkpoint_at_all_is_none_and_none_readable_an_error(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path, kept=2)
+    assert folder.latest() is None
+    (tmp_path / "checkpoint_0000000001.safetensors").write_bytes(b"broken")
+    (tmp_path / "checkpoint_notes.txt").write_text("not a checkpoint")
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .* can be read"):
+        folder.latest()

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from drqn_dist.errors import RunFolderError
+from drqn_dist.metrics import MetricsLog, Rate, read_metrics
+
+
+def test_a_line_is_on_disk_as_soon_as_it_is_written(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path)
+    log.write({"losses/td_loss": 0.5}, agent_steps=10, frames=40, wall_s=1.5)
+    line = json.loads((tmp_path / "metrics.jsonl").read_text())
+    log.close()
+    assert line == {"agent_steps": 10, "frames": 40, "wall_s": 1.5, "losses/td_loss": 0.5}
+
+
+def test_tensorboard_shows_the_same_values_over_agent_steps(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path)
+    log.write({"charts/episodic_return": -20.5}, agent_steps=10, frames=40, wall_s=1.5)
+    log.write({"charts/episodic_return": -19.5}, agent_steps=20, frames=80, wall_s=3.0)
+    log.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(e.step, e.value) for e in events.Scalars("charts/episodic_return")] == [(10, -20.5), (20, -19.5)]
+    assert [(e.step, e.value) for e in events.Scalars("time/frames")] == [(10, 40.0), (20, 80.0)]
+
+
+def test_values_that_are_not_finite_are_left_out(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path)
+    log.write({"losses/td_loss": float("nan"), "losses/grad_norm": float("inf")}, 1, 4, 0.1)
+    log.close()
+    assert read_metrics(tmp_path) == [{"agent_steps": 1, "frames": 4, "wall_s": 0.1}]
+
+
+def test_a_resumed_run_appends_after_dropping_a_line_cut_short_by_a_kill(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"agent_steps": 1, "frames": 4, "wall_s": 1.0}\n{"agent_st')
+    log = MetricsLog(tmp_path, resumed_at_steps=1)
+    log.write({}, 2, 8, 2.0)
+    log.close()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["agent_steps"] for line in lines] == [1, 2]
+
+
+def test_reading_skips_a_line_cut_short_and_lets_a_resumed_run_replace_what_it_repeats(tmp_path: Path) -> None:
+    steps = [100, 200, 300, 150, 250]  # killed at 300, resumed from a checkpoint at 120
+    text = "".join(json.dumps({"agent_steps": s, "order": i}) + "\n" for i, s in enumerate(steps))
+    (tmp_path / "metrics.jsonl").write_text(text + '{"agent_steps": 35')
+    assert [(line["agent_steps"], line["order"]) for line in read_metrics(tmp_path)] == [(100, 0), (150, 3), (250, 4)]
+
+
+def test_a_broken_line_in_the_middle_is_named(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"agent_steps": 1}\nrubbish\n{"agent_steps": 2}\n')
+    with pytest.raises(RunFolderError, match="line 2 of"):
+        read_metrics(tmp_path)
+
+
+def test_a_folder_without_metrics_or_that_is_missing_is_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match=r"no metrics\.jsonl"):
+        read_metrics(tmp_path)
+    with pytest.raises(RunFolderError, match="cannot write metrics"):
+        MetricsLog(tmp_path / "none")
+
+
+def test_a_rate_is_counted_from_call_to_call() -> None:
+    rate = Rate(count=100, now_s=5.0)
+    assert rate.per_s(150, 10.0) == (150 - 100) / (10 - 5)
+    assert rate.per_s(150, 10.0) == 0.0
+    assert rate.per_s(250, 12.0) == (250 - 150) / (12 - 10)

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import pytest
+
+from drqn_dist.config import TrainConfig, from_dict, to_dict
+from drqn_dist.errors import ConfigError
+from drqn_dist.presets import PRESETS, preset
+from drqn_dist.run.settings import differences, setting
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_number_that_a_preset_changes_names_its_source(name: str) -> None:
+    changed = set(differences(TrainConfig(), PRESETS[name].config)) - {"preset"}
+    assert changed <= set(PRESETS[name].sources)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_source_is_of_a_real_setting(name: str) -> None:
+    for field, source in PRESETS[name].sources.items():
+        setting(PRESETS[name].config, field)
+        assert source
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_survives_the_way_through_json(name: str) -> None:
+    assert from_dict(TrainConfig, to_dict(preset(name))) == preset(name)
+    assert preset(name).preset == name
+
+
+def test_the_named_presets_exist() -> None:
+    assert set(PRESETS) == {"article", "drqn", "r2d2", "pong-cpu", "gridworld", "dqn"}
+
+
+def test_an_unknown_preset_is_answered_with_close_ones() -> None:
+    with pytest.raises(ConfigError, match=r"'pong_cpu'; did you mean pong-cpu\?"):
+        preset("pong_cpu")
+
+
+def test_r2d2_keeps_the_papers_256_environments_and_names_two_implementations_for_each_of_its_numbers() -> None:
+    r2d2 = PRESETS["r2d2"]
+    assert r2d2.config.total_envs == 256
+    assert r2d2.config.actor.epsilon_low == pytest.approx(0.4**8)
+    implementations = ("Acme", "SEED", "rlpyt", "zoo")
+    for field in ("learner.burn_in_steps", "learner.unroll_steps", "learner.gamma", "learner.n_step"):
+        assert sum(name in r2d2.sources[field] for name in implementations) >= 2
+
+
+def test_the_article_trains_one_batch_for_each_environment_step() -> None:
+    article = preset("article")
+    assert article.replay.samples_per_insert == article.learner.batch_windows * article.learner.unroll_steps
+    assert article.total_envs == 1
