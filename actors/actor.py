@@ -13,7 +13,7 @@ from actors.policy import RecurrentPolicy
 from drqn_dist.codec import encode
 from drqn_dist.config import TrainConfig
 from drqn_dist.envs.make import make_batch_env
-from drqn_dist.interfaces import FragmentSink, WeightSource
+from drqn_dist.interfaces import BatchEnv, FragmentSink, WeightSource
 from drqn_dist.network.q_network import QNetwork
 from drqn_dist.qlearning.exploration import decayed_epsilon, epsilon_ladder
 from drqn_dist.seeding import derive_seed
@@ -59,12 +59,14 @@ class Actor:
         weights: WeightSource,
         agent_steps_before: int = 0,
         incarnation: int = 0,
+        env: BatchEnv | None = None,
     ) -> None:
         """
         Args:
             index: 0 … config.actors - 1.
             agent_steps_before: steps of the whole run before this actor began (a resume or a replacement).
             incarnation: how often an actor of this index was started before, over the life of the run.
+            env: environments to step instead of those that the configuration names.
 
         Raises:
             EnvError: the environment is unknown or not supported.
@@ -74,7 +76,7 @@ class Actor:
         self._sink, self._weights = sink, weights
         n = config.actor.envs_per_actor
         stream = (config.seed, "actor", index, incarnation)
-        self._env = make_batch_env(config.env, n, config.actor.env_threads, derive_seed(*stream))
+        self._env = env or make_batch_env(config.env, n, config.actor.env_threads, derive_seed(*stream))
         spec = self._env.spec
         # The first pull replaces these random weights; their seed matters only until then.
         torch.manual_seed(derive_seed(config.seed, "network"))

@@ -11,7 +11,7 @@ import torch
 from actors.policy import RecurrentPolicy
 from drqn_dist.config import TrainConfig
 from drqn_dist.envs.make import make_batch_env
-from drqn_dist.interfaces import WeightSnapshot
+from drqn_dist.interfaces import BatchEnv, WeightSnapshot
 from drqn_dist.network.q_network import QNetwork
 from drqn_dist.seeding import derive_seed
 
@@ -35,12 +35,20 @@ class Evaluator:
     the lost ones in some games and the won ones in others.
     """
 
-    def __init__(self, config: TrainConfig, episodes: int) -> None:
+    def __init__(self, config: TrainConfig, episodes: int, env: BatchEnv | None = None) -> None:
+        """
+        Args:
+            episodes: whole games of one evaluation.
+            env: environments to step instead of those that the configuration names.
+
+        Raises:
+            EnvError: the environment is unknown or not supported.
+        """
         torch.set_num_threads(config.actor.torch_threads)
         self._config = config
         self._episodes = episodes
         self._num_envs = min(config.eval.envs or min(32, episodes), episodes)
-        self._env = make_batch_env(
+        self._env = env or make_batch_env(
             config.env, self._num_envs, config.actor.env_threads, derive_seed(config.seed, "evaluation", 1)
         )
         self._network = QNetwork(config.network, self._env.spec, config.env.stack_frames)

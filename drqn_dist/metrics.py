@@ -8,19 +8,21 @@ Every line of `metrics.jsonl` holds `agent_steps`, `frames` and `wall_s`, and an
     charts/agent_steps_per_s   environment steps per second, all actors together
     charts/updates_per_s       learner updates per second
     losses/td_loss             importance-weighted loss of the last updates
+    losses/td_error            mean absolute temporal-difference error
     losses/q_values            mean Q of the actions taken
     losses/grad_norm           gradient norm before clipping
-    losses/td_error            mean |y - q| of trained steps
     replay/steps               agent steps stored
     replay/bytes               compressed bytes stored
     replay/fill                stored steps / capacity, 0..1
     replay/samples_per_insert  measured replay ratio
     replay/late_priorities     priorities that came after their window was evicted
+    replay/sample_age_updates  updates between the policy that acted in a window and the learner that trains it
     actors/policy_lag_updates  updates between the acting policy and the learner
     time/updates               learner updates so far
     replay/sample_age_updates  updates between the policy that acted in a drawn window and the learner
     time/actor_*               shares of the actors' time: env, policy, build, push, weights
     time/waiting_for_replay    share of the learner's time without a batch, 0..1
+    time/actor_<part>          share of the actors' time in env, policy, build, push and weights, 0..1
     eval/mean_return           greedy evaluation: mean, std and episodes
     eval/std_return
     eval/episodes
@@ -109,21 +111,6 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
             lines.pop()
         lines.append(line)
     return lines
-
-
-class Rate:
-    """Events per second between two calls of `per_s`."""
-
-    def __init__(self, count: float, now_s: float) -> None:
-        self._count = count
-        self._since_s = now_s
-
-    def per_s(self, count: float, now_s: float) -> float:
-        """The rate since the last call, from a running total and a monotonic clock; 0 if no time has passed."""
-        elapsed_s = now_s - self._since_s
-        rate = (count - self._count) / elapsed_s if elapsed_s > 0 else 0.0
-        self._count, self._since_s = count, now_s
-        return rate
 
 
 def _drop_partial_line(path: Path) -> None:

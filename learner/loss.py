@@ -45,12 +45,15 @@ def td_loss(
             state = network.state_after(early, batch.burn_in_lengths, batch.state)
             target_state = target.state_after(early, batch.burn_in_lengths, batch.state)
 
-    q_values, _ = network.unroll(main, state)
     steps = batch.mask.shape[1]
-    q_taken = q_values[:, :steps].gather(-1, batch.actions[:, :steps, None]).squeeze(-1)
+    trained_values, state = network.unroll(NetworkInput(*(x[:, :steps] for x in main)), state)
+    q_taken = trained_values.gather(-1, batch.actions[:, :steps, None]).squeeze(-1)
     with torch.no_grad():
         target_values, _ = target.unroll(main, target_state)
-        best = (q_values if config.double_q else target_values).argmax(-1, keepdim=True)
+        best = target_values.argmax(-1, keepdim=True)
+        if config.double_q:  # the online network's tail only chooses actions: no gradient flows there
+            tail_values, _ = network.unroll(NetworkInput(*(x[:, steps:] for x in main)), state)
+            best = torch.cat([trained_values, tail_values], dim=1).argmax(-1, keepdim=True)
         h = value_transform(config.rescale_values)
         rewards = batch.rewards.sign() if config.clip_rewards else batch.rewards
         values = h.invert(target_values.gather(-1, best).squeeze(-1))

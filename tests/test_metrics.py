@@ -7,7 +7,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from drqn_dist.errors import RunFolderError
-from drqn_dist.metrics import MetricsLog, Rate, read_metrics
+from drqn_dist.metrics import MetricsLog, read_metrics
 
 
 def test_a_line_is_on_disk_as_soon_as_it_is_written(tmp_path: Path) -> None:
@@ -63,10 +63,3 @@ def test_a_folder_without_metrics_or_that_is_missing_is_a_clear_error(tmp_path: 
         read_metrics(tmp_path)
     with pytest.raises(RunFolderError, match="cannot write metrics"):
         MetricsLog(tmp_path / "none")
-
-
-def test_a_rate_is_counted_from_call_to_call() -> None:
-    rate = Rate(count=100, now_s=5.0)
-    assert rate.per_s(150, 10.0) == (150 - 100) / (10 - 5)
-    assert rate.per_s(150, 10.0) == 0.0
-    assert rate.per_s(250, 12.0) == (250 - 150) / (12 - 10)

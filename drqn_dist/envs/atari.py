@@ -43,12 +43,37 @@ def _rom_of(env_id: str) -> str:
     raise EnvError(f"unknown Atari game {env_id!r}; did you mean {hint}? ({len(games)} games are known)")
 
 
+class LifeWatch:
+    """Sees lost lives in the counters of N games.
+
+    ale-py's own life_loss_info puts lost lives and lost games into one flag. With that flag off, its `terminated` is
+    exactly the end of a game, and lost lives are found here.
+    """
+
+    def __init__(self, num_envs: int) -> None:
+        self._lives = np.zeros(num_envs, dtype=np.int32)
+
+    def restart(self, lives: npt.NDArray[np.int32]) -> None:
+        """Every game begins anew with `lives` int32 [N]."""
+        self._lives = lives.copy()
+
+    def lost(self, lives: npt.NDArray[np.int32], over: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        """Which games lost a life in a step that left `lives` int32 [N]; `over` bool [N] games reset in the next step.
+
+        The last life does not count: some games run on for a few frames at zero lives, and their end is no second one.
+        """
+        lost = (lives < self._lives) & (lives > 0)
+        # A new game may have fewer lives than the old one had left, and loses none by that.
+        self._lives = np.where(over, 0, lives)
+        return lost
+
+
 class AtariBatch:
     """N games of one cartridge as a `BatchEnv`; observations uint8 [N, 1, height, width], grey.
 
     One agent step is `frame_skip` emulator frames, of which the last two are max-pooled (DQN). Rewards are not
-    clipped. Every game starts with 0 to `noop_max_steps` no-ops; where a game has a FIRE action it is pressed once
-    at the start, since several games wait for it (Breakout). It is not pressed again after a lost life.
+    clipped. Every game starts with 0 to `noop_max_steps` no-ops; where a game has a FIRE action the first of them is
+    a press of it, since several games wait for that (Breakout). It is not pressed again after a lost life.
 
     The observation of a step in which the game ends is the last screen that was captured: up to `frame_skip` frames
     old, as ale-py leaves it. It cannot be pickled: make it in the process that steps it. Not thread-safe.
@@ -60,7 +85,7 @@ class AtariBatch:
     def __init__(self, config: EnvConfig, num_envs: int, num_threads: int = 1) -> None:
         self._envs = _make(config, num_envs, num_threads, (config.height_px, config.width_px), grayscale=True)
         self._life_loss_ends_episode = config.life_loss_ends_episode
-        self._lives = np.zeros(num_envs, dtype=np.int32)
+        self._life_watch = LifeWatch(num_envs)
         self.num_envs = num_envs
         self.spec = EnvSpec(
             observation_shape=(1, config.height_px, config.width_px),
@@ -71,7 +96,7 @@ class AtariBatch:
 
     def reset(self, seed: int) -> npt.NDArray[np.uint8]:
         observations, info = self._envs.reset(seed=row_seeds(seed, self.num_envs))
-        self._lives = info["lives"].copy()
+        self._life_watch.restart(info["lives"])
         return _typed(observations)
 
     def step(self, actions: npt.NDArray[np.int64]) -> StepBatch:
@@ -83,18 +108,14 @@ class AtariBatch:
         if int(actions.min()) < 0 or int(actions.max()) >= self.spec.num_actions:
             raise ValueError(f"actions must lie in 0..{self.spec.num_actions - 1}, got {actions.tolist()}")
         observations, rewards, game_over, out_of_time, info = self._envs.step(actions)
-        # ale-py's own life_loss_info would put lost lives and lost games into one flag; with the flag off,
-        # `game_over` is exact and a lost life is seen here. At zero lives a game runs on for a few frames
-        # before it is over: that is not a second end.
-        lives = info["lives"]
-        life_lost = (lives < self._lives) & (lives > 0) & self._life_loss_ends_episode
-        self._lives = lives.copy()
+        over = game_over | out_of_time
+        life_lost = self._life_watch.lost(info["lives"], over) & self._life_loss_ends_episode
         return StepBatch(
             observations=_typed(observations),
             rewards=rewards.astype(np.float32),
             terminated=game_over | life_lost,
             truncated=out_of_time & ~life_lost,
-            reset_pending=game_over | out_of_time,
+            reset_pending=over,
         )
 
     def close(self) -> None:

@@ -77,7 +77,7 @@ def parse(kind: type[_T], argv: Sequence[str], program: str, default: _T | None 
 def _value_of(flag: str, argv: Sequence[str]) -> str | None:
     """The last value given to a flag, as `--flag value` or `--flag=value`."""
     found = None
-    for argument, following in zip(argv, [*argv[1:], None], strict=True):
+    for argument, following in zip(argv, [*argv[1:], None], strict=False):
         if argument == flag:
             found = following
         elif argument.startswith(f"{flag}="):
@@ -98,15 +98,24 @@ def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _one_line(box: str) -> str:
-    """The message of tyro's error box: what stands above its first rule, and the first option it suggests."""
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
-    lines = [line.strip("│ ") for line in plain.splitlines() if line.startswith("│")]
-    rule = next((index for index, line in enumerate(lines) if line.startswith("──")), len(lines))
-    message = " ".join(lines[:rule]) or " ".join(plain.split())
-    if "Perhaps you meant:" in lines:
-        suggestion = next(line for line in lines[rule:] if line.startswith("--"))
-        message += f"; did you mean {suggestion.split()[0]}?"
+def _one_line(text: str) -> str:
+    """The message of tyro's error, and the first option it suggests.
+
+    tyro prints a title, the message, suggestions and a pointer to --help, with rules between them; drawn as a box
+    (whose top edge holds the title) where the terminal can show one.
+    """
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    sections: list[list[str]] = [[]]
+    for line in (line.strip("│╰╯ ") for line in plain.splitlines()):
+        if line.startswith("╭") or (line and set(line) <= {"-", "─"}):
+            sections.append([])
+        elif line:
+            sections[-1].append(line)
+    sections = [section for section in sections if section]
+    message = " ".join(sections[0 if "╭" in plain else 1] if len(sections) > 1 else plain.split())
+    for section in sections:
+        if section[0] == "Perhaps you meant:" and len(section) > 1:
+            message += f"; did you mean {section[1].split()[0]}?"
     return message
 
 

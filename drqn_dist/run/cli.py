@@ -9,14 +9,15 @@ import difflib
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from drqn_dist.errors import CheckpointError, ConfigError, DrqnError, RunFolderError
 from drqn_dist.run.arguments import parse, parse_train
+from drqn_dist.run.bench import ROLES, BenchSettings, run_bench
 from drqn_dist.run.settings import setting
 
 PROGRAM = "drqn-dist"
@@ -35,7 +36,7 @@ class EvalArgs:
     json: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print one JSON object on stdout instead of a sentence."""
     video: Path | None = None
-    """Write the first episode to this MP4 file."""
+    """Play one more episode and write it to this MP4 file."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,11 @@ class BenchArgs:
     """What to measure."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print one JSON object a line and role on stdout instead of a table."""
+    preset: str | None = None
+    """Configuration to measure; default: Pong 84x84 with CNN + GRU 512 for the actor, pong-cpu for the others."""
+    run: Path | None = None
+    """Measure the configuration of this run's folder, on frames that its newest checkpoint plays."""
+    settings: Annotated[BenchSettings, tyro.conf.arg(name="")] = field(default_factory=BenchSettings)
 
 
 def _train(argv: Sequence[str]) -> None:
@@ -117,24 +123,32 @@ def _presets(argv: Sequence[str]) -> None:
     for name in names:
         shown = PRESETS[name]
         print(f"{name}\n  {shown.summary}")
-        for field, source in shown.sources.items():
-            print(f"    {field} = {setting(shown.config, field)}: {source}")
+        for path, source in shown.sources.items():
+            print(f"    {path} = {setting(shown.config, path)}: {source}")
         print()
 
 
 def _bench(argv: Sequence[str]) -> None:
     args = parse(BenchArgs, argv, f"{PROGRAM} bench")
-    from drqn_dist.run.bench import run_bench
+    for role in ROLES if args.role == "all" else (args.role,):
+        result = run_bench(role, args.preset, args.run, args.settings)
+        print(json.dumps({"role": role, **result}) if args.json else _bench_table(role, result), flush=True)
 
-    for role in ("actor", "replay", "learner") if args.role == "all" else (args.role,):
-        result = {"role": role, **run_bench(role)}
-        if args.json:
-            print(json.dumps(result), flush=True)
-        else:
-            print(role)
-            for key, value in result.items():
-                if key != "role":
-                    print(f"  {key:<24}{value}")
+
+def _bench_table(role: str, result: dict[str, Any]) -> str:
+    """Medians with their spread, then what they belong to."""
+    lines = [role]
+    for name, value in result.items():
+        if name in result["spread"]:
+            low, high = result["spread"][name]
+            lines.append(f"  {name:<32}{_rounded(value):>10}   {_rounded(low)} to {_rounded(high)}")
+        elif name != "spread":
+            lines.append(f"  {name:<32}{_rounded(value) if isinstance(value, float) else value:>10}")
+    return "\n".join(lines)
+
+
+def _rounded(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {

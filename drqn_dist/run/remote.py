@@ -74,7 +74,9 @@ class ReplayRole:
 class LearnerRole:
     """Learner in a process of its own; weights are served from a thread beside the training."""
 
-    def __init__(self, config: TrainConfig, spec: EnvSpec, replay: Any) -> None:
+    def __init__(self, config: TrainConfig, spec: EnvSpec, replay_name: str) -> None:
+        # By name, because Ray cannot promise to start an actor again whose arguments hold handles.
+        replay = ray.get_actor(replay_name)
         self._config = config
         self._publisher = WeightPublisher()
         self._ref: tuple[int, ray.ObjectRef[WeightSnapshot]] | None = None
@@ -262,6 +264,9 @@ class LocalRay:
         self._set("RAY_AUTH_MODE", "token")
         self._set("RAY_AUTH_TOKEN", secrets.token_hex(32))
         self._set("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        # glibc otherwise returns every array of a training step to the kernel and faults it in again: 5 to 10 %.
+        self._set("MALLOC_MMAP_THRESHOLD_", str(1024**3))
+        self._set("MALLOC_TRIM_THRESHOLD_", str(1024**3))
         _reread_authentication()
         self._folder = tempfile.mkdtemp(prefix="drqn-ray-")
         ray.init(
@@ -299,20 +304,20 @@ def _reread_authentication() -> None:
     ray._raylet.AuthenticationTokenLoader.instance().reset_cache()
 
 
-def start_replay(config: TrainConfig) -> Any:
+def start_replay(config: TrainConfig, name: str) -> Any:
     """A replay process; Ray starts it again, empty, if it dies."""
     groups = {"push": 4, "sample": SAMPLES_IN_FLIGHT}
     remote = ray.remote(num_cpus=1, max_restarts=-1, concurrency_groups=groups)(ReplayRole)
-    return remote.remote(config)
+    return remote.options(name=name).remote(config)
 
 
-def start_learner(config: TrainConfig, spec: EnvSpec, replay: Any) -> Any:
+def start_learner(config: TrainConfig, spec: EnvSpec, replay_name: str) -> Any:
     """A learner process, on a GPU if it is to use one; Ray starts it again, with fresh weights, if it dies."""
     gpus = 1 if config.learner.device.startswith("cuda") else 0
     if config.learner.device == "auto" and ray.cluster_resources().get("GPU", 0) >= 1:
         gpus = 1
     remote = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=-1, concurrency_groups={"weights": 1})(LearnerRole)
-    return remote.remote(config, spec, replay)
+    return remote.remote(config, spec, replay_name)
 
 
 def start_actor(

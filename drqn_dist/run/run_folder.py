@@ -77,7 +77,7 @@ class RunFolder:
 
 
 def create_run(config: TrainConfig, command_line: Sequence[str]) -> RunFolder:
-    """Makes a new folder under `config.run_dir` and writes `config.json` into it.
+    """Makes a new folder under `config.run_dir` and writes `config.json` into it (the program without its path).
 
     Raises:
         RunFolderError: it could not be made; nothing is left behind.
@@ -149,7 +149,7 @@ def versions() -> dict[str, str]:
 def _description(config: TrainConfig, command_line: Sequence[str]) -> dict[str, Any]:
     return {
         "config": to_dict(config),
-        "command_line": list(command_line),
+        "command_line": [Path(word).name if index == 0 else word for index, word in enumerate(command_line)],
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "versions": versions(),
         "machine": machine_description(),

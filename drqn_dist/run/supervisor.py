@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import uuid
 from collections import defaultdict
 from typing import Any
 
@@ -61,8 +62,9 @@ class RaySession:
         """Pieces under way: reference → role name."""
         self._not_before: dict[str, float] = {}
         """Roles that wait before their restart: name → time."""
-        self._replay = remote.start_replay(config)
-        self._learner = remote.start_learner(config, self._spec, self._replay)
+        replay_name = f"replay-{uuid.uuid4().hex}"  # unique: a cluster may hold several runs
+        self._replay = remote.start_replay(config, replay_name)
+        self._learner = remote.start_learner(config, self._spec, replay_name)
         if restored:
             self._updates = int(restored.meta["learner"]["updates"])
             self._call(self._learner.load.remote(restored))

@@ -119,9 +119,10 @@ class _Run:
             progress.message(f"stopping: {stopped_by}")
             saved = self._checkpoint(progress)
             evaluation = monitor.last_evaluation
-            if not self._stop.requested and stopped_by != "stop_at_return":
+            if not self._stop.requested:
                 progress.message(f"final evaluation: {config.eval.episodes} episodes …")
-                evaluation = self._session.evaluate(config.seed)
+                # Games of their own: those that decided to stop would flatter the result.
+                evaluation = self._session.evaluate(config.seed + 1)
                 values = {
                     "eval/mean_return": mean_score(evaluation),
                     "eval/std_return": _std(evaluation),

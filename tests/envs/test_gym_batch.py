@@ -87,6 +87,16 @@ def test_step_after_an_end_resets_without_reward() -> None:
     assert [bool(s.reset_pending[0]) for s in steps] == [False, False, False, True, False, False]
 
 
+def test_truncation_is_told_from_termination_and_resets_as_well() -> None:
+    env = make_batch_env(EnvConfig(id="drqn_dist/GridWorld-v0", kwargs={"time_limit_steps": 2}), num_envs=1)
+    env.reset(seed=0)
+    into_the_wall = np.array([2])
+    steps = [env.step(into_the_wall) for _ in range(5)]
+    assert [bool(s.truncated[0]) for s in steps] == [False, True, False, False, True]
+    assert [bool(s.reset_pending[0]) for s in steps] == [False, True, False, False, True]
+    assert not any(s.terminated[0] for s in steps)
+
+
 def test_one_seed_gives_the_same_games_and_rows_differ() -> None:
     env = make_batch_env(EnvConfig(id="CartPole-v1"), num_envs=8)
     first = np.array(env.reset(seed=3))

@@ -10,7 +10,11 @@ from drqn_dist.envs.make import env_spec, make_batch_env, make_render_env
 @pytest.mark.parametrize(
     ("config", "steps", "picture_shape"),
     [
-        (EnvConfig(id="ALE/Breakout-v5", sticky_action_probability=0.25, flicker_probability=0.5), 260, (210, 160, 3)),
+        (
+            EnvConfig(sticky_action_probability=0.25, flicker_probability=0.5, max_episode_frames=160),
+            100,
+            (210, 160, 3),
+        ),
         (EnvConfig(id="ALE/Breakout-v5", life_loss_ends_episode=True, frame_skip=3), 100, (210, 160, 3)),
         (EnvConfig(id="drqn_dist/GridWorld-v0", kwargs={"size": 2, "time_limit_steps": 9}), 60, (6 * 16, 7 * 16, 3)),
     ],

@@ -5,7 +5,7 @@ import threading
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drqn_dist.errors import ConfigError, ReplayStopped
@@ -64,6 +64,7 @@ def test_nothing_is_sampled_while_nothing_can_be_drawn_and_inserting_goes_on() -
     assert limiter.counted_steps == 0
 
 
+@settings(deadline=None)
 @given(
     ratio=st.sampled_from([0.1, 0.3, 1.0, 1.7, 8.0, 32.5]),
     insert=st.integers(1, 40),
@@ -107,7 +108,7 @@ def test_two_threads_hold_the_ratio_in_the_long_run(ratio: float) -> None:
         except ReplayStopped:
             pass
 
-    threads = [threading.Thread(target=insert_all), threading.Thread(target=sample_all)]
+    threads = [threading.Thread(daemon=True, target=insert_all), threading.Thread(daemon=True, target=sample_all)]
     for thread in threads:
         thread.start()
     assert inserted.wait(DEADLINE_S)
@@ -149,7 +150,7 @@ def test_stop_wakes_the_waiting_and_refuses_the_late(side: str) -> None:
             wait()
         stopped.set()
 
-    thread = threading.Thread(target=wait_for_stop)
+    thread = threading.Thread(daemon=True, target=wait_for_stop)
     thread.start()
     limiter.stop()
     assert stopped.wait(DEADLINE_S)

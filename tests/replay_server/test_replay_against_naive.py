@@ -55,7 +55,7 @@ def windows_in(sample: WindowSample, shape: WindowShape) -> list[Window]:
 
 @pytest.mark.parametrize("prioritized", [True, False])
 def test_draws_exactly_the_windows_of_the_naive_replay_with_its_probabilities(prioritized: bool) -> None:
-    for seed in range(40):
+    for seed in range(15):
         rng = np.random.default_rng(seed)
         shape = random_shape(rng)
         least = windows.most_fragments(shape) * shape.fragment
@@ -101,7 +101,7 @@ def test_draws_exactly_the_windows_of_the_naive_replay_with_its_probabilities(pr
 
 
 def test_every_step_of_stored_episodes_lies_in_the_unroll_of_a_drawn_window() -> None:
-    for seed in range(60):
+    for seed in range(20):
         rng = np.random.default_rng(seed)
         shape = random_shape(rng)
         episodes = {(0, 0, number): int(rng.integers(1, 40)) for number in range(4)}

@@ -77,6 +77,12 @@ def test_ids_stay_unique_while_slots_are_reused_and_the_ring_grows() -> None:
             assert sampler.owners(ids).tolist() == [living[i][0] for i in ids.tolist()]
             assert probabilities == pytest.approx([living[i][1] / total for i in ids.tolist()])
     assert sampler.population == len(living) == 300
+    # A forgotten window's slot belongs to a living one now: its late priority must not reach that one.
+    taken = min(living)
+    forgotten = taken - 2048
+    assert sampler._tree.capacity == 2048
+    assert sampler.update(np.array([forgotten]), np.array([1e9])) == 1
+    assert sampler.draw(50)[1].max() < 0.1
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -1.0, 1e300])

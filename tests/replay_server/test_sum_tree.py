@@ -56,7 +56,7 @@ def test_single_draws_follow_the_weights_within_four_standard_deviations() -> No
     tree = SumTree(4)
     tree.set(np.arange(4), np.array([1.0, 2.0, 3.0, 4.0]))
     rng = np.random.default_rng(0)
-    count = 20_000
+    count = 4_000
     drawn = np.array([tree.draw(1, rng)[0] for _ in range(count)])
     for slot, share in enumerate([0.1, 0.2, 0.3, 0.4]):
         deviation = (count * share * (1 - share)) ** 0.5

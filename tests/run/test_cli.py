@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -61,11 +63,16 @@ def test_every_setting_has_a_flag_with_help(capsys: pytest.CaptureFixture[str]) 
     with pytest.raises(SystemExit) as stopped:
         main(["train", "--help"])
     assert stopped.value.code == 0
-    shown = capsys.readouterr().out
-    for section in ("env", "network", "learner", "replay", "actor", "eval"):
-        for field in dataclasses.fields(getattr(TrainConfig(), section)):
-            assert f"--{section}.{field.name.replace('_', '-')} " in shown
-    assert shown.count("--") < 2 * shown.count("(default: ")
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    names = []
+    for field in dataclasses.fields(TrainConfig):
+        value = getattr(TrainConfig(), field.name)
+        if dataclasses.is_dataclass(value):
+            names += [f"{field.name}.{inner.name}" for inner in dataclasses.fields(value)]
+        else:
+            names.append(field.name)
+    for name in names:
+        assert re.search(rf"--{name.replace('_', '-')} \S+ (?!\(default)", shown), f"--{name} has no help"
 
 
 @pytest.mark.parametrize(
@@ -108,6 +115,20 @@ def test_a_mistake_is_one_clear_line_and_exit_code_2_and_leaves_nothing(
     assert captured.err.startswith("drqn-dist: error: ")
     assert message in captured.err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_a_typo_is_one_line_on_any_terminal_and_never_a_traceback(encoding: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "drqn_dist.run.cli", "train", "--learner.gama", "1"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONIOENCODING": encoding, "FORCE_COLOR": "1"},
+        check=False,
+    )
+    assert done.returncode == 2
+    expected = "Unrecognized options: --learner.gama, 1; did you mean --learner.gamma?; see drqn-dist train --help"
+    assert done.stderr == f"drqn-dist: error: {expected}\n"
 
 
 def test_a_resumed_run_keeps_its_configuration_and_may_get_new_bounds(tmp_path: Path) -> None:

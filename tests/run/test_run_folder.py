@@ -50,7 +50,7 @@ def test_runs_that_start_in_the_same_second_get_folders_of_their_own(tmp_path: P
 
 def test_config_json_holds_what_the_run_was_and_opens_again(tmp_path: Path) -> None:
     config = _config(tmp_path, stop_at_return=18.0)
-    run = create_run(config, ["drqn-dist", "train", "--seed", "1"])
+    run = create_run(config, ["/somewhere/bin/drqn-dist", "train", "--seed", "1"])
     description = json.loads((run.path / "config.json").read_text())
     assert description["command_line"] == ["drqn-dist", "train", "--seed", "1"]
     assert {"python", "drqn-dist", "torch", "ray", "gymnasium", "ale-py"} <= description["versions"].keys()
@@ -86,7 +86,7 @@ def test_a_run_folder_that_cannot_be_made_leaves_nothing_behind(tmp_path: Path) 
 
 
 def test_a_failure_after_the_folder_was_made_removes_it_and_its_new_parents(tmp_path: Path) -> None:
-    # The name fits (240 + 15 of time and the like would not), but its parent is made first.
+    # The folder's name is longer than file systems allow, which shows only after its parents were made.
     config = _config(tmp_path / "new" / "runs", preset="p" * 250)
     with pytest.raises(RunFolderError, match="too long"):
         create_run(config, [])

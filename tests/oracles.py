@@ -1,0 +1,173 @@
+"""The slow obvious way: episodes as plain lists, networks stepped once per step, targets in Python floats."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from drqn_dist.config import TrainConfig
+from drqn_dist.network.q_network import NetworkInput, QNetwork
+
+
+@dataclass(eq=False)
+class PlainEpisode:
+    """All of an episode: E + 1 observations, E actions and rewards; without an end while it goes on."""
+
+    observations: list[npt.NDArray[Any]]
+    actions: list[int] = field(default_factory=list)
+    rewards: list[float] = field(default_factory=list)
+    terminated: bool = False
+    truncated: bool = False
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.actions)
+
+    @property
+    def ended(self) -> bool:
+        return self.terminated or self.truncated
+
+
+def stack_at(episode: PlainEpisode, step: int, stack_frames: int) -> npt.NDArray[Any]:
+    """The last `stack_frames` observations, oldest first; before its start an episode shows its first one."""
+    return np.concatenate([episode.observations[max(0, step - back)] for back in reversed(range(stack_frames))])
+
+
+def input_at(episode: PlainEpisode, step: int, stack_frames: int) -> NetworkInput:
+    """What the network sees at one step, as a batch of one."""
+    return NetworkInput(
+        torch.from_numpy(stack_at(episode, step, stack_frames))[None],
+        torch.tensor([episode.actions[step - 1] if step else -1]),
+        torch.tensor([episode.rewards[step - 1] if step else 0.0]),
+    )
+
+
+Steps = tuple[dict[int, list[float]], dict[int, Tensor]]
+
+
+def step_through(
+    network: QNetwork, episode: PlainEpisode, steps: range, state: Tensor, stack_frames: int
+) -> Steps:
+    """Q values of each of these steps and the state before it, one `network.step` at a time.
+
+    The final observation counts as a step here: it has Q values too.
+    """
+    q_values, states = {}, {}
+    with torch.no_grad():
+        for step in steps:
+            states[step] = state
+            q, state = network.step(input_at(episode, step, stack_frames), state)
+            q_values[step] = q[0].tolist()
+    return q_values, states
+
+
+@functools.lru_cache(maxsize=64)
+def step_through_all(network: QNetwork, episode: PlainEpisode, stack_frames: int) -> Steps:
+    """All steps of an episode from the zero state; remembered, so neither may change afterwards."""
+    return step_through(network, episode, range(len(episode.observations)), network.initial_state(1), stack_frames)
+
+
+def h(x: float) -> float:
+    """Pohlen et al. 2018, as printed there."""
+    return math.copysign(math.sqrt(abs(x) + 1) - 1, x) + 1e-3 * x
+
+
+def h_inverse(y: float) -> float:
+    """Pohlen et al. 2018, Proposition A.2, as printed there."""
+    eps = 1e-3
+    return math.copysign(((math.sqrt(1 + 4 * eps * (abs(y) + 1 + eps)) - 1) / (2 * eps)) ** 2 - 1, y)
+
+
+def n_step_return(
+    rewards: Sequence[float], values: dict[int, float], step: int, n: int, gamma: float, terminated: bool
+) -> float:
+    """The return from `step` of an episode whose rewards are all given; `values[len(rewards)]` is the last one's."""
+    total = 0.0
+    for k in range(n):
+        total += gamma**k * rewards[step + k]
+        if step + k + 1 == len(rewards):
+            return total if terminated else total + gamma ** (k + 1) * values[len(rewards)]
+    return total + gamma**n * values[step + n]
+
+
+def window_errors(
+    config: TrainConfig, network: QNetwork, target: QNetwork, episode: PlainEpisode, start: int
+) -> tuple[list[float], list[float]]:
+    """Q values of the taken actions and y - q of each step that the window at `start` trains."""
+    learner, stack = config.learner, config.env.stack_frames
+    first = max(0, start - learner.burn_in_steps)
+    seen = range(first, min(start + learner.unroll_steps + learner.n_step, len(episode.observations)))
+    if learner.stored_state:
+        online, states = step_through_all(network, episode, stack)
+        state = states[first]
+    else:
+        state = network.initial_state(1)
+        online, _ = step_through(network, episode, seen, state, stack)
+    frozen, _ = step_through(target, episode, seen, state, stack)
+    forward, inverse = (h, h_inverse) if learner.rescale_values else (float, float)
+    values = {}
+    for step, row in frozen.items():
+        best = int(np.argmax(online[step] if learner.double_q else row))
+        values[step] = inverse(row[best])
+    rewards = [float(np.sign(r)) if learner.clip_rewards else r for r in episode.rewards]
+    q_taken, errors = [], []
+    for step in range(start, min(start + learner.unroll_steps, episode.num_steps)):
+        q = online[step][episode.actions[step]]
+        y = forward(n_step_return(rewards, values, step, learner.n_step, learner.gamma, episode.terminated))
+        q_taken.append(q)
+        errors.append(y - q)
+    return q_taken, errors
+
+
+def fragment_priorities(
+    config: TrainConfig, network: QNetwork, episode: PlainEpisode, first: int, end: int
+) -> list[float]:
+    """Initial priorities of the windows that start in the fragment [first, end): the actor knows no later step."""
+    learner, eta = config.learner, config.replay.priority_eta
+    forward, inverse = (h, h_inverse) if learner.rescale_values else (float, float)
+    q_values, _ = step_through_all(network, episode, config.env.stack_frames)
+    values = {step: inverse(max(row)) for step, row in q_values.items()}
+    rewards = [float(np.sign(r)) if learner.clip_rewards else r for r in episode.rewards[:end]]
+    terminated = episode.terminated and end == episode.num_steps
+    priorities = []
+    for start in range(first, end, config.window.stride):
+        errors = []
+        for step in range(start, min(start + learner.unroll_steps, end)):
+            y = forward(n_step_return(rewards, values, step, learner.n_step, learner.gamma, terminated))
+            errors.append(abs(y - q_values[step][episode.actions[step]]))
+        priorities.append(eta * max(errors) + (1 - eta) * sum(errors) / len(errors) + 1e-3)
+    return priorities
+
+
+def read_window(config: TrainConfig, episode: PlainEpisode, start: int) -> dict[str, npt.NDArray[Any]]:
+    """One row of a WindowBatch, cell by cell, without state, ids and probabilities."""
+    shape, stack, final = config.window, config.env.stack_frames, episode.num_steps
+    main = shape.unroll + shape.n_step
+    burn_in = min(shape.burn_in, start)
+    blank = np.zeros_like(stack_at(episode, 0, stack))
+    observations = [blank] * shape.total
+    last_actions, last_rewards = [-1] * shape.total, [0.0] * shape.total
+    cells = [(column, start - burn_in + column) for column in range(burn_in)]
+    cells += [(shape.burn_in + k, start + k) for k in range(main) if start + k <= final]
+    for column, step in cells:
+        observations[column] = stack_at(episode, step, stack)
+        last_actions[column] = episode.actions[step - 1] if step else -1
+        last_rewards[column] = episode.rewards[step - 1] if step else 0.0
+    inside = [start + k < final for k in range(main)]
+    return {
+        "observations": np.stack(observations),
+        "last_actions": np.array(last_actions),
+        "last_rewards": np.array(last_rewards, np.float32),
+        "actions": np.array([episode.actions[start + k] if inside[k] else 0 for k in range(main)]),
+        "rewards": np.array([episode.rewards[start + k] if inside[k] else 0 for k in range(main)], np.float32),
+        "mask": np.array(inside[: shape.unroll], np.float32),
+        "burn_in_lengths": np.array(burn_in),
+    }
