@@ -14,7 +14,8 @@ def derive_seed(
 ) -> int:
     """A seed in [0, 2^30) for one part of the run, for example actor 3 in its second incarnation.
 
-    Hashed by NumPy's SeedSequence, so that neighbouring seeds or indices give unrelated streams.
+    Hashed by NumPy's SeedSequence, so that neighbouring seeds or indices give unrelated streams. It takes no notice
+    of zeros at the end: give each use of a part the same number of indices, or another first one.
     """
     entropy = [seed, _PARTS.index(part), *indices]
     return int(np.random.SeedSequence(entropy).generate_state(1)[0]) % 2**30

@@ -53,9 +53,7 @@ def input_at(episode: PlainEpisode, step: int, stack_frames: int) -> NetworkInpu
 Steps = tuple[dict[int, list[float]], dict[int, Tensor]]
 
 
-def step_through(
-    network: QNetwork, episode: PlainEpisode, steps: range, state: Tensor, stack_frames: int
-) -> Steps:
+def step_through(network: QNetwork, episode: PlainEpisode, steps: range, state: Tensor, stack_frames: int) -> Steps:
     """Q values of each of these steps and the state before it, one `network.step` at a time.
 
     The final observation counts as a step here: it has Q values too.

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from drqn_dist.config import NetworkConfig
+from drqn_dist.errors import EnvError
 from drqn_dist.interfaces import EnvSpec
 from drqn_dist.network.core import Core
 from drqn_dist.network.head import make_head
@@ -39,14 +40,20 @@ class QNetwork(nn.Module):
     def __init__(self, config: NetworkConfig, spec: EnvSpec, stack_frames: int) -> None:
         """
         Raises:
-            EnvError: the torso does not fit the observations.
+            EnvError: the torso, or centring, does not fit the observations.
         """
         super().__init__()
         shape = spec.observation_shape
         self.num_actions = spec.num_actions
         self.uses_last_action_and_reward = config.last_action_and_reward
-        self.precision = config.precision
+        # The article's core is also its head, and heads stay in fp32.
+        self.precision = "fp32" if config.head == "gru_q" else config.precision
         self.torso = make_torso(config, (shape[0] * stack_frames, *shape[1:]))
+        if config.center_pixels and not isinstance(self.torso, ConvTorso):
+            raise EnvError(
+                "network.center_pixels needs images and a convolutional torso, but observations of shape "
+                f"{list(shape)} go to an MLP here; set it to false"
+            )
         extra = spec.num_actions + 1 if config.last_action_and_reward else 0
         units = spec.num_actions if config.head == "gru_q" else config.core_units
         self.core = Core(config.core, config.torso_units + extra, units)

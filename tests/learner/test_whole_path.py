@@ -142,9 +142,7 @@ def check_end(config: TrainConfig, batch: WindowBatch, row: int, place: Place, p
             assert left > n or (left == n and not batch.terminated[row])
 
 
-def check_state(
-    config: TrainConfig, batch: WindowBatch, row: int, place: Place, played: Played, network: Any
-) -> None:
+def check_state(config: TrainConfig, batch: WindowBatch, row: int, place: Place, played: Played, network: Any) -> None:
     first = place.start - int(batch.burn_in_lengths[row])
     state = network.initial_state(1)
     if config.learner.stored_state:

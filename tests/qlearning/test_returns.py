@@ -17,7 +17,12 @@ def targets(
     """Of one window whose first step has `left` steps left."""
     steps_left = left - torch.arange(len(rewards))
     out: Tensor = n_step_targets(
-        torch.tensor([rewards]), torch.tensor([values]), steps_left[None], torch.tensor([terminated]), n, gamma
+        torch.tensor([rewards], dtype=torch.float32),
+        torch.tensor([values], dtype=torch.float32),
+        steps_left[None],
+        torch.tensor([terminated]),
+        n,
+        gamma,
     )
     return [float(x) for x in out[0]]
 

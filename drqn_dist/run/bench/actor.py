@@ -77,6 +77,8 @@ def _pinned(cores: int) -> Iterator[None]:
     """Keeps this thread, and those it starts, on so many cores (where the system offers that)."""
     threads = torch.get_num_threads()
     before = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+    # OpenMP's threads stay for ever where they were started: none may start here that a later bench would use.
+    torch.set_num_threads(cores)
     if before is not None:
         os.sched_setaffinity(0, sorted(before)[-cores:])  # the first one serves most interrupts
     try:
