@@ -111,9 +111,10 @@ class Actor:
         pulled = time.perf_counter()
         decision = self.policy.act(self._observations, self._begins, self._rewards, self._epsilons())
         acted = time.perf_counter()
+        version = max(self._version, 0)  # until the first weights come, those of no update at all
         fragments = [
             builder.observe(
-                self._observations[i], decision.q_values[i], decision.states[:, i], bool(self._begins[i]), self._version
+                self._observations[i], decision.q_values[i], decision.states[:, i], bool(self._begins[i]), version
             )
             for i, builder in enumerate(self._builders)
         ]

@@ -61,14 +61,14 @@ class FragmentBuilder:
             q_values: float32 [A] of this observation.
             state: float32 [S, H] before it.
             begins: it is an episode's first observation.
-            weight_version: of the policy that gave `q_values`.
+            weight_version: of the policy that gave `q_values` and takes the next step.
         """
         fragment = None
         self._observations[self._length] = observation
         self._q_greedy[self._length] = q_values.max()
         ended = self._terminated or self._truncated
         if ended or self._length == self._shape.fragment:
-            fragment = self._finish(weight_version)
+            fragment = self._finish()
             self._first_step += self._length
             self._restart(observation, q_values)
         if begins:
@@ -77,7 +77,7 @@ class FragmentBuilder:
             self._restart(observation, q_values)
         if self._learner.stored_state and state.size and self._shape.needs_state_at(self._first_step + self._length):
             self._states[self._length] = state.copy()
-        self._q_row = q_values
+        self._q_row, self._weight_version = q_values, weight_version
         return fragment
 
     def add(self, action: int, reward: float, terminated: bool, truncated: bool) -> None:
@@ -95,7 +95,7 @@ class FragmentBuilder:
         self._observations[0] = observation
         self._q_greedy[0] = q_values.max()
 
-    def _finish(self, weight_version: int) -> Fragment:
+    def _finish(self) -> Fragment:
         length = self._length
         fragment = Fragment(
             observations=self._observations[: length + 1].copy(),
@@ -108,7 +108,7 @@ class FragmentBuilder:
             env_id=self._env_id,
             episode_id=self._episode_id,
             sequence_no=self._sequence_no,
-            weight_version=weight_version,
+            weight_version=self._weight_version,
             priorities=self._priorities(),
             states={step: state for step, state in self._states.items() if step < length},
         )
@@ -141,7 +141,6 @@ class FragmentBuilder:
         td = h.apply(targets[0]) - torch.from_numpy(self._q_taken[:length])
         windows = -(-length // shape.stride)
         padded = torch.zeros(2, (windows - 1) * shape.stride + shape.unroll)
-        reach = min(length, padded.shape[1])
-        padded[0, :reach], padded[1, :reach] = td[:reach], 1.0
+        padded[0, :length], padded[1, :length] = td, 1.0
         errors, mask = padded.unfold(1, shape.unroll, shape.stride)
         return mixed_priority(errors, mask, self._eta).numpy()

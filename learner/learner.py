@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from drqn_dist.config import TrainConfig
-from drqn_dist.errors import CheckpointError, DrqnError
+from drqn_dist.errors import CheckpointError, ConfigError, DrqnError
 from drqn_dist.interfaces import EnvSpec, PrioritySink
 from drqn_dist.qlearning.priority import importance_weights, mixed_priority
 from learner.batch_loader import BatchSource, TensorBatch
@@ -44,10 +44,20 @@ class LearnerStats:
 
 
 def resolve_device(name: str) -> torch.device:
-    """auto → cuda where there is one, else cpu."""
+    """auto → cuda where there is one, else cpu.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
+    kind, _, index = name.partition(":")
+    if name != "cpu" and (kind != "cuda" or (index and not index.isdecimal())):
+        raise ConfigError(f"learner.device is {name!r}, but must be auto, cpu, cuda or cuda:N")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"learner.device is {name!r}, but {torch.cuda.device_count()} GPUs are here; use auto or cpu")
+    return device
 
 
 class Learner:
@@ -76,7 +86,7 @@ class Learner:
         """Trains on one batch.
 
         Raises:
-            DrqnError: the loss is not finite; the weights are those before this batch.
+            DrqnError: training has diverged (noticed one update later on a GPU).
         """
         start = time.perf_counter()
         batch = self._batches.next()
@@ -99,14 +109,13 @@ class Learner:
         return self.take_stats()
 
     def take_stats(self) -> LearnerStats:
-        """Statistics since the last call."""
+        """Statistics since the last call.
+
+        Raises:
+            DrqnError: training has diverged.
+        """
         count = self.state.updates - self._stats_from
-        sums = (self._sums / max(count, 1)).tolist() if count else [float("nan")] * 4
-        if count and not np.isfinite(sums).all():
-            raise DrqnError(
-                f"training diverged before update {self.state.updates:,}: loss {sums[0]}, |td| {sums[1]}, q {sums[2]}, "
-                f"gradient norm {sums[3]}; lower learner.learning_rate, or resume from an earlier checkpoint"
-            )
+        sums = self._means() if count else [float("nan")] * 4
         stats = LearnerStats(
             updates=self.state.updates,
             new_updates=count,
@@ -123,8 +132,13 @@ class Learner:
         return stats
 
     def save(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors and JSON-able facts for a checkpoint."""
+        """Tensors and JSON-able facts for a checkpoint.
+
+        Raises:
+            DrqnError: training has diverged; such weights are not worth keeping.
+        """
         self._send_priorities()
+        self._means()
         return self.state.to_tensors(), {"updates": self.state.updates, "inserted_steps": self._inserted_steps}
 
     def load(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
@@ -134,10 +148,11 @@ class Learner:
             CheckpointError: it belongs to another network or optimizer.
         """
         try:
-            updates, self._inserted_steps = int(meta["updates"]), int(meta["inserted_steps"])
+            updates, inserted_steps = int(meta["updates"]), int(meta["inserted_steps"])
         except KeyError as error:
             raise CheckpointError(f"the checkpoint lacks {error}; it was not written by a learner") from error
         self.state.load_tensors(tensors, updates)
+        self._inserted_steps = inserted_steps
         self._reset_stats()
         self._publisher.publish(self.state.network, updates)
 
@@ -168,8 +183,26 @@ class Learner:
     def _send_priorities(self) -> None:
         if self._pending is not None and self._config.replay.prioritized:
             ids, values = self._pending
-            self._priorities.update_priorities(ids, values.double().cpu().numpy())
+            priorities = values.double().cpu().numpy()
+            if not np.isfinite(priorities).all():
+                raise self._diverged()
+            self._priorities.update_priorities(ids, priorities)
         self._pending = None
+
+    def _means(self) -> list[float]:
+        """Loss, |td|, q and gradient norm, averaged over the updates since the last statistics."""
+        if not torch.isfinite(self._sums).all():
+            raise self._diverged()
+        means: list[float] = (self._sums / max(1, self.state.updates - self._stats_from)).tolist()
+        return means
+
+    def _diverged(self) -> DrqnError:
+        loss, td_error, q_value, norm = self._sums.tolist()
+        return DrqnError(
+            f"training diverged before update {self.state.updates:,}: since the last statistics the sums are loss "
+            f"{loss:g}, |td| {td_error:g}, q {q_value:g}, gradient norm {norm:g}; lower learner.learning_rate, or "
+            "resume from an earlier checkpoint"
+        )
 
     def _clip(self) -> Tensor:
         """Clips the gradients; answers their global norm before."""
@@ -183,7 +216,7 @@ class Learner:
         return norm
 
     def _center(self, batch: TensorBatch) -> None:
-        """Measures the mean picture on the first batch, for both networks, and tells the actors."""
+        """Measures the mean picture on the first batch, for both networks; actors get it with the next weights."""
         images = batch.inputs.observations[:, self._config.learner.burn_in_steps :][:, : batch.mask.shape[1]]
         self.state.network.center_pixels(images[batch.mask > 0])
         self.state.target.load_state_dict(self.state.network.state_dict())

@@ -26,9 +26,7 @@ class TdLoss(NamedTuple):
     """float32 [B, T], detached."""
 
 
-def td_loss(
-    network: QNetwork, target: QNetwork, batch: TensorBatch, config: LearnerConfig, weights: Tensor
-) -> TdLoss:
+def td_loss(network: QNetwork, target: QNetwork, batch: TensorBatch, config: LearnerConfig, weights: Tensor) -> TdLoss:
     """Importance-weighted TD loss, averaged over the trained steps.
 
     q = Q_θ(s_t)[a_t];  a* = argmax Q_θ(s_{t+m});  y = h(Σ_{k<m} γ^k r_{t+k} + γ^m h⁻¹(Q_θ̄(s_{t+m})[a*]))

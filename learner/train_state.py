@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -12,6 +10,10 @@ from drqn_dist.errors import CheckpointError
 from drqn_dist.interfaces import EnvSpec
 from drqn_dist.network.q_network import QNetwork
 from drqn_dist.seeding import derive_seed
+
+
+_SLOTS = {"adam": ("step", "exp_avg", "exp_avg_sq"), "rmsprop": ("step", "square_avg")}
+"""What each optimizer keeps of a parameter."""
 
 
 class TrainState:
@@ -24,6 +26,7 @@ class TrainState:
         self.target.load_state_dict(self.network.state_dict())
         self.target.requires_grad_(False)
         self.optimizer = _optimizer(self.network, config.learner)
+        self._slots = _SLOTS[config.learner.optimizer]
         self.updates = 0
 
     def to_tensors(self) -> dict[str, Tensor]:
@@ -38,21 +41,43 @@ class TrainState:
         """The inverse of `to_tensors`.
 
         Raises:
-            CheckpointError: the tensors belong to another network; nothing was changed then.
+            CheckpointError: the tensors belong to another network or optimizer; nothing was changed then.
         """
-        load_network(self.network, tensors, "network.")
-        load_network(self.target, tensors, "target.")
-        state: dict[int, dict[str, Any]] = {}
-        for name, value in tensors.items():
-            if name.startswith("optimizer."):
-                _, index, slot = name.split(".")
-                state.setdefault(int(index), {})[slot] = value.clone()
+        network = _network_part(self.network, tensors, "network.")
+        target = _network_part(self.target, tensors, "target.")
+        moments = self._optimizer_part(tensors)
+        self.network.load_state_dict(network)
+        self.target.load_state_dict(target)
         groups = self.optimizer.state_dict()["param_groups"]
-        try:
-            self.optimizer.load_state_dict({"state": state, "param_groups": groups})
-        except (ValueError, KeyError) as error:
-            raise CheckpointError(f"the checkpoint's optimizer does not fit this run: {error}") from error
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         self.updates = updates
+
+    def _optimizer_part(self, tensors: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+        parameters = list(self.network.parameters())
+        wanted = {
+            f"optimizer.{index}.{slot}": (index, slot) for index in range(len(parameters)) for slot in self._slots
+        }
+        mine = {name: t for name, t in tensors.items() if name.startswith("optimizer.")}
+        if mine and mine.keys() != wanted.keys():  # there are none before the first update
+            name = sorted(mine.keys() ^ wanted.keys())[0]
+            raise CheckpointError(
+                f"the checkpoint belongs to another optimizer: {name} is in only one of the two; "
+                "use the configuration that it was written with"
+            )
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in mine.items():
+            index, slot = wanted[name]
+            like = parameters[index]
+            if slot != "step":
+                if tensor.shape != like.shape:
+                    raise CheckpointError(
+                        f"the checkpoint belongs to another network: {name} has shape {tuple(tensor.shape)} there and "
+                        f"{tuple(like.shape)} here; use the configuration that it was written with"
+                    )
+                # The fused optimizer walks through memory: moments must lie there in the order of their parameter.
+                tensor = torch.empty_like(like, requires_grad=False).copy_(tensor)
+            moments.setdefault(index, {})[slot] = tensor.clone()
+        return moments
 
 
 def load_network(network: QNetwork, tensors: dict[str, Tensor], prefix: str) -> None:
@@ -61,6 +86,10 @@ def load_network(network: QNetwork, tensors: dict[str, Tensor], prefix: str) -> 
     Raises:
         CheckpointError: names or shapes differ; nothing was changed then.
     """
+    network.load_state_dict(_network_part(network, tensors, prefix))
+
+
+def _network_part(network: QNetwork, tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     mine = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
     wanted = network.state_dict()
     if mine.keys() != wanted.keys():
@@ -75,7 +104,7 @@ def load_network(network: QNetwork, tensors: dict[str, Tensor], prefix: str) -> 
                 f"the checkpoint belongs to another network: {name} has shape {tuple(mine[name].shape)} there and "
                 f"{tuple(tensor.shape)} here; use the configuration that it was written with"
             )
-    network.load_state_dict(mine)
+    return mine
 
 
 def _optimizer(network: QNetwork, config: LearnerConfig) -> torch.optim.Optimizer:

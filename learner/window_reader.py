@@ -83,6 +83,11 @@ class WindowReader:
                     f"{fragment.observations.shape[1:]}, but this run's environment gives "
                     f"{self._spec.observation_dtype} {self._spec.observation_shape}"
                 )
+            if int(fragment.actions.max()) >= self._spec.num_actions:
+                raise FragmentError(
+                    f"a fragment holds action {int(fragment.actions.max())}, but this run's environment has "
+                    f"{self._spec.num_actions} actions"
+                )
         for row, window in enumerate(sample.windows):
             self._read_row(window, fragments, row, out)
         out.ids[:], out.probabilities[:] = sample.ids, sample.probabilities
@@ -94,6 +99,8 @@ class WindowReader:
         chain = _join([fragments[span.fragment] for span in window.spans])
         start = window.unroll_start
         burn_in = shape.burn_in_of(start)
+        out.state[:, row], out.weight_versions[row] = self._state(window, fragments, start - burn_in)
+        out.burn_in_lengths[row] = burn_in
         stop = min(start + shape.unroll + shape.n_step, chain.end + 1)  # behind the last observation
         ends = chain.last.ends_episode
         main = slice(shape.burn_in, shape.burn_in + stop - start)
@@ -118,8 +125,6 @@ class WindowReader:
         out.steps_left[row] = chain.end - (start + np.arange(width)) if ends else width + shape.n_step
         out.terminated[row] = chain.last.terminated
         out.mask[row] = np.arange(shape.unroll) < chain.end - start
-        out.burn_in_lengths[row] = burn_in
-        out.state[:, row], out.weight_versions[row] = self._state(window, fragments, start - burn_in)
 
     def _stack_frames(
         self, chain: _Chain, steps: npt.NDArray[np.int64], out: npt.NDArray[np.uint8] | npt.NDArray[np.float32]
@@ -131,9 +136,7 @@ class WindowReader:
             source = np.maximum(steps - (self._stack - 1 - k), 0) - chain.first
             out[:, k * channels : (k + 1) * channels] = chain.observations[source]
 
-    def _state(
-        self, window: WindowRef, fragments: list[Fragment], step: int
-    ) -> tuple[npt.NDArray[np.float32], int]:
+    def _state(self, window: WindowRef, fragments: list[Fragment], step: int) -> tuple[npt.NDArray[np.float32], int]:
         """The stored state before this episode step, zero if none was stored, and the version behind it."""
         for span in window.spans:
             fragment = fragments[span.fragment]

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -89,6 +90,7 @@ def evaluate_run(run: Path, episodes: int, seed: int = 0, video: Path | None = N
     if episodes < 1:
         raise ConfigError(f"episodes is {episodes}, but must be at least 1")
     agent = load_agent(run)
+    torch.set_num_threads(agent.config.actor.torch_threads)  # more of them only wait for each other in small batches
     if video is not None:  # first, so that a file that cannot be written is known before the long part
         write_video(video, _pictures(agent, seed), describe_single(agent.config.env).steps_per_s)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from drqn_dist.errors import RunFolderError
 
-MIN_SIDE_PX = 480
+TARGET_SIDE_PX = 480
 """Pictures whose shorter side is smaller are enlarged by the largest whole factor that keeps it within this."""
 
 
@@ -53,7 +53,7 @@ def write_video(path: Path, pictures: Iterator[npt.NDArray[np.uint8]], pictures_
 
 
 def _start_ffmpeg(out: Path, height_px: int, width_px: int, pictures_per_s: float) -> subprocess.Popen[bytes]:
-    factor = max(1, MIN_SIDE_PX // min(height_px, width_px))
+    factor = max(1, TARGET_SIDE_PX // min(height_px, width_px))
     # yuv420p halves the colours' resolution, so both sides must be even.
     filters = f"scale=iw*{factor}:ih*{factor}:flags=neighbor,pad=ceil(iw/2)*2:ceil(ih/2)*2"
     raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width_px}x{height_px}", "-r", str(pictures_per_s), "-i", "-"]

@@ -26,15 +26,13 @@ from replay_server.replay import Replay
 
 MAX_STEPS = 100_000
 """The replay measured for speed holds the configured capacity, at most this much."""
-LEARNER_THREADS = 2
-"""The learner that the replay is compared with has this many threads (or more, if so configured)."""
 
 
 def bench_replay(config: TrainConfig, settings: BenchSettings, weights: WeightSnapshot | None = None) -> dict[str, Any]:
     """One full replay in this process and thread, filled with copies of real play.
 
-    A window drawn includes its priority sent back. Windows and the bare learner are measured in turn; `ratio` is
-    windows drawn over windows trained.
+    A window drawn includes its priority sent back. Windows and the bare learner, with the threads
+    it is configured for, are measured in turn; `ratio` is windows drawn over windows trained.
 
     Returns:
         bytes_per_frame (everything stored, per agent step), raw_bytes_per_frame, pushes_per_s, windows_per_s,
@@ -53,12 +51,7 @@ def bench_replay(config: TrainConfig, settings: BenchSettings, weights: WeightSn
     figures.add(raw_bytes_per_frame=raw)
 
     capacity = min(config.replay.capacity_steps, MAX_STEPS)
-    threads = max(config.learner.torch_threads, LEARNER_THREADS)
-    bench_config = replace(
-        config,
-        replay=unblocked(config.replay, capacity),
-        learner=replace(config.learner, torch_threads=threads),
-    )
+    bench_config = replace(config, replay=unblocked(config.replay, capacity))
     replay = make_replay(bench_config)
     supply = copies(payloads, max_bytes)
     fill(replay, supply, capacity)

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from actors.evaluator import Evaluator
+from drqn_dist.config import TrainConfig
+from drqn_dist.interfaces import WeightSnapshot
+from tests.fakes import FakeEnv, Script
+from tests.tiny import VECTOR, make_network, tiny_config
+
+
+def snapshot(config: TrainConfig, seed: int = 0) -> WeightSnapshot:
+    return WeightSnapshot(17, make_network(config, VECTOR, seed).to_vector())
+
+
+CONFIG = tiny_config(eval={"envs": 3, "epsilon": 0.3})
+SCRIPTS = [[Script(2)], [Script(9, "truncated")], [Script(3, "life"), Script(4)]]
+
+
+def test_every_environment_plays_an_equal_share_so_that_short_games_are_not_favoured() -> None:
+    env = FakeEnv(VECTOR, SCRIPTS)
+    result = Evaluator(CONFIG, 7, env).evaluate(snapshot(CONFIG), seed=5)
+    assert result.version == 17
+    assert result.lengths == (2, 2, 2, 9, 9, 7, 7)  # 3 + 2 + 2 games; the last environment's have two lives
+    assert len(result.scores) == 7
+
+
+def test_scores_are_the_unclipped_sums_of_whole_games() -> None:
+    env = FakeEnv(VECTOR, SCRIPTS)
+    result = Evaluator(CONFIG, 3, env).evaluate(snapshot(CONFIG), seed=5)
+    sums = [[sum(e.rewards) for e in episodes] for episodes in env.episodes]
+    assert result.scores == (sums[0][0], sums[1][0], sums[2][0] + sums[2][1])
+
+
+def test_the_same_seed_gives_the_same_scores_even_from_an_evaluator_that_was_used_before() -> None:
+    evaluator = Evaluator(CONFIG, 5, FakeEnv(VECTOR, SCRIPTS))
+    first = evaluator.evaluate(snapshot(CONFIG), seed=5)
+    other = evaluator.evaluate(snapshot(CONFIG), seed=6)
+    assert evaluator.evaluate(snapshot(CONFIG), seed=5) == first
+    assert other.scores != first.scores
+    fresh = Evaluator(CONFIG, 5, FakeEnv(VECTOR, SCRIPTS))
+    assert fresh.evaluate(snapshot(CONFIG), seed=5) == first
+
+
+def test_a_real_environment_gives_the_same_scores_for_the_same_seed_and_plays_the_weights_it_is_given() -> None:
+    config = tiny_config(env={"id": "CartPole-v1"}, network={"torso": "auto"}, eval={"envs": 2})
+    evaluator = Evaluator(config, 4)
+    good = WeightSnapshot(1, evaluator._network.to_vector())
+    still = WeightSnapshot(2, 0 * good.vector)  # always the first action: falls over within a dozen steps
+    first, second = evaluator.evaluate(good, 3), evaluator.evaluate(still, 3)
+    assert evaluator.evaluate(good, 3) == first
+    assert max(second.lengths) < 13
+    assert second.scores == tuple(map(float, second.lengths))
+    evaluator.close()
+
+
+def test_progress_counts_finished_games_up_to_the_number_asked_for() -> None:
+    seen: list[tuple[int, int]] = []
+    Evaluator(CONFIG, 4, FakeEnv(VECTOR, SCRIPTS)).evaluate(snapshot(CONFIG), 0, lambda *counts: seen.append(counts))
+    assert seen[-1] == (4, 4)
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    assert {wanted for _, wanted in seen} == {4}
+
+
+@pytest.mark.parametrize(("envs", "episodes", "expected"), [(0, 5, 5), (0, 100, 32), (8, 3, 3), (2, 5, 2)])
+def test_never_makes_more_environments_than_there_are_episodes(envs: int, episodes: int, expected: int) -> None:
+    config = replace(
+        tiny_config(env={"id": "CartPole-v1"}, network={"torso": "auto"}), eval=replace(CONFIG.eval, envs=envs)
+    )
+    evaluator = Evaluator(config, episodes)
+    assert evaluator._env.num_envs == expected
+    evaluator.close()
+
+
+def test_closes_its_environments() -> None:
+    env = FakeEnv(VECTOR, SCRIPTS)
+    Evaluator(CONFIG, 3, env).close()
+    assert env.closed

@@ -1,0 +1,332 @@
+from __future__ import annotations
+
+from contextlib import nullcontext
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from drqn_dist import checkpoint
+from drqn_dist.config import TrainConfig
+from drqn_dist.errors import CheckpointError, ConfigError, DrqnError
+from drqn_dist.interfaces import EnvSpec
+from drqn_dist.qlearning.priority import importance_weights, mixed_priority
+from learner.batch_loader import TensorBatch
+from learner.learner import Learner, resolve_device
+from learner.loss import td_loss
+from learner.weight_publisher import WeightPublisher
+from tests.fakes import FakePriorities
+from tests.learner.batches import FixedBatches, some_batches
+from tests.tiny import IMAGE, VECTOR, tiny_config
+
+PRIORITIZED = {"prioritized": True, "importance_exponent": 0.6}
+
+
+class Bench:
+    """A learner on fixed batches, and what it answers."""
+
+    def __init__(self, config: TrainConfig, batches: list[TensorBatch], first: int = 0, spec: EnvSpec = VECTOR) -> None:
+        self.batches = batches
+        self.priorities, self.publisher = FakePriorities(), WeightPublisher()
+        self.learner = Learner(config, spec, FixedBatches(batches, first), self.priorities, self.publisher)
+
+    def update(self, times: int = 1) -> None:
+        for _ in range(times):
+            self.learner.update()
+
+    @property
+    def parameters(self) -> list[torch.Tensor]:
+        return [p.detach().clone() for p in self.learner.state.network.parameters()]
+
+
+def bench(count: int = 3, **sections: Any) -> Bench:
+    config = tiny_config(**sections)
+    return Bench(config, some_batches(config, count))
+
+
+def test_the_loss_falls_on_one_batch() -> None:
+    trained = bench(1, learner={"learning_rate": 1e-2, "target_period_updates": 10_000})
+    trained.update()
+    first = trained.learner.take_stats().td_loss
+    trained.update(150)
+    trained.learner.take_stats()
+    trained.update()
+    assert trained.learner.take_stats().td_loss < 0.05 * first
+
+
+@pytest.mark.parametrize("loss", ["huber", "squared"])
+@pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
+@pytest.mark.parametrize(("clip", "at"), [("norm", 0.05), ("norm", 1e6), ("value", 0.003), ("none", 0.001)])
+def test_an_update_is_the_textbooks(loss: str, optimizer: str, clip: str, at: float) -> None:
+    settings = {"loss": loss, "optimizer": optimizer, "clip_gradient": clip, "clip_gradient_at": at}
+    config = tiny_config(
+        learner=settings | {"learning_rate": 1e-2, "optimizer_epsilon": 1e-3, "rmsprop_alpha": 0.9}, replay=PRIORITIZED
+    )
+    trained = Bench(config, some_batches(config, 3))
+    network, target = deepcopy(trained.learner.state.network), trained.learner.state.target
+    moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in network.parameters()]
+    for number, batch in enumerate(trained.batches, start=1):
+        weights = importance_weights(batch.probabilities, batch.population, 0.6)
+        network.zero_grad()
+        td_loss(network, target, batch, config.learner, torch.from_numpy(weights)).loss.backward()  # type: ignore[no-untyped-call]
+        gradients = [p.grad for p in network.parameters() if p.grad is not None]
+        norm = sum(float(g.square().sum()) for g in gradients) ** 0.5
+        for p, g, (mean, square) in zip(network.parameters(), gradients, moments, strict=True):
+            if clip == "norm" and norm > at:
+                g = g * at / norm
+            elif clip == "value":
+                g = g.clamp(-at, at)
+            if optimizer == "adam":
+                mean.mul_(0.9).add_(g, alpha=0.1)
+                square.mul_(0.999).add_(g.square(), alpha=0.001)
+                step = (mean / (1 - 0.9**number)) / ((square / (1 - 0.999**number)).sqrt() + 1e-3)
+            else:
+                square.mul_(0.9).add_(g.square(), alpha=0.1)
+                step = g / (square.sqrt() + 1e-3)
+            p.data -= 1e-2 * step
+        trained.update()
+        assert trained.learner.take_stats().grad_norm == pytest.approx(norm, rel=1e-4)  # before clipping
+        for mine, other in zip(trained.parameters, network.parameters(), strict=True):
+            torch.testing.assert_close(mine, other.detach(), rtol=1e-4, atol=1e-6)
+
+
+def test_the_target_is_copied_every_period_and_stays_as_it_is_in_between() -> None:
+    trained = bench(learner={"target_period_updates": 3, "learning_rate": 1e-2})
+    state = trained.learner.state
+    copies = []
+    for update in range(1, 8):
+        before = state.target.to_vector()
+        trained.update()
+        if update % 3 == 0:
+            copies.append(update)
+            assert (state.target.to_vector() == state.network.to_vector()).all()
+        else:
+            assert (state.target.to_vector() == before).all()
+            assert (state.target.to_vector() != state.network.to_vector()).any()
+    assert copies == [3, 6]
+
+
+def test_weights_are_published_at_the_start_and_every_period() -> None:
+    trained = bench(learner={"publish_period_updates": 3})
+    first = trained.publisher.latest(-1)
+    assert first is not None
+    assert first.version == 0
+    versions = []
+    for _ in range(7):
+        trained.update()
+        snapshot = trained.publisher.latest(-1)
+        assert snapshot is not None
+        versions.append(snapshot.version)
+        if snapshot.version == trained.learner.state.updates:
+            assert (snapshot.vector == trained.learner.state.network.to_vector()).all()
+    assert versions == [0, 0, 3, 3, 3, 6, 6]
+    assert first.version == 0
+
+
+def test_priorities_go_back_to_the_windows_they_belong_to() -> None:
+    trained = bench(replay=PRIORITIZED | {"priority_eta": 0.7})
+    learner = trained.learner
+    expected = []
+    for batch in trained.batches:
+        with torch.no_grad():
+            errors = td_loss(
+                learner.state.network, learner.state.target, batch, tiny_config().learner, torch.ones(4)
+            ).td_errors
+        expected.append((batch.ids.tolist(), mixed_priority(errors, batch.mask, 0.7).tolist()))
+        trained.update()
+    assert [ids.tolist() for ids, _ in trained.priorities.updates] == [ids for ids, _ in expected]
+    for (_, mine), (_, other) in zip(trained.priorities.updates, expected, strict=True):
+        assert mine.dtype == np.float64
+        assert mine.tolist() == pytest.approx(other, rel=1e-5)
+
+
+def test_uniform_replay_gets_no_priorities() -> None:
+    trained = bench()
+    trained.update(3)
+    assert trained.priorities.updates == []
+
+
+def test_statistics_are_means_since_they_were_last_asked_for() -> None:
+    trained = bench(1, replay=PRIORITIZED)
+    (batch,) = trained.batches
+    batch.weight_versions[:] = [0, 0, 1, 3]
+    learner = trained.learner
+    losses, errors, values = [], [], []
+    for _ in range(2):
+        weights = torch.from_numpy(importance_weights(batch.probabilities, batch.population, 0.6))
+        with torch.no_grad():
+            result = td_loss(learner.state.network, learner.state.target, batch, tiny_config().learner, weights)
+        trained_steps = batch.mask > 0
+        losses.append(result.loss.item())
+        errors.append(result.td_errors[trained_steps].abs().mean().item())
+        values.append(result.q_taken[trained_steps].mean().item())
+        trained.update()
+    stats = learner.take_stats()
+    assert (stats.updates, stats.new_updates, stats.inserted_steps) == (2, 2, batch.inserted_steps)
+    assert stats.td_loss == pytest.approx(np.mean(losses), rel=1e-5)
+    assert stats.td_error == pytest.approx(np.mean(errors), rel=1e-5)
+    assert stats.q_value == pytest.approx(np.mean(values), rel=1e-5)
+    assert stats.sample_age == pytest.approx(np.mean([0, (1 + 1 + 0 + 0) / 4]))
+    again = learner.take_stats()
+    assert (again.updates, again.new_updates) == (2, 0)
+    assert np.isnan(again.td_loss)
+
+
+@pytest.mark.parametrize("core", ["gru", "lstm", "none"])
+@pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
+def test_save_and_load_go_on_bit_for_bit_as_if_nothing_had_happened(core: str, optimizer: str, tmp_path: Path) -> None:
+    sections = {
+        "network": {"core": core},
+        "learner": {"optimizer": optimizer, "target_period_updates": 3, "learning_rate": 1e-2},
+        "replay": PRIORITIZED,
+    }
+    batches = some_batches(tiny_config(**sections), 5)
+    straight = Bench(tiny_config(**sections), batches)
+    straight.update(9)
+
+    stopped = Bench(tiny_config(**sections), batches)
+    stopped.update(4)
+    checkpoint.save(tmp_path / "c", *stopped.learner.save())
+    resumed = Bench(tiny_config(**sections, seed=99), batches, first=4)
+    resumed.learner.load(*checkpoint.load(tmp_path / "c"))
+    assert resumed.learner.state.updates == 4
+    snapshot = resumed.publisher.latest(3)
+    assert snapshot is not None
+    assert (snapshot.vector == stopped.learner.state.network.to_vector()).all()
+    resumed.update(5)
+
+    (tensors, meta), (others, other_meta) = straight.learner.save(), resumed.learner.save()
+    assert meta == other_meta
+    assert tensors.keys() == others.keys()
+    for name, tensor in tensors.items():
+        assert torch.equal(tensor, others[name]), name
+    updates = straight.priorities.updates[4:]
+    for (ids, mine), (other_ids, other) in zip(updates, resumed.priorities.updates, strict=True):
+        assert ids.tolist() == other_ids.tolist()
+        assert mine.tolist() == other.tolist()
+
+
+def test_a_checkpoint_of_no_update_can_be_loaded() -> None:
+    trained = bench()
+    resumed = Bench(tiny_config(seed=5), trained.batches)
+    resumed.learner.load(*trained.learner.save())
+    trained.update(2)
+    resumed.update(2)
+    assert (trained.learner.state.network.to_vector() == resumed.learner.state.network.to_vector()).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"network": {"core_units": 9}}, "core.rnn.* has shape"),
+        ({"network": {"core": "lstm"}}, "has shape|is in only one"),
+        ({"network": {"head": "dueling"}}, "is in only one of the two"),
+        ({"network": {"core": "none"}}, "is in only one of the two"),
+        ({"learner": {"optimizer": "rmsprop"}}, "optimizer"),
+    ],
+)
+def test_a_checkpoint_of_another_network_or_optimizer_is_refused_and_changes_nothing(
+    change: dict[str, Any], message: str
+) -> None:
+    other = bench()
+    other.update(2)
+    mine = Bench(tiny_config(**change, seed=3), [])
+    before = mine.learner.save()
+    with pytest.raises(CheckpointError, match=message):
+        mine.learner.load(*other.learner.save())
+    after = mine.learner.save()
+    assert after[1] == before[1]
+    assert after[0].keys() == before[0].keys()
+    assert all(torch.equal(after[0][name], tensor) for name, tensor in before[0].items())
+
+
+@pytest.mark.parametrize("lost", ["target.head.bias", "optimizer.0.exp_avg"])
+def test_an_incomplete_checkpoint_is_refused_and_changes_nothing(lost: str) -> None:
+    other = bench()
+    other.update(2)
+    tensors, meta = other.learner.save()
+    del tensors[lost]
+    mine = Bench(tiny_config(seed=3), other.batches)
+    before = mine.learner.save()
+    with pytest.raises(CheckpointError, match=r"belongs to another (network|optimizer)"):
+        mine.learner.load(tensors, meta)
+    after = mine.learner.save()
+    assert all(torch.equal(after[0][name], tensor) for name, tensor in before[0].items())
+    mine.update(2)
+
+
+def test_a_checkpoint_without_its_facts_is_refused() -> None:
+    trained = bench()
+    tensors, meta = trained.learner.save()
+    del meta["updates"]
+    with pytest.raises(CheckpointError, match="lacks 'updates'"):
+        trained.learner.load(tensors, meta)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("replay", [{}, PRIORITIZED])
+def test_a_loss_that_is_not_finite_stops_training_before_it_is_reported_or_saved(
+    value: float, replay: dict[str, Any]
+) -> None:
+    trained = bench(2, replay=replay, learner={"clip_rewards": False})
+    trained.update()
+    trained.batches[1].rewards[:, 0] = value
+    with pytest.raises(DrqnError, match=r"diverged") if replay else nullcontext():
+        trained.update()
+    with pytest.raises(DrqnError, match=r"diverged before update 2.*lower learner.learning_rate"):
+        trained.learner.save()
+    with pytest.raises(DrqnError, match="diverged before update 2"):
+        trained.learner.take_stats()
+    assert all(np.isfinite(values).all() for _, values in trained.priorities.updates)
+
+
+def centred(burn_in_steps: int = 0, seed: int = 0) -> tuple[TrainConfig, list[TensorBatch]]:
+    config = tiny_config(
+        network={"torso": "small", "center_pixels": True}, learner={"burn_in_steps": burn_in_steps}, seed=seed
+    )
+    return config, some_batches(config, 2, IMAGE)
+
+
+def test_pixels_are_centred_once_by_the_trained_steps_of_the_first_batch() -> None:
+    config, batches = centred(burn_in_steps=2)
+    trained = Bench(config, batches, spec=IMAGE)
+    trained.update(2)
+    pictures = [batches[0].inputs.observations[row, 2 + k].float() for row, k in batches[0].mask.nonzero().tolist()]
+    assert 0 < len(pictures) < batches[0].mask.numel()
+    expected = sum(pictures) / len(pictures)
+    for network in (trained.learner.state.network, trained.learner.state.target):
+        torch.testing.assert_close(network.state_dict()["torso.convolutions.0.mean"], expected)
+        assert network.state_dict()["torso.convolutions.0.scale"].item() == pytest.approx(1 / 40)
+
+
+def test_the_centre_is_part_of_the_checkpoint_and_is_not_measured_again() -> None:
+    config, batches = centred()
+    trained = Bench(config, batches, spec=IMAGE)
+    trained.update()
+    resumed = Bench(centred(seed=4)[0], batches, first=1, spec=IMAGE)
+    resumed.learner.load(*trained.learner.save())
+    trained.update()
+    resumed.update()
+    assert (trained.learner.state.network.to_vector() == resumed.learner.state.network.to_vector()).all()
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:first", ""])
+def test_an_unknown_device_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"learner.device is '{name}'.*auto, cpu, cuda"):
+        resolve_device(name)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_gpu_that_is_not_there_is_refused_and_auto_takes_the_cpu() -> None:
+    with pytest.raises(ConfigError, match="learner.device is 'cuda:0', but 0 GPUs are here"):
+        resolve_device("cuda:0")
+    assert resolve_device("auto") == resolve_device("cpu") == torch.device("cpu")
+
+
+def test_run_trains_for_about_the_time_it_is_given() -> None:
+    stats = bench().learner.run(0.05)
+    assert stats.new_updates == stats.updates > 0
+    assert 0 <= stats.wait_s < stats.train_s
