@@ -75,15 +75,15 @@ class Actor:
         self._config = config
         self._sink, self._weights = sink, weights
         n = config.actor.envs_per_actor
-        stream = (config.seed, "actor", index, incarnation)
-        self._env = env or make_batch_env(config.env, n, config.actor.env_threads, derive_seed(*stream))
+        self._env = env or make_batch_env(
+            config.env, n, config.actor.env_threads, derive_seed(config.seed, "actor", index, incarnation)
+        )
         spec = self._env.spec
         # The first pull replaces these random weights; their seed matters only until then.
         torch.manual_seed(derive_seed(config.seed, "network"))
         network = QNetwork(config.network, spec, config.env.stack_frames)
-        self.policy = RecurrentPolicy(
-            network, spec, config.env.stack_frames, n, np.random.default_rng(derive_seed(*stream, 1))
-        )
+        rng = np.random.default_rng(derive_seed(config.seed, "actor", index, incarnation, 1))
+        self.policy = RecurrentPolicy(network, spec, config.env.stack_frames, n, rng)
         self._builders = [FragmentBuilder(config, spec, index, i, incarnation) for i in range(n)]
         self._rungs = epsilon_ladder(
             index * n, n, config.total_envs, config.actor.epsilon_low, config.actor.epsilon_high

@@ -194,6 +194,9 @@ class ReplayConfig:
     """Exponent on priorities (PER: 0.6, R2D2: 0.9)."""
     priority_eta: float = 0.9
     """A window's priority is eta * max|td| + (1 - eta) * mean|td| (R2D2: 0.9)."""
+    initial_priority: Literal["actor", "largest"] = "actor"
+    """New windows enter with the actor's own estimate (Ape-X, R2D2), or with the largest priority of late (PER), which
+    draws each of them soon and so learns more from fresh experience."""
     importance_exponent: float = 0.4
     """Exponent of the importance weights (PER: 0.4 to 1, R2D2: 0.6); 0 turns them off."""
     max_fragment_bytes: int = 64 * 1024**2

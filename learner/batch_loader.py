@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from types import TracebackType
@@ -108,6 +109,7 @@ class PrefetchLoader:
             self._free.put(reader.empty(windows))
         self._ready: queue.SimpleQueue[tuple[WindowBatch, TensorBatch] | BaseException] = queue.SimpleQueue()
         self._in_use: WindowBatch | None = None
+        self._next: tuple[WindowBatch, TensorBatch] | BaseException | None = None
         self._stopped = threading.Event()
         self._threads = [
             threading.Thread(target=self._work, name=f"batch-loader-{i}", daemon=True) for i in range(threads)
@@ -120,12 +122,25 @@ class PrefetchLoader:
         if self._in_use is not None:
             self._free.put(self._in_use)
             self._in_use = None
-        item = self._ready.get()
+        item, self._next = self._next or self._ready.get(), None
         if isinstance(item, BaseException):
             self._ready.put(item)  # every later call fails alike, and none hangs
             raise item
         self._in_use, batch = item
+        if self._device.type == "cuda":
+            # Its memory belongs to the loader's stream, which must not reuse it while the learner's still reads.
+            stream = torch.cuda.current_stream(self._device)
+            for tensor in (*batch.inputs, *batch):
+                if isinstance(tensor, Tensor):
+                    tensor.record_stream(stream)
         return batch
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether, after at most this long, `next` would answer at once. Called from the thread that calls `next`."""
+        if self._next is None:
+            with contextlib.suppress(queue.Empty):
+                self._next = self._ready.get(timeout=timeout_s)
+        return self._next is not None
 
     @property
     def ready(self) -> int:
@@ -142,7 +157,9 @@ class PrefetchLoader:
 
     def _work(self) -> None:
         try:
-            stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
+            stream = None
+            if self._device.type == "cuda":
+                stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
             while not self._stopped.is_set():
                 buffer = self._free.get()
                 if self._stopped.is_set():

@@ -21,6 +21,10 @@ from learner.train_state import TrainState
 from learner.weight_publisher import WeightPublisher
 
 
+CENTER_BATCHES = 16
+"""Batches whose mean picture `network.center_pixels` subtracts; one alone shows too few situations."""
+
+
 @dataclass(frozen=True)
 class LearnerStats:
     """What the learner did since it was last asked; means over its updates, NaN without any."""
@@ -92,7 +96,7 @@ class Learner:
         batch = self._batches.next()
         self._wait_s += time.perf_counter() - start
         if self.state.updates == 0 and self._config.network.center_pixels:
-            self._center(batch)
+            batch = self._center(batch)
         self._train(batch)
         updates = self.state.updates
         if updates % self._config.learner.target_period_updates == 0:
@@ -215,11 +219,24 @@ class Learner:
             torch.nn.utils.clip_grad_value_(self._parameters, config.clip_gradient_at)
         return norm
 
-    def _center(self, batch: TensorBatch) -> None:
-        """Measures the mean picture on the first batch, for both networks; actors get it with the next weights."""
-        images = batch.inputs.observations[:, self._config.learner.burn_in_steps :][:, : batch.mask.shape[1]]
-        self.state.network.center_pixels(images[batch.mask > 0])
+    def _center(self, batch: TensorBatch) -> TensorBatch:
+        """Measures the mean picture on the first batches, for both networks; actors get it with the next weights.
+
+        Returns:
+            the last batch drawn, to be trained on.
+        """
+        pictures = 0
+        total = torch.zeros(batch.inputs.observations.shape[2:], device=self._device)
+        for left in reversed(range(CENTER_BATCHES)):
+            images = batch.inputs.observations[:, self._config.learner.burn_in_steps :][:, : batch.mask.shape[1]]
+            trained = images[batch.mask > 0]
+            total += trained.float().sum(0)
+            pictures += len(trained)
+            if left:
+                batch = self._batches.next()
+        self.state.network.center_pixels(total / pictures)
         self.state.target.load_state_dict(self.state.network.state_dict())
+        return batch
 
     def _reset_stats(self) -> None:
         self._stats_from = self.state.updates

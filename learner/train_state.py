@@ -11,7 +11,6 @@ from drqn_dist.interfaces import EnvSpec
 from drqn_dist.network.q_network import QNetwork
 from drqn_dist.seeding import derive_seed
 
-
 _SLOTS = {"adam": ("step", "exp_avg", "exp_avg_sq"), "rmsprop": ("step", "square_avg")}
 """What each optimizer keeps of a parameter."""
 

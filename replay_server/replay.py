@@ -94,7 +94,9 @@ class Replay:
         )
         self._lock = self._limiter.condition
         self._store = FragmentStore(config.capacity_steps, config.capacity_bytes, window.fragment)
-        self._sampler = WindowSampler(config.prioritized, config.priority_exponent, seed)
+        self._sampler = WindowSampler(
+            config.prioritized, config.priority_exponent, seed, config.initial_priority == "largest"
+        )
         self._journal: Journal = NullJournal() if journal is None else journal
         self._seen: defaultdict[tuple[int, int], SeenNumbers] = defaultdict(SeenNumbers)
         self._counts = {"duplicates": 0, "rejected": 0, "evicted_steps": 0, "late_priorities": 0}

@@ -15,6 +15,8 @@ PRIORITY_FLOOR = 1e-6
 
 _MAX_PRIORITY = float(np.finfo(np.float32).max)
 _MAX_UNFLUSHED = 4096
+_LARGEST_DECAY = 0.9999
+"""Per update of priorities: a record of long ago must not outshine the present."""
 
 
 class WindowSampler:
@@ -29,9 +31,16 @@ class WindowSampler:
     read, for all changed slots at once. Not thread-safe.
     """
 
-    def __init__(self, prioritized: bool, exponent: float, seed: int) -> None:
+    def __init__(self, prioritized: bool, exponent: float, seed: int, enter_at_largest: bool = False) -> None:
+        """
+        Args:
+            prioritized: draw in proportion to priority ** exponent, otherwise uniformly.
+            enter_at_largest: new windows get the largest weight of late instead of that of their own priority.
+        """
         self._prioritized = prioritized
         self._exponent = exponent
+        self._enter_at_largest = enter_at_largest
+        self._largest = 1.0
         self._rng = np.random.default_rng(seed)
         self._tree = SumTree(1024)
         self._weights: Floats = np.zeros(1024)
@@ -50,7 +59,9 @@ class WindowSampler:
         first = self.next_id
         self.next_id += len(priorities)
         slots = self._slots(first, self.next_id)
-        self._weights[slots] = self._to_weights(priorities.astype(np.float64))
+        self._weights[slots] = (
+            self._largest if self._enter_at_largest else self._to_weights(priorities.astype(np.float64))
+        )
         self._owners[slots] = owner
         return first
 
@@ -103,17 +114,20 @@ class WindowSampler:
         known = (ids >= self.oldest_id) & (ids < self.next_id)
         known[known] = self._drawable[ids[known] % self._tree.capacity]
         slots = ids[known] % self._tree.capacity
-        self._weights[slots] = self._to_weights(priorities[known])
+        weights = self._to_weights(priorities[known])
+        self._weights[slots] = weights
+        self._largest = float(weights.max(initial=self._largest * _LARGEST_DECAY))
         self._touch(slots)
         return len(ids) - len(slots)
 
     def get_state(self) -> dict[str, Any]:
         """Random state and next id, for JSON; not the windows."""
-        return {"rng": self._rng.bit_generator.state, "next_id": self.next_id}
+        return {"rng": self._rng.bit_generator.state, "next_id": self.next_id, "largest": self._largest}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Goes on drawing and numbering from there; windows already held stay as they are."""
         self._rng.bit_generator.state = state["rng"]
+        self._largest = float(state["largest"])
         if self.oldest_id == self.next_id:
             self.oldest_id = self.next_id = max(self.next_id, int(state["next_id"]))
 

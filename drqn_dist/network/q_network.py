@@ -93,11 +93,15 @@ class QNetwork(nn.Module):
         reward = inputs.last_rewards.clamp(-1.0, 1.0).unsqueeze(-1)
         return torch.cat([features, one_hot.to(features.dtype), reward.to(features.dtype)], dim=-1)
 
-    def center_pixels(self, observations: Tensor) -> None:
-        """Sets the torso's per-pixel mean from stacked observations uint8 [N, C, H, W]; part of the weights."""
+    def center_pixels(self, mean: Tensor) -> None:
+        """Sets the torso's per-pixel mean, float32 [stack * C, H, W] in 0..255; part of the weights.
+
+        Raises:
+            ValueError: the torso has no pixels.
+        """
         if not isinstance(self.torso, ConvTorso):
             raise ValueError("only a convolutional torso can be centred")
-        self.torso.center(observations.float().mean(0))
+        self.torso.center(mean)
 
     def to_vector(self) -> npt.NDArray[np.float32]:
         """All parameters and buffers as one float32 [P] array, a copy."""
