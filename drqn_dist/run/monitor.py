@@ -85,12 +85,7 @@ class Monitor:
                 "replay/late_priorities": replay.late_priorities,
             }
         for evaluation in report.evaluations:
-            values |= {
-                "eval/mean_return": mean_score(evaluation),
-                "eval/std_return": float(np.std(evaluation.scores)),
-                "eval/episodes": len(evaluation.scores),
-                "eval/updates": evaluation.version,
-            }
+            values |= evaluation_values(evaluation)
         return values, self._shown(values)
 
     def _shown(self, values: dict[str, float]) -> dict[str, float | None]:
@@ -126,6 +121,16 @@ class Monitor:
 
 def mean_score(evaluation: Evaluation) -> float:
     return float(np.mean(evaluation.scores))
+
+
+def evaluation_values(evaluation: Evaluation) -> dict[str, float]:
+    """An evaluation's figures by tag."""
+    return {
+        "eval/mean_return": mean_score(evaluation),
+        "eval/std_return": float(np.std(evaluation.scores)),
+        "eval/episodes": len(evaluation.scores),
+        "eval/updates": evaluation.version,
+    }
 
 
 def _learner_values(pieces: list[LearnerStats]) -> dict[str, float]:

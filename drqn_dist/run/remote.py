@@ -95,6 +95,8 @@ class LearnerRole:
         return self._learner.run(seconds)
 
     def save(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        # What is evaluated after a save must be what was saved.
+        self._publisher.publish(self._learner.state.network, self._learner.state.updates)
         return self._learner.save()
 
     def load(self, saved: Saved) -> None:

@@ -24,7 +24,7 @@ from drqn_dist.metrics import MetricsLog
 from drqn_dist.network.q_network import QNetwork
 from drqn_dist.run.console import Progress
 from drqn_dist.run.memory import check_memory
-from drqn_dist.run.monitor import Monitor, mean_score
+from drqn_dist.run.monitor import Monitor, evaluation_values, mean_score
 from drqn_dist.run.run_folder import RunFolder, Summary, create_run, open_run
 from drqn_dist.run.serial import SerialSession
 from drqn_dist.run.session import Saved, Session
@@ -103,34 +103,18 @@ class _Run:
             stack.callback(log.close)
             progress = stack.enter_context(Progress(title, config.log_period_s))
             progress.message(f"run folder: {self._folder.path}")
-            stopped_by = self._stopped_by()
-            while not stopped_by:
-                report = self._session.advance(config.log_period_s)
-                values, shown = monitor.take(report)
-                log.write(values, monitor.agent_steps, monitor.frames, monitor.wall_s)
-                progress.update(shown)
-                for event in report.events:
-                    progress.message(event)
-                for evaluation in report.evaluations:
-                    progress.message(f"evaluation at update {evaluation.version:,}: {_scores(evaluation)}")
-                if time.monotonic() - self._checkpointed >= config.checkpoint_period_s:
-                    self._checkpoint(progress)
-                stopped_by = self._stopped_by()
-            progress.message(f"stopping: {stopped_by}")
-            saved = self._checkpoint(progress)
-            evaluation = monitor.last_evaluation
-            if not self._stop.requested:
-                progress.message(f"final evaluation: {config.eval.episodes} episodes …")
-                # Games of their own: those that decided to stop would flatter the result.
-                evaluation = self._session.evaluate(config.seed + 1)
-                values = {
-                    "eval/mean_return": mean_score(evaluation),
-                    "eval/std_return": _std(evaluation),
-                    "eval/episodes": len(evaluation.scores),
-                    "eval/updates": evaluation.version,
-                }
-                log.write(values, monitor.agent_steps, monitor.frames, monitor.wall_s)
-                progress.message(f"final evaluation at update {evaluation.version:,}: {_scores(evaluation)}")
+            while True:
+                while not (stopped_by := self._stopped_by()):
+                    self._advance(log, progress)
+                progress.message(f"stopping: {stopped_by}")
+                saved = self._checkpoint(progress)
+                evaluation = monitor.last_evaluation if self._stop.requested else self._evaluate(log, progress)
+                if stopped_by != "stop_at_return" or evaluation is None:
+                    break
+                if mean_score(evaluation) >= (config.stop_at_return or 0.0):
+                    break
+                progress.message(f"not confirmed: below {config.stop_at_return:g} in other games, training goes on")
+                monitor.best_mean_return = -math.inf
             summary = Summary(
                 agent_steps=monitor.agent_steps,
                 frames=monitor.frames,
@@ -144,6 +128,29 @@ class _Run:
             self._folder.write_summary(summary)
             progress.message(f"done: {self._folder.path / 'summary.json'}")
             return summary
+
+    def _advance(self, log: MetricsLog, progress: Progress) -> None:
+        monitor, config = self._monitor, self._config
+        report = self._session.advance(config.log_period_s)
+        values, shown = monitor.take(report)
+        log.write(values, monitor.agent_steps, monitor.frames, monitor.wall_s)
+        progress.update(shown)
+        for event in report.events:
+            progress.message(event)
+        for evaluation in report.evaluations:
+            progress.message(f"evaluation at update {evaluation.version:,}: {_scores(evaluation)}")
+        if time.monotonic() - self._checkpointed >= config.checkpoint_period_s:
+            self._checkpoint(progress)
+
+    def _evaluate(self, log: MetricsLog, progress: Progress) -> Evaluation:
+        """Evaluates the weights just saved, in games of their own: those that decided to stop would flatter them."""
+        monitor, config = self._monitor, self._config
+        progress.message(f"final evaluation: {config.eval.episodes} episodes …")
+        evaluation = self._session.evaluate(config.seed + 1)
+        values = evaluation_values(evaluation)
+        log.write(values, monitor.agent_steps, monitor.frames, monitor.wall_s)
+        progress.message(f"final evaluation at update {evaluation.version:,}: {_scores(evaluation)}")
+        return evaluation
 
     def _stopped_by(self) -> str:
         config, monitor = self._config, self._monitor
