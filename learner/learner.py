@@ -20,7 +20,6 @@ from learner.loss import td_loss
 from learner.train_state import TrainState
 from learner.weight_publisher import WeightPublisher
 
-
 CENTER_BATCHES = 16
 """Batches whose mean picture `network.center_pixels` subtracts; one alone shows too few situations."""
 
@@ -83,11 +82,14 @@ class Learner:
         self._batches, self._priorities, self._publisher = batches, priorities, publisher
         self._pending: tuple[npt.NDArray[np.int64], Tensor] | None = None
         self._inserted_steps = 0
+        self._pictures: Tensor | float = 0.0
+        self._num_pictures: Tensor | float = 0.0
+        self._measured_batches = 0
         self._reset_stats()
         publisher.publish(self.state.network, self.state.updates)
 
     def update(self) -> None:
-        """Trains on one batch.
+        """Trains on one batch; where pixels are to be centred, the first batches are only looked at.
 
         Raises:
             DrqnError: training has diverged (noticed one update later on a GPU).
@@ -95,8 +97,9 @@ class Learner:
         start = time.perf_counter()
         batch = self._batches.next()
         self._wait_s += time.perf_counter() - start
-        if self.state.updates == 0 and self._config.network.center_pixels:
-            batch = self._center(batch)
+        centred = self.state.updates > 0 or not self._config.network.center_pixels
+        if not centred and not self._measure(batch):
+            return
         self._train(batch)
         updates = self.state.updates
         if updates % self._config.learner.target_period_updates == 0:
@@ -219,24 +222,22 @@ class Learner:
             torch.nn.utils.clip_grad_value_(self._parameters, config.clip_gradient_at)
         return norm
 
-    def _center(self, batch: TensorBatch) -> TensorBatch:
-        """Measures the mean picture on the first batches, for both networks; actors get it with the next weights.
+    def _measure(self, batch: TensorBatch) -> bool:
+        """Adds a batch to the mean picture. The last one needed sets it in both networks; actors get it with the next
+        weights.
 
         Returns:
-            the last batch drawn, to be trained on.
+            whether that was the last one.
         """
-        pictures = 0
-        total = torch.zeros(batch.inputs.observations.shape[2:], device=self._device)
-        for left in reversed(range(CENTER_BATCHES)):
-            images = batch.inputs.observations[:, self._config.learner.burn_in_steps :][:, : batch.mask.shape[1]]
-            trained = images[batch.mask > 0]
-            total += trained.float().sum(0)
-            pictures += len(trained)
-            if left:
-                batch = self._batches.next()
-        self.state.network.center_pixels(total / pictures)
+        images = batch.inputs.observations[:, self._config.learner.burn_in_steps :][:, : batch.mask.shape[1]]
+        self._pictures += images[batch.mask > 0].float().sum(0)
+        self._num_pictures += batch.mask.sum()
+        self._measured_batches += 1
+        if self._measured_batches < CENTER_BATCHES:
+            return False
+        self.state.network.center_pixels(self._pictures / self._num_pictures)
         self.state.target.load_state_dict(self.state.network.state_dict())
-        return batch
+        return True
 
     def _reset_stats(self) -> None:
         self._stats_from = self.state.updates

@@ -150,3 +150,25 @@ def test_close_lets_a_thread_finish_that_waits_for_a_sample_which_is_then_stoppe
     stopped.set()
     loader.close()
     assert loader_threads() == []
+
+
+def test_wait_tells_whether_next_would_answer_at_once_and_changes_nothing() -> None:
+    allowed = threading.Semaphore(0)
+
+    class Gated(NumberedSamples):
+        def sample(self) -> WindowSample:
+            assert allowed.acquire(timeout=10)
+            return super().sample()
+
+    loader = PrefetchLoader(Gated(3), READER, 2, CPU, prefetch=2, threads=1)
+    assert not loader.wait(0.01)
+    allowed.release(4)
+    for number in range(3):
+        assert loader.wait(10)
+        assert loader.wait(0)
+        assert int(loader.next().ids[0]) == number
+    for _ in range(2):
+        assert loader.wait(10)
+        with pytest.raises(ReplayStopped):
+            loader.next()
+    loader.close()

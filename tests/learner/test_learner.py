@@ -13,7 +13,7 @@ from drqn_dist.errors import ConfigError, DrqnError
 from drqn_dist.interfaces import EnvSpec
 from drqn_dist.qlearning.priority import importance_weights, mixed_priority
 from learner.batch_loader import TensorBatch
-from learner.learner import resolve_device
+from learner.learner import CENTER_BATCHES, resolve_device
 from learner.loss import td_loss
 from tests.learner.batches import some_batches
 from tests.learner.bench import PRIORITIZED, Bench, bench
@@ -172,16 +172,22 @@ def centred(burn_in_steps: int = 0, seed: int = 0) -> tuple[TrainConfig, list[Te
     config = tiny_config(
         network={"torso": "small", "center_pixels": True}, learner={"burn_in_steps": burn_in_steps}, seed=seed
     )
-    return config, some_batches(config, 2, IMAGE)
+    return config, some_batches(config, CENTER_BATCHES + 1, IMAGE)
 
 
-def test_pixels_are_centred_once_by_the_trained_steps_of_the_first_batch() -> None:
+def test_pixels_are_centred_once_by_the_trained_steps_of_the_first_batches() -> None:
     config, batches = centred(burn_in_steps=2)
     trained = Bench(config, batches, spec=IMAGE)
+    trained.update(CENTER_BATCHES - 1)
+    assert trained.learner.state.updates == 0  # each took one batch, as whoever paces the learner relies on
     trained.update(2)
-    pictures = [batches[0].inputs.observations[row, 2 + k].float() for row, k in batches[0].mask.nonzero().tolist()]
-    assert 0 < len(pictures) < batches[0].mask.numel()
-    expected = sum(pictures) / len(pictures)
+    assert trained.learner.state.updates == 2
+    first = batches[:CENTER_BATCHES]
+    assert 0 < sum(batch.mask.sum() for batch in first) < sum(batch.mask.numel() for batch in first)
+    pictures = [
+        batch.inputs.observations[row, 2 + k].float() for batch in first for row, k in batch.mask.nonzero().tolist()
+    ]
+    expected = torch.stack(pictures).mean(0)
     for network in (trained.learner.state.network, trained.learner.state.target):
         torch.testing.assert_close(network.state_dict()["torso.convolutions.0.mean"], expected)
         assert network.state_dict()["torso.convolutions.0.scale"].item() == pytest.approx(1 / 40)
@@ -190,11 +196,12 @@ def test_pixels_are_centred_once_by_the_trained_steps_of_the_first_batch() -> No
 def test_the_centre_is_part_of_the_checkpoint_and_is_not_measured_again() -> None:
     config, batches = centred()
     trained = Bench(config, batches, spec=IMAGE)
-    trained.update()
-    resumed = Bench(centred(seed=4)[0], batches, first=1, spec=IMAGE)
+    trained.update(CENTER_BATCHES)
+    resumed = Bench(centred(seed=4)[0], batches, first=CENTER_BATCHES, spec=IMAGE)
     resumed.learner.load(*trained.learner.save())
     trained.update()
     resumed.update()
+    assert resumed.learner.state.updates == 2
     assert (trained.learner.state.network.to_vector() == resumed.learner.state.network.to_vector()).all()
 
 
