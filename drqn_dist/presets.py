@@ -308,7 +308,7 @@ _GRIDWORLD = Preset(
         env=EnvConfig(id="drqn_dist/GridWorld-v0"),
         network=NetworkConfig(torso="mlp", torso_units=64, core="gru", core_units=64),
         learner=LearnerConfig(
-            batch_windows=32, unroll_steps=16, n_step=5, gamma=0.97, learning_rate=1e-3, target_period_updates=100
+            batch_windows=32, unroll_steps=16, n_step=5, gamma=0.9, learning_rate=1e-3, target_period_updates=100
         ),
         replay=ReplayConfig(capacity_steps=20_000, min_steps=1_000, samples_per_insert=16.0),
         actor=ActorConfig(
