@@ -7,6 +7,7 @@ import contextlib
 import os
 import secrets
 import shutil
+import sys
 import tempfile
 import threading
 import time
@@ -77,6 +78,9 @@ class LearnerRole:
     def __init__(self, config: TrainConfig, spec: EnvSpec, replay_name: str) -> None:
         # By name, because Ray cannot promise to start an actor again whose arguments hold handles.
         replay = ray.get_actor(replay_name)
+        # Training runs thousands of short operations a second and takes the interpreter's lock after each; by default
+        # a loader thread that holds it would give it up only after 5 ms.
+        sys.setswitchinterval(2e-4)
         self._config = config
         self._publisher = WeightPublisher()
         self._ref: tuple[int, ray.ObjectRef[WeightSnapshot]] | None = None
