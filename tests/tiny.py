@@ -37,7 +37,15 @@ def tiny_config(**changes: Any) -> TrainConfig:
     return TrainConfig(**sections, **changes)
 
 
-def make_network(config: TrainConfig, spec: EnvSpec, seed: int = 0) -> QNetwork:
-    """A network with random weights; different for different seeds."""
+def make_network(config: TrainConfig, spec: EnvSpec, seed: int = 0, gain: float = 1.0) -> QNetwork:
+    """A network with random weights, different for different seeds.
+
+    With a gain of 3 its best action changes from step to step and hangs on its state; with PyTorch's own weights it is
+    mostly the same one.
+    """
     torch.manual_seed(seed)
-    return QNetwork(config.network, spec, config.env.stack_frames)
+    network = QNetwork(config.network, spec, config.env.stack_frames)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(gain)
+    return network

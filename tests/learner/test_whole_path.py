@@ -84,7 +84,7 @@ THOROUGH = settings(
 def test_trained_values_and_targets_equal_the_oracle_for_random_episodes_and_settings(
     config: TrainConfig, scripts: list[list[Script]], seed: int
 ) -> None:
-    network, target = make_network(config, VECTOR, seed), make_network(config, VECTOR, seed + 1)
+    network, target = (make_network(config, VECTOR, seed + k, gain=3) for k in range(2))
     played = play(config, VECTOR, scripts, steps=25, network=network)
     if not played.sink.payloads:
         return
@@ -98,8 +98,8 @@ def test_trained_values_and_targets_equal_the_oracle_for_random_episodes_and_set
         q_taken, errors = window_errors(config, network, target, episode, place.start)
         trained = len(q_taken)
         assert batch.mask[row].tolist() == [1.0] * trained + [0.0] * (config.learner.unroll_steps - trained)
-        assert result.q_taken[row, :trained].tolist() == pytest.approx(q_taken, abs=1e-5)
-        assert result.td_errors[row, :trained].tolist() == pytest.approx(errors, abs=5e-5)
+        assert result.q_taken[row, :trained].tolist() == pytest.approx(q_taken, rel=1e-5, abs=1e-5)
+        assert result.td_errors[row, :trained].tolist() == pytest.approx(errors, rel=1e-4, abs=5e-5)
 
 
 @THOROUGH
