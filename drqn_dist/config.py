@@ -134,6 +134,8 @@ class LearnerConfig:
     """Optimizer (DQN: RMSprop, R2D2: Adam)."""
     learning_rate: float = 1e-4
     """Step size of the optimizer."""
+    learning_rate_halving_updates: int = AUTO
+    """The step size halves, smoothly, with every so many updates, so that a policy settles; 0 = it stays."""
     optimizer_epsilon: float = 1e-5
     """Added to the optimizer's denominator (R2D2: 1e-3)."""
     rmsprop_alpha: float = 0.95
@@ -162,6 +164,7 @@ class LearnerConfig:
         _require_range("learner", "n_step", self.n_step, 1, 10_000)
         _require_range("learner", "gamma", self.gamma, 0, 1)
         _require_range("learner", "learning_rate", self.learning_rate, 1e-12, 10)
+        _require_range("learner", "learning_rate_halving_updates", self.learning_rate_halving_updates, 0, 10**12)
         _require_range("learner", "optimizer_epsilon", self.optimizer_epsilon, 1e-20, 1)
         _require_range("learner", "rmsprop_alpha", self.rmsprop_alpha, 0, 1)
         _require_range("learner", "clip_gradient_at", self.clip_gradient_at, 1e-9, 1e9)
@@ -170,6 +173,12 @@ class LearnerConfig:
         _require_range("learner", "prefetch_batches", self.prefetch_batches, 1, 64)
         _require_range("learner", "loader_threads", self.loader_threads, 1, 256)
         _require_range("learner", "torch_threads", self.torch_threads, 1, 1024)
+
+    def learning_rate_at(self, updates: int) -> float:
+        """The step size after so many updates; a function of them alone, so that a resumed run goes on alike."""
+        if not self.learning_rate_halving_updates:
+            return self.learning_rate
+        return float(self.learning_rate * 0.5 ** (updates / self.learning_rate_halving_updates))
 
 
 @dataclass(frozen=True)

@@ -171,6 +171,9 @@ class Learner:
         state.optimizer.zero_grad(set_to_none=True)
         result.loss.backward()  # type: ignore[no-untyped-call]
         norm = self._clip()
+        if config.learner.learning_rate_halving_updates:
+            for group in state.optimizer.param_groups:
+                group["lr"] = config.learner.learning_rate_at(state.updates)
         state.optimizer.step()
         state.updates += 1
 
