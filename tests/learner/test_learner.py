@@ -69,6 +69,20 @@ def test_an_update_is_the_textbooks(loss: str, optimizer: str, clip: str, at: fl
             torch.testing.assert_close(mine, other.detach(), rtol=1e-4, atol=1e-6)
 
 
+def test_the_learning_rate_halves_over_the_updates_if_asked_for_also_after_a_resume() -> None:
+    trained = bench(learner={"learning_rate": 1e-2, "learning_rate_halving_updates": 2})
+    optimizer = trained.learner.state.optimizer
+    rates = []
+    for _ in range(5):
+        trained.update()
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([1e-2 * 0.5 ** (update / 2) for update in range(5)])
+    resumed = bench(learner={"learning_rate": 1e-2, "learning_rate_halving_updates": 2})
+    resumed.learner.load(*trained.learner.save())
+    resumed.update()
+    assert resumed.learner.state.optimizer.param_groups[0]["lr"] == pytest.approx(1e-2 * 0.5 ** (5 / 2))
+
+
 def test_the_target_is_copied_every_period_and_stays_as_it_is_in_between() -> None:
     trained = bench(learner={"target_period_updates": 3, "learning_rate": 1e-2})
     state = trained.learner.state
