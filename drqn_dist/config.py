@@ -354,6 +354,16 @@ class TrainConfig:
             f"{shape.n_step}) does not fit a replay of {self.replay.capacity_steps:,} steps; "
             "raise replay.capacity_steps or shorten the window",
         )
+        # Fragments of all environments arrive in turn, and the oldest is evicted first.
+        spread = (shape.most_fragments - 1) * self.total_envs + 1
+        _require(
+            spread * shape.fragment <= self.replay.capacity_steps,
+            f"a window can lie in {shape.most_fragments} fragments of {shape.fragment:,} steps, and those of "
+            f"{self.total_envs:,} environments arrive in between, so that {spread:,} fragments = "
+            f"{spread * shape.fragment:,} steps must fit the replay, but replay.capacity_steps is "
+            f"{self.replay.capacity_steps:,}: windows would be evicted before they can be drawn; raise it, or lower "
+            "actors, actor.envs_per_actor or actor.fragment_steps",
+        )
 
     @property
     def window(self) -> WindowShape:
@@ -415,6 +425,15 @@ class WindowShape:
     def total(self) -> int:
         """Observations of a window: burn-in + unroll + n-step tail."""
         return self.burn_in + self.unroll + self.n_step
+
+    @property
+    def most_fragments(self) -> int:
+        """The most fragments that one window reads, whatever its alignment.
+
+        The last observation needs no step of its own: step t brings the observations t and t + 1.
+        """
+        steps = self.history + self.total - 1
+        return 1 if steps == 1 else (steps - 2) // self.fragment + 2
 
     def burn_in_of(self, unroll_start: int) -> int:
         """Burn-in steps that exist before the episode step `unroll_start`."""

@@ -25,7 +25,9 @@ their random moves than about the policy. The ladder is geometric, so in most ru
 class Monitor:
     """Keeps the run's counters and the recent past. Used from one thread."""
 
-    def __init__(self, config: TrainConfig, frames_per_step: int, agent_steps: int, updates: int, wall_s: float) -> None:
+    def __init__(
+        self, config: TrainConfig, frames_per_step: int, agent_steps: int, updates: int, wall_s: float
+    ) -> None:
         """
         Args:
             agent_steps, updates, wall_s: of the run before this start, 0 in a new run.
@@ -123,11 +125,16 @@ def mean_score(evaluation: Evaluation) -> float:
     return float(np.mean(evaluation.scores))
 
 
+def std_score(evaluation: Evaluation) -> float:
+    """Of the population."""
+    return float(np.std(evaluation.scores))
+
+
 def evaluation_values(evaluation: Evaluation) -> dict[str, float]:
     """An evaluation's figures by tag."""
     return {
         "eval/mean_return": mean_score(evaluation),
-        "eval/std_return": float(np.std(evaluation.scores)),
+        "eval/std_return": std_score(evaluation),
         "eval/episodes": len(evaluation.scores),
         "eval/updates": evaluation.version,
     }

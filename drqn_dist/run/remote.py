@@ -1,30 +1,35 @@
-"""Ray's edge: each plain role behind a thin remote class, and the calls between roles as the Protocols of
-`interfaces.py`. Nothing here decides anything; the supervisor does."""
+"""Ray's edge: each plain role behind a thin remote class, and how it is started. Nothing here decides anything; the
+supervisor does.
+
+Replay and learner are started again by Ray itself under the same handle, so that the others need not be told. A new
+process must not serve anyone before it has what the one before it left: it waits for `begin`.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import secrets
-import shutil
 import sys
-import tempfile
 import threading
 import time
-from collections import deque
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import ray
 import torch
-from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
 from actors.actor import Actor, ActorStats
 from actors.evaluator import Evaluation, Evaluator
 from drqn_dist.config import TrainConfig
-from drqn_dist.errors import ConfigError
 from drqn_dist.interfaces import EnvSpec, WeightSnapshot, WindowSample
+from drqn_dist.run.channels import (
+    SAMPLES_IN_FLIGHT,
+    RemotePriorities,
+    RemoteSink,
+    RemoteSource,
+    RemoteWeights,
+    newest_weights,
+)
 from drqn_dist.run.serial import make_replay
 from drqn_dist.run.session import Saved
 from learner.batch_loader import PrefetchLoader
@@ -33,12 +38,16 @@ from learner.weight_publisher import WeightPublisher
 from learner.window_reader import WindowReader
 from replay_server.replay import ReplayStats
 
-SAMPLES_IN_FLIGHT = 2
-"""Sample requests that the learner keeps under way: one travels while the other is decoded."""
-PRIORITIES_IN_FLIGHT = 16
-"""Priority updates sent but not acknowledged, before the learner waits."""
-RETRY_S = 60.0
-"""How long a call to a role that is being restarted is tried again."""
+_RAY: Any = ray
+"""Ray's annotations do not know all of its own options."""
+
+
+@dataclass(frozen=True)
+class ReplayPulse:
+    """A sign of life of the replay, and what a new one would need to go on counting."""
+
+    stats: ReplayStats
+    state: dict[str, Any]
 
 
 class ReplayRole:
@@ -47,29 +56,31 @@ class ReplayRole:
 
     def __init__(self, config: TrainConfig) -> None:
         self._replay = make_replay(config)
+        self._begun = threading.Event()
+
+    def begin(self, state: dict[str, Any] | None) -> None:
+        """Goes on from these counters, if there are any, and lets waiting pushes and samples in."""
+        if not self._begun.is_set():
+            if state is not None:
+                self._replay.set_state(state)
+            self._begun.set()
 
     @ray.method(concurrency_group="push")
     def push(self, payload: bytes) -> bool:
+        self._begun.wait()
         return self._replay.push(payload)
 
     @ray.method(concurrency_group="sample")
     def sample(self) -> WindowSample:
+        self._begun.wait()
         return self._replay.sample()
 
     def update_priorities(self, ids: npt.NDArray[np.int64], priorities: npt.NDArray[np.float64]) -> None:
         self._replay.update_priorities(ids, priorities)
 
-    def stats(self) -> ReplayStats:
-        return self._replay.stats()
-
-    def get_state(self) -> dict[str, Any]:
-        return self._replay.get_state()
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        self._replay.set_state(state)
-
-    def stop(self) -> None:
-        self._replay.stop()
+    def pulse(self) -> ReplayPulse | None:
+        """None before `begin`."""
+        return ReplayPulse(self._replay.stats(), self._replay.get_state()) if self._begun.is_set() else None
 
 
 class LearnerRole:
@@ -82,38 +93,56 @@ class LearnerRole:
         # a loader thread that holds it would give it up only after 5 ms.
         sys.setswitchinterval(2e-4)
         self._config = config
+        self._begun = False
         self._publisher = WeightPublisher()
         self._ref: tuple[int, ray.ObjectRef[WeightSnapshot]] | None = None
         self._loader = PrefetchLoader(
-            _RemoteSource(replay),
+            RemoteSource(replay),
             WindowReader(config, spec),
             config.learner.batch_windows,
             resolve_device(config.learner.device),
             config.learner.prefetch_batches,
             config.learner.loader_threads,
         )
-        self._learner = Learner(config, spec, self._loader, _RemotePriorities(replay), self._publisher)
+        self._learner = Learner(config, spec, self._loader, RemotePriorities(replay), self._publisher)
 
-    def run(self, seconds: float) -> LearnerStats:
+    def begin(self, saved: Saved | None) -> None:
+        """Goes on from there, or from fresh weights.
+
+        Raises:
+            CheckpointError: it belongs to another network.
+        """
+        if saved is not None:
+            self._learner.load(saved.tensors, saved.meta["learner"])
+        self._begun = True
+
+    def run(self, seconds: float) -> LearnerStats | None:
+        """Trains for about this long, also where no batch comes; None before `begin`."""
+        if not self._begun:
+            return None
         torch.set_num_threads(self._config.learner.torch_threads)  # a thread's own setting, and this is a new one
-        return self._learner.run(seconds)
+        deadline, waited = time.monotonic() + seconds, 0.0
+        while (now := time.monotonic()) < deadline:
+            ready = self._loader.wait(deadline - now)
+            waited += time.monotonic() - now
+            if ready:
+                self._learner.update()
+        stats = self._learner.take_stats()
+        return replace(stats, wait_s=stats.wait_s + waited)
 
-    def save(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        # What is evaluated after a save must be what was saved.
-        self._publisher.publish(self._learner.state.network, self._learner.state.updates)
-        return self._learner.save()
-
-    def load(self, saved: Saved) -> None:
-        self._learner.load(saved.tensors, saved.meta["learner"])
+    def save(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+        """None before `begin`."""
+        return self._learner.save() if self._begun else None
 
     @ray.method(concurrency_group="weights")
     def latest(self, known_version: int) -> list[ray.ObjectRef[WeightSnapshot]]:
         """The newest snapshot's reference in a list (so that it is not resolved on the way), or an empty list.
 
-        Each version is put into the object store once, however many actors ask for it.
+        Each version is put into the object store once, however many actors ask for it. An actor may know a later
+        version than there is, from before the learner was started again: it gets the present one all the same.
         """
-        snapshot = self._publisher.latest(known_version)
-        if snapshot is None:
+        snapshot = self._publisher.latest(-1) if self._begun else None
+        if snapshot is None or snapshot.version == known_version:
             return []
         if self._ref is None or self._ref[0] != snapshot.version:
             self._ref = (snapshot.version, ray.put(snapshot))
@@ -127,12 +156,17 @@ class ActorRole:
         self, config: TrainConfig, index: int, replay: Any, learner: Any, agent_steps: int, incarnation: int
     ) -> None:
         self._config = config
-        sink = _RemoteSink(replay, config.actor.max_pushes_in_flight)
-        self._actor = Actor(config, index, sink, _RemoteWeights(learner), agent_steps, incarnation)
+        sink = RemoteSink(replay, config.actor.max_pushes_in_flight)
+        self._actor = Actor(config, index, sink, RemoteWeights(learner), agent_steps, incarnation)
 
     def run(self, seconds: float) -> ActorStats:
         torch.set_num_threads(self._config.actor.torch_threads)
         return self._actor.run(seconds)
+
+    @ray.method(concurrency_group="pulse")
+    def pulse(self) -> bool:
+        """A sign of life, also while the rate limiter keeps the actor waiting."""
+        return True
 
 
 class EvaluatorRole:
@@ -142,198 +176,42 @@ class EvaluatorRole:
         self._config = config
         self._evaluator = Evaluator(config, config.eval.episodes)
 
-    def evaluate(self, learner: Any, seed: int) -> Evaluation:
+    def evaluate(self, source: Any, seed: int) -> Evaluation:
+        """Plays with these weights (a WeightSnapshot), or with the newest of this learner (its handle)."""
         torch.set_num_threads(self._config.actor.torch_threads)
-        (ref,) = ray.get(learner.latest.remote(-1))
-        return self._evaluator.evaluate(ray.get(ref), seed)
+        weights = source if isinstance(source, WeightSnapshot) else newest_weights(source)
+        return self._evaluator.evaluate(weights, seed)
+
+    @ray.method(concurrency_group="pulse")
+    def pulse(self) -> bool:
+        """A sign of life while games are played."""
+        return True
 
 
-class _RemoteSink:
-    """Pushes to the replay; at most `limit` are unacknowledged, and one that a failure made doubtful is sent again
-    (the replay drops duplicates)."""
-
-    def __init__(self, replay: Any, limit: int) -> None:
-        self._replay, self._limit = replay, limit
-        self._in_flight: deque[tuple[ray.ObjectRef[bool], bytes]] = deque()
-
-    def push(self, payload: bytes) -> None:
-        while len(self._in_flight) >= self._limit:
-            self._settle(*self._in_flight.popleft())
-        self._in_flight.append((self._replay.push.remote(payload), payload))
-
-    def _settle(self, ref: ray.ObjectRef[bool], payload: bytes) -> None:
-        deadline = time.monotonic() + RETRY_S
-        while True:
-            try:
-                ray.get(ref)
-                return
-            except RayActorError as error:
-                _wait_for_restart(error, deadline)
-                ref = self._replay.push.remote(payload)
-
-
-class _RemoteSource:
-    """Draws from the replay, some requests ahead. Each loader thread may call it."""
-
-    def __init__(self, replay: Any) -> None:
-        self._replay = replay
-        self._lock = threading.Lock()
-        self._in_flight: deque[ray.ObjectRef[WindowSample]] = deque()
-
-    def sample(self) -> WindowSample:
-        deadline = time.monotonic() + RETRY_S
-        while True:
-            with self._lock:
-                while len(self._in_flight) < SAMPLES_IN_FLIGHT:
-                    self._in_flight.append(self._replay.sample.remote())
-                ref = self._in_flight.popleft()
-            try:
-                return ray.get(ref)
-            except RayActorError as error:
-                _wait_for_restart(error, deadline)
-            except RayTaskError as error:
-                raise error.cause or error from error
-
-
-class _RemotePriorities:
-    """Sends priorities without waiting for them, up to a bound. Those on their way to a replay that dies are lost
-    with the windows they belong to."""
-
-    def __init__(self, replay: Any) -> None:
-        self._replay = replay
-        self._in_flight: deque[ray.ObjectRef[None]] = deque()
-
-    def update_priorities(self, ids: npt.NDArray[np.int64], priorities: npt.NDArray[np.float64]) -> None:
-        while len(self._in_flight) >= PRIORITIES_IN_FLIGHT:
-            with contextlib.suppress(RayActorError):
-                ray.get(self._in_flight.popleft())
-        self._in_flight.append(self._replay.update_priorities.remote(ids, priorities))
-
-
-class _RemoteWeights:
-    """Asks the learner for newer weights, one request under way, without waiting — except for the very first."""
-
-    def __init__(self, learner: Any) -> None:
-        self._learner = learner
-        self._request: ray.ObjectRef[list[ray.ObjectRef[WeightSnapshot]]] | None = None
-
-    def latest(self, known_version: int) -> WeightSnapshot | None:
-        if self._request is None:
-            self._request = self._learner.latest.remote(known_version)
-        wait_s = 0 if known_version >= 0 else RETRY_S
-        if not ray.wait([self._request], timeout=wait_s)[0]:
-            return None
-        request, self._request = self._request, None
-        # A learner that is just being restarted answers later; the old weights serve until then.
-        with contextlib.suppress(RayActorError, ray.exceptions.ObjectLostError):
-            for ref in ray.get(request):
-                return ray.get(ref)
-        return None
-
-
-def _wait_for_restart(error: RayActorError, deadline: float) -> None:
-    """Returns after a moment if the role is being restarted, otherwise raises."""
-    if not isinstance(error, ActorUnavailableError) or time.monotonic() > deadline:
-        raise error
-    time.sleep(0.2)  # Ray offers nothing to wait on here
-
-
-class LocalRay:
-    """A Ray of our own on this machine, or a connection to a cluster; a context manager.
-
-    An own Ray listens to no one without a token made for this run, keeps its files in a folder of its own that is
-    removed at the end, and starts no dashboard.
-    """
-
-    def __init__(self, address: str | None, cpus: int) -> None:
-        """
-        Raises:
-            ConfigError: the cluster could not be joined.
-        """
-        self._folder: str | None = None
-        self._environment: dict[str, str | None] = {}
-        if ray.is_initialized():
-            self._owned = False
-            return
-        self._owned = True
-        if address is not None:
-            self._set("RAY_AUTH_MODE", os.environ.get("RAY_AUTH_MODE", "token"))
-            _reread_authentication()
-            try:
-                ray.init(address=address, logging_level="error", namespace="drqn-dist")
-            except (ConnectionError, RuntimeError, ValueError) as error:
-                self.close()
-                raise ConfigError(
-                    f"cannot join the Ray cluster at {address}: {error}; check --address and the cluster's token"
-                ) from error
-            return
-        self._set("RAY_AUTH_MODE", "token")
-        self._set("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        self._set("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        # glibc otherwise returns every array of a training step to the kernel and faults it in again: 5 to 10 %.
-        self._set("MALLOC_MMAP_THRESHOLD_", str(1024**3))
-        self._set("MALLOC_TRIM_THRESHOLD_", str(1024**3))
-        _reread_authentication()
-        self._folder = tempfile.mkdtemp(prefix="drqn-ray-")
-        ray.init(
-            num_cpus=cpus,
-            include_dashboard=False,
-            _node_ip_address="127.0.0.1",
-            _temp_dir=self._folder,
-            object_store_memory=512 * 1024**2,
-            logging_level="error",
-            log_to_driver=False,
-            namespace="drqn-dist",
-        )
-
-    def close(self) -> None:
-        if self._owned and ray.is_initialized():
-            ray.shutdown()
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = None
-        for name, value in self._environment.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-        self._environment = {}
-
-    def _set(self, name: str, value: str) -> None:
-        self._environment.setdefault(name, os.environ.get(name))
-        os.environ[name] = value
-
-
-def _reread_authentication() -> None:
-    """Ray reads RAY_AUTH_* once, when it is imported; this makes it read them again (as its own `ray.init` does)."""
-    ray._raylet.Config.initialize("")
-    ray._raylet.AuthenticationTokenLoader.instance().reset_cache()
-
-
-def start_replay(config: TrainConfig, name: str) -> Any:
-    """A replay process; Ray starts it again, empty, if it dies."""
+def start_replay(config: TrainConfig, name: str, state: dict[str, Any] | None = None) -> Any:
+    """A replay process, told to begin; Ray starts it again if it dies, and then it waits for another `begin`."""
     groups = {"push": 4, "sample": SAMPLES_IN_FLIGHT}
-    remote = ray.remote(num_cpus=1, max_restarts=-1, concurrency_groups=groups)(ReplayRole)
-    return remote.options(name=name).remote(config)
+    remote = _RAY.remote(num_cpus=1, max_restarts=-1, concurrency_groups=groups)(ReplayRole)
+    replay = remote.options(name=name).remote(config)
+    replay.begin.remote(state)
+    return replay
 
 
 def start_learner(config: TrainConfig, spec: EnvSpec, replay_name: str) -> Any:
-    """A learner process, on a GPU if it is to use one; Ray starts it again, with fresh weights, if it dies."""
+    """A learner process, on a GPU if it is to use one; Ray starts it again if it dies. It waits for `begin`."""
     gpus = 1 if config.learner.device.startswith("cuda") else 0
-    if config.learner.device == "auto" and ray.cluster_resources().get("GPU", 0) >= 1:
+    if config.learner.device == "auto" and _RAY.cluster_resources().get("GPU", 0) >= 1:
         gpus = 1
-    remote = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=-1, concurrency_groups={"weights": 1})(LearnerRole)
+    remote = _RAY.remote(num_cpus=1, num_gpus=gpus, max_restarts=-1, concurrency_groups={"weights": 1})(LearnerRole)
     return remote.remote(config, spec, replay_name)
 
 
-def start_actor(
-    config: TrainConfig, index: int, replay: Any, learner: Any, agent_steps: int, incarnation: int
-) -> Any:
+def start_actor(config: TrainConfig, index: int, replay: Any, learner: Any, agent_steps: int, incarnation: int) -> Any:
     """An actor process; if it dies the supervisor starts another incarnation."""
-    remote = ray.remote(num_cpus=1)(ActorRole)
+    remote = _RAY.remote(num_cpus=1, concurrency_groups={"pulse": 1})(ActorRole)
     return remote.remote(config, index, replay, learner, agent_steps, incarnation)
 
 
 def start_evaluator(config: TrainConfig) -> Any:
     """An evaluator process; if it dies the supervisor starts another one."""
-    return ray.remote(num_cpus=1)(EvaluatorRole).remote(config)
+    return _RAY.remote(num_cpus=1, concurrency_groups={"pulse": 1})(EvaluatorRole).remote(config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from actors.actor import Actor
 from actors.evaluator import Evaluation, Evaluator
@@ -10,7 +11,7 @@ from drqn_dist.config import TrainConfig
 from drqn_dist.envs.make import env_spec
 from drqn_dist.errors import ConfigError
 from drqn_dist.interfaces import WeightSnapshot
-from drqn_dist.run.session import Report, Saved
+from drqn_dist.run.session import Report, Saved, never
 from learner.batch_loader import DirectLoader
 from learner.learner import Learner, resolve_device
 from learner.weight_publisher import WeightPublisher
@@ -31,9 +32,9 @@ class SerialSession:
         burst = config.actor.envs_per_actor * config.window.fragment
         if config.rate_tolerance_steps < burst:
             raise ConfigError(
-                f"replay.rate_tolerance_steps ({config.rate_tolerance_steps:,}) is smaller than what one actor may push "
-                f"at once ({config.actor.envs_per_actor} environments × {config.window.fragment} steps = {burst:,}): "
-                "in serial mode nobody could take the excess away; raise it, or use 0 for automatic"
+                f"replay.rate_tolerance_steps ({config.rate_tolerance_steps:,}) is smaller than what one actor may "
+                f"push at once ({config.actor.envs_per_actor} environments of {config.window.fragment} steps each, "
+                f"{burst:,}): in serial mode nobody could take the excess away; raise it, or use 0 for automatic"
             )
         spec = env_spec(config.env)
         self.replay = make_replay(config)
@@ -55,9 +56,14 @@ class SerialSession:
         self._turn = 0
         self._next_eval = next_multiple(self.learner.state.updates, config.eval.period_updates)
 
-    def advance(self, seconds: float) -> Report:
+    def advance(self, seconds: float, stopping: Callable[[], bool] = never) -> Report:
         report, deadline = Report(), time.monotonic() + seconds
-        while time.monotonic() < deadline and self.agent_steps < self._config.total_steps:
+        while (
+            self.agent_steps < self._config.total_steps
+            and not stopping()
+            and not report.evaluations  # who stops at a return stops at the same step every time
+            and time.monotonic() < deadline
+        ):
             self.turn(report)
         report.actors += [actor.take_stats() for actor in self.actors]
         report.learner.append(self.learner.take_stats())
@@ -119,9 +125,7 @@ def make_replay(config: TrainConfig) -> Replay:
     Raises:
         ConfigError: its rate limiter would deadlock.
     """
-    return Replay(
-        config.replay, config.window, config.learner.batch_windows, config.rate_tolerance_steps, config.seed
-    )
+    return Replay(config.replay, config.window, config.learner.batch_windows, config.rate_tolerance_steps, config.seed)
 
 
 def next_multiple(done: int, period: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -35,6 +36,11 @@ class Saved:
     """JSON-able: learner, replay counters, incarnations of the actors."""
 
 
+def never() -> bool:
+    """Nobody asks to stop."""
+    return False
+
+
 class Session(Protocol):
     """The roles of one run.
 
@@ -44,19 +50,32 @@ class Session(Protocol):
         while not done:
             report = session.advance(seconds)
             ... log, checkpoint session.save() ...
-        session.evaluate(); session.close()
+        session.save(); session.evaluate(); session.close()
     """
 
-    def advance(self, seconds: float) -> Report:
-        """Lets the roles work for about this long, or until `total_steps` are reached."""
+    def advance(self, seconds: float, stopping: Callable[[], bool] = never) -> Report:
+        """Lets the roles work for about this long; returns earlier when `total_steps` are reached, when an evaluation
+        has ended, or soon after `stopping()` comes true.
+
+        Raises:
+            RoleFailedError: a process failed too often.
+        """
         ...
 
     def save(self) -> Saved:
-        """Everything a later session needs to go on."""
+        """Everything a later session needs to go on.
+
+        Raises:
+            RoleFailedError: the learner cannot be reached; the last saved state stays.
+        """
         ...
 
     def evaluate(self, seed: int) -> Evaluation:
-        """Plays `eval.episodes` with the newest weights and waits for the result."""
+        """Plays `eval.episodes` with the weights of the last `save`, for the end of a run, and waits for the result.
+
+        Raises:
+            RoleFailedError: the evaluator failed too often.
+        """
         ...
 
     def close(self) -> None:

@@ -1,237 +1,319 @@
-"""Drives the roles through Ray: hands out work in short pieces, collects what was done, replaces what died."""
+"""Drives the roles through Ray: hands out work in short pieces, collects what was done, replaces what died or hangs."""
 
 from __future__ import annotations
 
+import contextlib
 import time
 import uuid
-from collections import defaultdict
-from typing import Any
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
 from actors.evaluator import Evaluation
 from drqn_dist.config import TrainConfig
 from drqn_dist.envs.make import env_spec
 from drqn_dist.errors import DrqnError, RoleFailedError
+from drqn_dist.interfaces import WeightSnapshot
+from drqn_dist.network.q_network import QNetwork
 from drqn_dist.run import remote
 from drqn_dist.run.failure_policy import decide
+from drqn_dist.run.local_ray import LocalRay
 from drqn_dist.run.serial import next_multiple
-from drqn_dist.run.session import Report, Saved
+from drqn_dist.run.session import Report, Saved, never
+from learner.train_state import load_network
 
 PIECE_S = 1.0
 """Work is handed out for this long at a time; also the precision with which a run stops."""
 PIECES_QUEUED = 2
 """The next piece waits at the role before the present one ends, so that it never idles in between."""
-CLOSE_S = 20.0
-"""How long closing waits for pieces under way."""
+PULSE_S = 1.0
+"""Roles that may rightly wait for others are asked for a sign of life this often."""
+HANG_S = 120.0
+"""A role that gives none for this long is ended and started again."""
+START_S = 300.0
+"""The same for a role that is just starting: it imports torch, and the machine may be busy."""
+
+Kind = Literal["begin", "run", "evaluate", "pulse"]
+
+
+@dataclass(eq=False)
+class _Role:
+    """One process of the run, as the supervisor sees it."""
+
+    name: str
+    index: int = -1
+    """Of an actor."""
+    handle: Any = None
+    begun: bool = False
+    """It was told what to go on from (learner, replay), or gave a first sign of life."""
+    seen_s: float = 0.0
+    """When it last answered, or was asked what it has not answered yet."""
+    started_s: float = 0.0
+    """When Ray began to start it (learner, replay)."""
+    pulse_s: float = 0.0
+    """When it was last asked for a sign of life."""
+    not_before_s: float = 0.0
+    """It rests until then."""
+    failed_at_s: list[float] = field(default_factory=list)
+    under_way: Counter[Kind] = field(default_factory=Counter)
+    """Calls that it has not answered yet."""
+
+    @property
+    def has_pulse(self) -> bool:
+        """The learner has none: its pieces end in time whether or not there is anything to learn from."""
+        return self.name != "learner"
+
+    @property
+    def restarted_by_ray(self) -> bool:
+        return self.name in ("learner", "replay")
 
 
 class RaySession:
     """Replay, learner, actors and evaluator as processes of a local or joined Ray.
 
-    A dead actor is replaced by one of the same index, hence the same rungs of the ε ladder. A dead replay comes back
-    empty with the counters of the last report, a dead learner with the last saved state (`save`, called for
-    every checkpoint). Failures that repeat end the run (`failure_policy`).
+    A dead actor is replaced by one of the same index, hence the same rungs of the ε ladder, and the next incarnation.
+    A dead replay comes back empty with the counters of its last pulse, a dead learner with the last saved state
+    (`save`, called for every checkpoint). A role that hangs is killed first. Failures that repeat end the run
+    (`failure_policy`). Used from one thread.
     """
 
-    def __init__(self, config: TrainConfig, restored: Saved | None = None) -> None:
+    def __init__(self, config: TrainConfig, restored: Saved | None = None, hang_s: float = HANG_S) -> None:
         """
+        Args:
+            hang_s: a role that gives no sign of life for this long counts as dead.
+
         Raises:
             ConfigError: the environment or the cluster is not usable.
             CheckpointError: `restored` belongs to another network.
+            RoleFailedError: the replay or the learner does not start.
         """
-        self._config = config
+        self._config, self._hang_s = config, hang_s
         self._spec = env_spec(config.env)
+        self._report = Report()
+        self._under_way: dict[Any, tuple[_Role, Kind]] = {}
+        self._replay, self._learner, self._evaluator = _Role("replay"), _Role("learner"), _Role("evaluator")
+        self._actors = [_Role(f"actor {index}", index) for index in range(config.actors)]
+        self._roles = [self._replay, self._learner, *self._actors, self._evaluator]
+        meta = restored.meta if restored else {}
+        self.agent_steps = int(meta.get("agent_steps", 0))
+        self._updates = int(restored.meta["learner"]["updates"]) if restored else 0
+        self._saved = restored
+        self._incarnations = [int(meta.get("incarnation", -1)) + 1] * config.actors
+        self._replay_state: dict[str, Any] | None = meta.get("replay")
+        self._next_eval = next_multiple(self._updates, config.eval.period_updates)
         # One logical CPU per process; with fewer cores the operating system shares them out.
-        self._ray = remote.LocalRay(config.address, cpus=config.actors + 3)
+        self._ray = LocalRay(config.address, cpus=config.actors + 3)
         try:
-            self._start(restored)
+            name = f"replay-{uuid.uuid4().hex}"  # unique: a cluster may hold several runs
+            self._replay.handle = remote.start_replay(config, name, self._replay_state)
+            self._learner.handle = remote.start_learner(config, self._spec, name)
+            self._replay.started_s = self._learner.started_s = time.monotonic()
+            self._turn_until(lambda: self._learner.begun, [self._replay, self._learner])
         except BaseException:
             self.close()
             raise
 
-    def _start(self, restored: Saved | None) -> None:
-        config = self._config
-        meta = restored.meta if restored else {}
-        self.agent_steps = int(meta.get("agent_steps", 0))
-        self._updates = 0
-        self._saved = restored
-        self._failures: dict[str, list[float]] = defaultdict(list)
-        self._work: dict[Any, str] = {}
-        """Pieces under way: reference → role name."""
-        self._not_before: dict[str, float] = {}
-        """Roles that wait before their restart: name → time."""
-        replay_name = f"replay-{uuid.uuid4().hex}"  # unique: a cluster may hold several runs
-        self._replay = remote.start_replay(config, replay_name)
-        self._learner = remote.start_learner(config, self._spec, replay_name)
-        if restored:
-            self._updates = int(restored.meta["learner"]["updates"])
-            self._call(self._learner.load.remote(restored))
-            self._call(self._replay.set_state.remote(meta["replay"]))
-        self._replay_state: dict[str, Any] = self._call(self._replay.get_state.remote())
-        first = int(meta.get("incarnation", -1)) + 1
-        self._incarnations = dict.fromkeys(range(config.actors), first)
-        self._roles: dict[str, Any] = {"learner": self._learner}
-        for index in range(config.actors):
-            self._roles[f"actor {index}"] = self._start_actor(index)
-        self._evaluator: Any = None
-        self._next_eval = next_multiple(self._updates, config.eval.period_updates)
-
-    def advance(self, seconds: float) -> Report:
-        report, deadline = Report(), time.monotonic() + seconds
-        while self.agent_steps < self._config.total_steps:
-            self._hand_out()
-            left = deadline - time.monotonic()
-            if left <= 0:
-                break
-            # The time-out keeps signals and delayed restarts from waiting long.
-            done, _ = ray.wait(list(self._work), timeout=min(left, 0.5))
-            for ref in done:
-                self._collect(ref, report)
-        self._watch_replay(report)
+    def advance(self, seconds: float, stopping: Callable[[], bool] = never) -> Report:
+        deadline = time.monotonic() + seconds
+        while (
+            self.agent_steps < self._config.total_steps
+            and not stopping()
+            and not self._report.evaluations
+            and (left := deadline - time.monotonic()) > 0
+        ):
+            self._turn(self._roles, left)
+        report, self._report = self._report, Report()
         return report
 
     def save(self) -> Saved:
-        """
-        Raises:
-            RoleFailedError: the learner cannot be reached; the last saved state stays.
-        """
-        tensors, learner = self._call(self._learner.save.remote())
+        self._turn_until(lambda: self._learner.begun, self._roles)
+        try:
+            saved = ray.get(self._learner.handle.save.remote(), timeout=self._hang_s)
+        except RayError as error:
+            raise RoleFailedError(f"the learner did not answer: {_cause(error)}") from error
+        if saved is None:
+            raise RoleFailedError("the learner is just being started again")
+        tensors, learner = saved
         meta = {
             "learner": learner,
             "replay": self._replay_state,
-            "incarnation": max(self._incarnations.values()),
+            "incarnation": max(self._incarnations),
             "agent_steps": self.agent_steps,
         }
         self._saved = Saved(tensors, meta)
         return self._saved
 
     def evaluate(self, seed: int) -> Evaluation:
-        if self._evaluator is None:
-            self._evaluator = remote.start_evaluator(self._config)
-        evaluation: Evaluation = self._call(self._evaluator.evaluate.remote(self._learner, seed))
-        return evaluation
+        assert self._saved is not None, "save first"
+        network = QNetwork(self._config.network, self._spec, self._config.env.stack_frames)
+        load_network(network, self._saved.tensors, "network.")
+        weights = WeightSnapshot(int(self._saved.meta["learner"]["updates"]), network.to_vector())
+        if self._evaluator.under_way["evaluate"]:  # with older weights: it would only be waited for
+            self._end(self._evaluator)
+        self._report.evaluations.clear()
+        while not self._report.evaluations:
+            self._play(weights, seed)
+            self._turn([self._evaluator], PULSE_S)
+        return self._report.evaluations.pop()
 
     def close(self) -> None:
+        if not self._ray.owned:  # nobody else ends them
+            for role in self._roles:
+                _kill(role, for_good=True)
+        self._under_way.clear()
         self._ray.close()
 
-    def finish(self) -> Report:
-        """Lets pieces under way end, and answers what they did; nothing new is handed out. For the last moments."""
-        report, deadline = Report(), time.monotonic() + CLOSE_S
-        while self._work and time.monotonic() < deadline:
-            done, _ = ray.wait(list(self._work), timeout=0.5)
-            for ref in done:
-                self._collect(ref, report)
-            if not any(name == "learner" for name in self._work.values()):
-                break  # without a learner the rate limiter may keep actors waiting for ever
-        self._watch_replay(report)
-        return report
+    def _turn_until(self, done: Callable[[], bool], roles: list[_Role]) -> None:
+        while not done():
+            self._turn(roles, PULSE_S)
 
-    def _hand_out(self) -> None:
+    def _turn(self, roles: list[_Role], seconds: float) -> None:
+        """Gives these roles something to do, waits for an answer of any role, and deals with it."""
+        for role in roles:
+            if time.monotonic() >= role.not_before_s:
+                self._hand_out(role)
+        # The time-out keeps signals, pulses and delayed restarts from waiting long.
+        seconds = min(seconds, 0.5)
+        if not self._under_way:
+            time.sleep(seconds)  # everything rests after failures
+            return
+        waiting = list(self._under_way)
+        done, _ = ray.wait(waiting, timeout=seconds)
+        done += [ref for ref in ray.wait(waiting, num_returns=len(waiting), timeout=0)[0] if ref not in done]
+        for ref in done:
+            if ref in self._under_way:  # an answer before it may have ended the role
+                self._collect(ref)
+        for role in roles:
+            limit = self._hang_s if role.begun else START_S
+            silent = time.monotonic() - role.seen_s
+            if role.under_way.total() and silent > limit:
+                self._fail(role, f"no sign of life for {silent:.0f} s", alive=True)
+
+    def _hand_out(self, role: _Role) -> None:
+        if role is self._evaluator:
+            if 0 < self._next_eval <= self._updates and not role.under_way["evaluate"]:
+                self._next_eval = next_multiple(self._updates, self._config.eval.period_updates)
+                self._play(self._learner.handle, self._config.seed)
+        elif role.index >= 0 and role.handle is None:
+            role.handle = remote.start_actor(
+                self._config,
+                role.index,
+                self._replay.handle,
+                self._learner.handle,
+                self.agent_steps,
+                self._incarnations[role.index],
+            )
+        if role.restarted_by_ray and not role.begun:
+            if not role.under_way["begin"]:
+                state = self._saved if role is self._learner else self._replay_state
+                self._expect(role, "begin", role.handle.begin.remote(state))
+            return
+        if role is self._learner or role.index >= 0:
+            for _ in range(PIECES_QUEUED - role.under_way["run"]):
+                self._expect(role, "run", role.handle.run.remote(PIECE_S))
+        due = time.monotonic() >= role.pulse_s + PULSE_S and not role.under_way["pulse"]
+        if role.has_pulse and role.handle is not None and due:
+            role.pulse_s = time.monotonic()
+            self._expect(role, "pulse", role.handle.pulse.remote())
+
+    def _play(self, source: Any, seed: int) -> None:
+        """Sends the evaluator to work, unless it is or rests."""
+        role = self._evaluator
+        if role.under_way["evaluate"] or time.monotonic() < role.not_before_s:
+            return
+        if role.handle is None:
+            role.handle = remote.start_evaluator(self._config)
+        self._expect(role, "evaluate", role.handle.evaluate.remote(source, seed))
+
+    def _collect(self, ref: Any) -> None:
+        role, kind = self._under_way.pop(ref)
+        role.under_way[kind] -= 1
         now = time.monotonic()
-        for name, handle in list(self._roles.items()):
-            if now < self._not_before.get(name, 0.0):
-                continue
-            if handle is None:
-                handle = self._roles[name] = self._start_actor(int(name.split()[1]))
-            under_way = sum(1 for role in self._work.values() if role == name)
-            for _ in range(PIECES_QUEUED - under_way):
-                self._work[handle.run.remote(PIECE_S)] = name
-        if self._next_eval > 0 and self._updates >= self._next_eval and "evaluator" not in self._work.values():
-            self._next_eval = next_multiple(self._updates, self._config.eval.period_updates)
-            if self._evaluator is None:
-                self._evaluator = remote.start_evaluator(self._config)
-            self._work[self._evaluator.evaluate.remote(self._learner, self._config.seed)] = "evaluator"
-
-    def _collect(self, ref: Any, report: Report) -> None:
-        name = self._work.pop(ref)
         try:
             result = ray.get(ref)
         except RayTaskError as error:
             if isinstance(error.cause, DrqnError):
                 raise error.cause from error
-            self._fail(name, str(error.cause or error).strip().splitlines()[-1], report)
-        except RayActorError as error:
-            self._fail(name, str(error).strip().splitlines()[0], report)
-        else:
-            if name == "learner":
-                self._updates = result.updates
-                report.learner.append(result)
-            elif name == "evaluator":
-                report.evaluations.append(result)
+            self._fail(role, _cause(error), alive=True)
+            return
+        except ActorUnavailableError as error:
+            if kind == "begin" and now - role.started_s < START_S:
+                role.not_before_s = now + 0.2  # Ray is still starting it
             else:
-                self.agent_steps += result.agent_steps
-                report.actors.append(result)
-
-    def _fail(self, name: str, cause: str, report: Report) -> None:
-        """Carries out the failure policy's decision; once per death, though several pieces may have died with it."""
-        for ref in [ref for ref, role in self._work.items() if role == name]:
-            del self._work[ref]
-        now = time.monotonic()
-        self._failures[name].append(now)
-        decision = decide(name, self._failures[name], now, cause)
-        report.events.append(decision.reason)
-        if decision.action == "stop":
-            raise RoleFailedError(decision.reason)
-        self._not_before[name] = now + decision.delay_s
-        if name == "learner":
-            self._restore_learner()
-        elif name == "evaluator":
-            _kill(self._evaluator)
-            self._evaluator = None
-        else:
-            _kill(self._roles[name])
-            self._roles[name] = None
-            self._incarnations[int(name.split()[1])] += 1
-
-    def _restore_learner(self) -> None:
-        if self._saved is not None:
-            self._call(self._learner.load.remote(self._saved))
-            self._updates = int(self._saved.meta["learner"]["updates"])
-
-    def _watch_replay(self, report: Report) -> None:
-        """Reads the replay's figures; if it was restarted, gives it back the counters of the last report."""
-        try:
-            stats, state = self._call([self._replay.stats.remote(), self._replay.get_state.remote()])
-        except RoleFailedError as error:
-            self._fail_replay(str(error), report)
+                self._fail(role, _cause(error), alive=False)
             return
-        if stats.inserted_steps < self._replay_state["limiter"]["inserted_steps"]:
-            self._fail_replay("its process died; its contents are lost and it fills again", report)
-            return
-        report.replay, self._replay_state = stats, state
-
-    def _fail_replay(self, cause: str, report: Report) -> None:
-        now = time.monotonic()
-        self._failures["replay"].append(now)
-        decision = decide("replay", self._failures["replay"], now, cause)
-        report.events.append(decision.reason)
-        if decision.action == "stop":
-            raise RoleFailedError(decision.reason)
-        self._call(self._replay.set_state.remote(self._replay_state))
-
-    def _start_actor(self, index: int) -> Any:
-        return remote.start_actor(
-            self._config, index, self._replay, self._learner, self.agent_steps, self._incarnations[index]
-        )
-
-    def _call(self, ref: Any) -> Any:
-        """Waits for a call to a role that Ray restarts.
-
-        Raises:
-            RoleFailedError: it did not answer.
-        """
-        try:
-            return ray.get(ref, timeout=600)
-        except RayTaskError as error:
-            if isinstance(error.cause, DrqnError):
-                raise error.cause from error
-            raise RoleFailedError(str(error)) from error
         except RayError as error:
-            raise RoleFailedError(str(error).strip().splitlines()[0]) from error
+            self._fail(role, _cause(error), alive=False)
+            return
+        if role.restarted_by_ray and kind != "begin" and result is None:
+            self._fail(role, "its process died", alive=False)
+            return
+        role.seen_s, role.begun = now, True
+        if kind == "pulse" and role is self._replay:
+            self._report.replay, self._replay_state = result.stats, result.state
+        elif kind == "evaluate":
+            self._report.evaluations.append(result)
+        elif kind == "run" and role is self._learner:
+            self._updates = result.updates
+            self._report.learner.append(result)
+        elif kind == "run":
+            self.agent_steps += result.agent_steps
+            self._report.actors.append(result)
+
+    def _fail(self, role: _Role, cause: str, alive: bool) -> None:
+        """Carries out the failure policy's decision; once per death, though several pieces may have died with it."""
+        now = time.monotonic()
+        role.failed_at_s.append(now)
+        decision = decide(role.name, role.failed_at_s, now, cause)
+        self._report.events.append(decision.reason)
+        if decision.action == "stop":
+            raise RoleFailedError(decision.reason)
+        role.not_before_s = now + decision.delay_s
+        if not role.restarted_by_ray:
+            self._end(role)
+        else:
+            self._forget(role)
+            if alive:
+                _kill(role, for_good=False)
+                role.not_before_s = now + max(decision.delay_s, 1.0)  # the old process must not get the next call
+        role.begun, role.started_s = False, role.not_before_s
+        if role.index >= 0:
+            self._incarnations[role.index] += 1
+        if role is self._learner:
+            self._updates = int(self._saved.meta["learner"]["updates"]) if self._saved else 0
+            self._next_eval = next_multiple(self._updates, self._config.eval.period_updates)
+
+    def _expect(self, role: _Role, kind: Kind, ref: Any) -> None:
+        if not role.under_way.total():
+            role.seen_s = time.monotonic()
+        self._under_way[ref] = (role, kind)
+        role.under_way[kind] += 1
+
+    def _forget(self, role: _Role) -> None:
+        """Waits no longer for anything from this role."""
+        self._under_way = {ref: entry for ref, entry in self._under_way.items() if entry[0] is not role}
+        role.under_way.clear()
+
+    def _end(self, role: _Role) -> None:
+        self._forget(role)
+        _kill(role, for_good=True)
+        role.handle, role.begun = None, False
 
 
-def _kill(handle: Any) -> None:
-    if handle is not None:
-        ray.kill(handle)
+def _cause(error: RayError) -> str:
+    """What happened, as one line."""
+    if isinstance(error, RayTaskError) and error.cause is not None:
+        return " ".join(f"{type(error.cause).__name__}: {error.cause}".split())
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # The first line tells it, except where a constructor raised something: there a traceback follows.
+    return lines[-1 if "creation task" in lines[0] else 0] if lines else type(error).__name__
+
+
+def _kill(role: _Role, for_good: bool) -> None:
+    if role.handle is not None:
+        with contextlib.suppress(RayError, ValueError):
+            ray.kill(role.handle, no_restart=for_good)

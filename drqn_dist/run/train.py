@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -24,9 +24,9 @@ from drqn_dist.metrics import MetricsLog
 from drqn_dist.network.q_network import QNetwork
 from drqn_dist.run.console import Progress
 from drqn_dist.run.memory import check_memory
-from drqn_dist.run.monitor import Monitor, evaluation_values, mean_score
+from drqn_dist.run.monitor import Monitor, evaluation_values, mean_score, std_score
 from drqn_dist.run.run_folder import RunFolder, Summary, create_run, open_run
-from drqn_dist.run.serial import SerialSession
+from drqn_dist.run.serial import SerialSession, make_replay
 from drqn_dist.run.session import Saved, Session
 
 
@@ -47,6 +47,7 @@ def train(config: TrainConfig, resume: Path | None = None) -> Summary:
     with torch.device("meta"):  # refuses a network that does not fit the observations, without memory
         QNetwork(config.network, spec, config.env.stack_frames)
     check_memory(config, spec)
+    make_replay(config)  # refuses a rate limiter that would deadlock, before any process is started
     restored = None
     if resume is not None:
         folder = replace(open_run(resume), config=config)
@@ -100,15 +101,18 @@ class _Run:
         title = f"{config.env.id} · {config.preset} · seed {config.seed} · {config.mode}"
         with ExitStack() as stack:
             log = MetricsLog(self._folder.path, self._resumed_at)
-            stack.callback(log.close)
+            stack.callback(_close, log)
             progress = stack.enter_context(Progress(title, config.log_period_s))
             progress.message(f"run folder: {self._folder.path}")
             while True:
                 while not (stopped_by := self._stopped_by()):
                     self._advance(log, progress)
                 progress.message(f"stopping: {stopped_by}")
-                saved = self._checkpoint(progress)
-                evaluation = monitor.last_evaluation if self._stop.requested else self._evaluate(log, progress)
+                saved = self._save()
+                not_written = self._write(saved, progress)
+                if not self._stop.requested:
+                    self._evaluate(log, progress)
+                evaluation = monitor.last_evaluation
                 if stopped_by != "stop_at_return" or evaluation is None:
                     break
                 if mean_score(evaluation) >= (config.stop_at_return or 0.0):
@@ -121,36 +125,59 @@ class _Run:
                 updates=monitor.updates,
                 wall_s=monitor.wall_s,
                 eval_mean_return=mean_score(evaluation) if evaluation else None,
-                eval_std_return=_std(evaluation) if evaluation else None,
-                weights_sha256=weights_sha256(saved.tensors) if saved else "",
+                eval_std_return=std_score(evaluation) if evaluation else None,
+                weights_sha256=weights_sha256(saved.tensors),
                 stopped_by=stopped_by,
             )
             self._folder.write_summary(summary)
+            if not_written is not None:
+                raise not_written
             progress.message(f"done: {self._folder.path / 'summary.json'}")
             return summary
 
     def _advance(self, log: MetricsLog, progress: Progress) -> None:
         monitor, config = self._monitor, self._config
-        report = self._session.advance(config.log_period_s)
+        report = self._session.advance(self._until_next(), lambda: self._stop.requested)
         values, shown = monitor.take(report)
-        log.write(values, monitor.agent_steps, monitor.frames, monitor.wall_s)
+        self._log(log, values, progress)
         progress.update(shown)
         for event in report.events:
             progress.message(event)
         for evaluation in report.evaluations:
             progress.message(f"evaluation at update {evaluation.version:,}: {_scores(evaluation)}")
         if time.monotonic() - self._checkpointed >= config.checkpoint_period_s:
-            self._checkpoint(progress)
+            try:
+                self._write(self._save(), progress)
+            except DrqnError as error:  # a learner that does not come back, say: advance will tell
+                progress.message(f"no checkpoint: {error}")
 
-    def _evaluate(self, log: MetricsLog, progress: Progress) -> Evaluation:
-        """Evaluates the weights just saved, in games of their own: those that decided to stop would flatter them."""
+    def _evaluate(self, log: MetricsLog, progress: Progress) -> None:
+        """Evaluates the weights just saved, in games of their own: those that decided to stop would flatter them.
+
+        A signal breaks it off.
+        """
         monitor, config = self._monitor, self._config
         progress.message(f"final evaluation: {config.eval.episodes} episodes …")
-        evaluation = self._session.evaluate(config.seed + 1)
-        values = evaluation_values(evaluation)
-        log.write(values, monitor.agent_steps, monitor.frames, monitor.wall_s)
-        progress.message(f"final evaluation at update {evaluation.version:,}: {_scores(evaluation)}")
-        return evaluation
+        with self._stop.at_once():
+            evaluation = monitor.last_evaluation = self._session.evaluate(config.seed + 1)
+            self._log(log, evaluation_values(evaluation), progress)
+            progress.message(f"final evaluation at update {evaluation.version:,}: {_scores(evaluation)}")
+
+    def _until_next(self) -> float:
+        """Seconds until there is something to do besides training."""
+        now, config = time.monotonic(), self._config
+        seconds = min(config.log_period_s, self._checkpointed + config.checkpoint_period_s - now)
+        if config.minutes:
+            seconds = min(seconds, self._started + 60 * config.minutes - now)
+        return max(seconds, 0.01)
+
+    def _log(self, log: MetricsLog, values: dict[str, float], progress: Progress) -> None:
+        """Writes a line of metrics; one that cannot be written (a full disk) is reported, and training goes on."""
+        monitor = self._monitor
+        try:
+            log.write(values, monitor.agent_steps, monitor.frames, monitor.wall_s)
+        except OSError as error:
+            progress.message(f"no metrics: could not write them into {self._folder.path}: {error.strerror or error}")
 
     def _stopped_by(self) -> str:
         config, monitor = self._config, self._monitor
@@ -164,18 +191,27 @@ class _Run:
             return "stop_at_return"
         return ""
 
-    def _checkpoint(self, progress: Progress) -> Saved | None:
-        """Writes a checkpoint; one that cannot be written (disk full) is reported, and training goes on."""
+    def _save(self) -> Saved:
+        """
+        Raises:
+            DrqnError: there is nothing fit to be saved; the checkpoint before stays.
+        """
         self._checkpointed = time.monotonic()
-        try:
-            saved = self._session.save()
-            self._monitor.updates = int(saved.meta["learner"]["updates"])
-            meta = saved.meta | {"wall_s": self._monitor.wall_s}
-            self._folder.checkpoints.write(self._monitor.updates, saved.tensors, meta)
-        except DrqnError as error:
-            progress.message(f"no checkpoint: {error}")
-            return None
+        saved = self._session.save()
+        self._monitor.updates = int(saved.meta["learner"]["updates"])
+        if not all(t.isfinite().all() for name, t in saved.tensors.items() if name.startswith("network.")):
+            raise DrqnError("the weights are no longer finite: training has diverged; lower learner.learning_rate")
         return saved
+
+    def _write(self, saved: Saved, progress: Progress) -> CheckpointError | None:
+        """Writes a checkpoint; an error (a full disk) is reported and returned, and the checkpoint before stays."""
+        meta = saved.meta | {"wall_s": self._monitor.wall_s}
+        try:
+            self._folder.checkpoints.write(self._monitor.updates, saved.tensors, meta)
+        except CheckpointError as error:
+            progress.message(f"no checkpoint: {error}")
+            return error
+        return None
 
 
 def weights_sha256(tensors: dict[str, torch.Tensor]) -> str:
@@ -189,12 +225,14 @@ def weights_sha256(tensors: dict[str, torch.Tensor]) -> str:
 
 
 def _scores(evaluation: Evaluation) -> str:
-    return f"mean return {mean_score(evaluation):.2f} ± {_std(evaluation):.2f} over {len(evaluation.scores)} episodes"
+    return (
+        f"mean return {mean_score(evaluation):.2f} ± {std_score(evaluation):.2f} over {len(evaluation.scores)} episodes"
+    )
 
 
-def _std(evaluation: Evaluation) -> float:
-    mean = mean_score(evaluation)
-    return math.sqrt(sum((s - mean) ** 2 for s in evaluation.scores) / len(evaluation.scores))
+def _close(log: MetricsLog) -> None:
+    with suppress(OSError):  # a full disk was reported when it was met
+        log.close()
 
 
 class _StopRequest:
@@ -202,11 +240,24 @@ class _StopRequest:
 
     def __init__(self) -> None:
         self.requested = False
+        self._at_once = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
-            raise KeyboardInterrupt
+        interrupt = self.requested or self._at_once
         self.requested = True
+        if interrupt:
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """What is done in this context is broken off by the first signal already, and the run goes on after it."""
+        self._at_once = True
+        try:
+            yield
+        except KeyboardInterrupt:
+            pass
+        finally:
+            self._at_once = False
 
 
 @contextmanager

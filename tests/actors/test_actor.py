@@ -280,11 +280,11 @@ def test_a_reward_that_is_not_a_number_stops_the_actor_with_its_place() -> None:
             return batch
 
     config = tiny_config(actor={"envs_per_actor": 1})
-    env = Broken(VECTOR, [[Script(1)]])
+    env = Broken(VECTOR, [[Script(2)]])
     actor = Actor(config, 0, FakeSink(), FakeWeights(make_network(config, VECTOR)), env=env)
-    actor.step()
     with pytest.raises(FragmentError, match="reward at episode step 0 of environment 0 is not finite"):
-        actor.step()
+        for _ in range(3):
+            actor.step()
 
 
 def test_makes_the_environments_that_the_configuration_names_and_closes_what_it_was_given() -> None:

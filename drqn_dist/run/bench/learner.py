@@ -21,6 +21,7 @@ from drqn_dist.run.bench import BenchSettings
 from drqn_dist.run.bench.figures import Figures
 from drqn_dist.run.bench.fill import unblocked
 from drqn_dist.run.bench.play import frames_from, play
+from drqn_dist.run.local_ray import LocalRay
 from learner.batch_loader import TensorBatch
 from learner.learner import Learner
 from learner.weight_publisher import WeightPublisher
@@ -40,7 +41,7 @@ def bench_learner(
     payloads = play(config, spec, settings.play_steps, weights)
     figures = Figures()
     untyped: Any = ray  # its annotations know neither of these
-    with closing(remote.LocalRay(None, cpus=2)):
+    with closing(LocalRay(None, cpus=2)):
         name = f"bench-replay-{uuid.uuid4().hex}"
         replay = remote.start_replay(config, name)
         ray.get([replay.push.remote(payload) for payload in payloads])

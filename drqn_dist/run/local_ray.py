@@ -1,0 +1,136 @@
+"""The Ray that a run uses: its own on this machine, one that is there already, or a cluster's."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import psutil  # type: ignore[import-untyped]
+import ray
+
+from drqn_dist.errors import ConfigError
+
+EXIT_S = 10.0
+"""How long Ray's processes get to end by themselves."""
+
+
+class LocalRay:
+    """A Ray of our own on this machine, or a connection to a cluster, until `close`.
+
+    An own Ray listens to no one without a token made for this run, keeps its files in a folder of its own that is
+    removed at the end, and starts no dashboard.
+    """
+
+    def __init__(self, address: str | None, cpus: int) -> None:
+        """
+        Raises:
+            ConfigError: Ray could not be started or the cluster not be joined; nothing is left behind.
+        """
+        self._folder: str | None = None
+        self._environment: dict[str, str | None] = {}
+        if ray.is_initialized():
+            self._owned = False
+            return
+        self._owned = True
+        if address is not None:
+            self._set("RAY_AUTH_MODE", os.environ.get("RAY_AUTH_MODE", "token"))
+            _reread_authentication()
+            try:
+                self._init(address=address)
+            except (OSError, RuntimeError, ValueError) as error:
+                raise ConfigError(
+                    f"cannot join the Ray cluster at {address}: {error}; check --address and the cluster's token"
+                ) from error
+            return
+        self._set("RAY_AUTH_MODE", "token")
+        self._set("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        self._set("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        # glibc otherwise returns every array of a training step to the kernel and faults it in again: 5 to 10 %.
+        self._set("MALLOC_MMAP_THRESHOLD_", str(1024**3))
+        self._set("MALLOC_TRIM_THRESHOLD_", str(1024**3))
+        _reread_authentication()
+        self._folder = tempfile.mkdtemp(prefix="drqn-ray-")
+        try:
+            self._init(
+                address="local",  # whatever RAY_ADDRESS says
+                num_cpus=cpus,
+                include_dashboard=False,
+                _node_ip_address="127.0.0.1",
+                _temp_dir=self._folder,
+                object_store_memory=512 * 1024**2,
+                log_to_driver=False,
+            )
+        except (OSError, RuntimeError, ValueError) as error:
+            raise ConfigError(f"cannot start a local Ray: {error}; or train with --mode serial") from error
+
+    @property
+    def owned(self) -> bool:
+        """Whether `close` ends the connection, and with it every process that was started through it."""
+        return self._owned
+
+    def close(self) -> None:
+        if self._owned and ray.is_initialized():
+            processes = self._processes()
+            ray.shutdown()
+            # They write into the folder to their last moment.
+            for process in psutil.wait_procs(processes, timeout=EXIT_S)[1]:
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+        for name, value in self._environment.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        self._environment = {}
+
+    def _processes(self) -> list[psutil.Process]:
+        """All that belong to a Ray of our own."""
+        found: list[psutil.Process] = []
+        for child in psutil.Process().children():
+            with contextlib.suppress(psutil.Error):
+                if self._folder is not None and any(self._folder in word for word in child.cmdline()):
+                    found += [child, *child.children(recursive=True)]
+        return found
+
+    def _init(self, **options: Any) -> None:
+        try:
+            # Ray takes SIGTERM over; whoever started this run wants it for an orderly end.
+            with _own_signals():
+                ray.init(logging_level=logging.ERROR, namespace="drqn-dist", **options)
+        except BaseException:
+            self.close()
+            raise
+
+    def _set(self, name: str, value: str) -> None:
+        self._environment.setdefault(name, os.environ.get(name))
+        os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Puts the handlers of SIGINT and SIGTERM back at the end."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():
+                signal.signal(number, handler or signal.SIG_DFL)
+
+
+def _reread_authentication() -> None:
+    """Ray reads RAY_AUTH_* once, when it is imported; this makes it read them again (as its own `ray.init` does)."""
+    raylet: Any = ray._raylet
+    raylet.Config.initialize("")
+    raylet.AuthenticationTokenLoader.instance().reset_cache()
