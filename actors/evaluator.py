@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -26,6 +26,8 @@ class Evaluation:
     """Unclipped sum of rewards of each episode."""
     lengths: tuple[int, ...]
     """Agent steps of each episode."""
+    weights: WeightSnapshot | None = field(default=None, repr=False)
+    """The weights that played."""
 
 
 class Evaluator:
@@ -94,6 +96,7 @@ class Evaluator:
             weights.version,
             tuple(s for row, wanted in zip(scores, share, strict=True) for s in row[:wanted]),
             tuple(s for row, wanted in zip(lengths, share, strict=True) for s in row[:wanted]),
+            weights,
         )
 
     def close(self) -> None:

@@ -58,8 +58,7 @@ class RecurrentPolicy:
         self._push(observations, begins)
         self._last_actions[begins] = -1
         self._state[:, torch.from_numpy(begins)] = 0.0
-        # A copy: the state tensor is replaced below, but without a core it is the same object for ever.
-        states = self._state.numpy().copy()
+        states = self._state.numpy()  # no copy: below the network answers with a new tensor
         inputs = NetworkInput(
             torch.from_numpy(self._stack),
             torch.from_numpy(self._last_actions),

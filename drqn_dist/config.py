@@ -312,7 +312,7 @@ class TrainConfig:
     minutes: float = 0.0
     """Stop after this much wall-clock time; 0 = no bound."""
     stop_at_return: float | None = None
-    """Stop once an evaluation's mean return reaches this and a second one, in other games, confirms it."""
+    """Stop once an evaluation's mean return reaches this and other games confirm it; those weights are the result."""
     address: str | None = None
     """Ray cluster to join (auto, host:port, ray://host:port); none starts a local Ray on the loopback."""
     run_dir: str = "runs"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from drqn_dist.config import TrainConfig
 from drqn_dist.errors import CheckpointError, ConfigError, DrqnError
-from drqn_dist.interfaces import EnvSpec, PrioritySink
+from drqn_dist.interfaces import EnvSpec, PrioritySink, WeightSnapshot
 from drqn_dist.qlearning.priority import importance_weights, mixed_priority
 from learner.batch_loader import BatchSource, TensorBatch
 from learner.loss import td_loss
@@ -162,6 +162,12 @@ class Learner:
         self._inserted_steps = inserted_steps
         self._reset_stats()
         self._publisher.publish(self.state.network, updates)
+
+    def adopt(self, weights: WeightSnapshot) -> None:
+        """Goes on with these weights of an earlier update, in both networks; the optimizer keeps its moments."""
+        self.state.network.load_vector(weights.vector)
+        self.state.target.load_state_dict(self.state.network.state_dict())
+        self._publisher.publish(self.state.network, self.state.updates)
 
     def _train(self, batch: TensorBatch) -> None:
         config, state = self._config, self.state

@@ -57,7 +57,7 @@ class LocalRay:
         self._set("MALLOC_MMAP_THRESHOLD_", str(1024**3))
         self._set("MALLOC_TRIM_THRESHOLD_", str(1024**3))
         _reread_authentication()
-        self._folder = tempfile.mkdtemp(prefix="drqn-ray-")
+        self._folder = tempfile.mkdtemp(prefix="drqn-ray-", dir=_short_folder())
         try:
             self._init(
                 address="local",  # whatever RAY_ADDRESS says
@@ -115,6 +115,13 @@ class LocalRay:
     def _set(self, name: str, value: str) -> None:
         self._environment.setdefault(name, os.environ.get(name))
         os.environ[name] = value
+
+
+def _short_folder() -> str:
+    """The folder for temporary files, or /tmp where its name is so long that Ray's sockets could not be named: they lie
+    about 80 characters further down, and a socket's path may have 107."""
+    usual = tempfile.gettempdir()
+    return usual if len(usual) <= 20 else "/tmp"
 
 
 @contextlib.contextmanager

@@ -41,7 +41,7 @@ class Monitor:
         self._episodes: deque[Episode] = deque(maxlen=RECENT_EPISODES)
         self._threshold = max(GREEDY_EPSILON, config.actor.epsilon_low)
         self.last_evaluation: Evaluation | None = None
-        self.best_mean_return = -math.inf
+        self.best: Evaluation | None = None
 
     @property
     def frames(self) -> int:
@@ -67,7 +67,8 @@ class Monitor:
         self._episodes.extend(e for a in report.actors for e in a.episodes if e.epsilon <= self._threshold)
         if report.evaluations:
             self.last_evaluation = report.evaluations[-1]
-            self.best_mean_return = max(self.best_mean_return, mean_score(self.last_evaluation))
+            contenders = [*report.evaluations] if self.best is None else [self.best, *report.evaluations]
+            self.best = max(contenders, key=mean_score)
         values = {
             "time/updates": float(self.updates),
             "charts/agent_steps_per_s": steps / elapsed,

@@ -134,6 +134,9 @@ class LearnerRole:
         """None before `begin`."""
         return self._learner.save() if self._begun else None
 
+    def adopt(self, weights: WeightSnapshot) -> None:
+        self._learner.adopt(weights)
+
     @ray.method(concurrency_group="weights")
     def latest(self, known_version: int) -> list[ray.ObjectRef[WeightSnapshot]]:
         """The newest snapshot's reference in a list (so that it is not resolved on the way), or an empty list.

@@ -93,11 +93,16 @@ class SerialSession:
             },
         )
 
-    def evaluate(self, seed: int) -> Evaluation:
+    def evaluate(self, seed: int, weights: WeightSnapshot | None = None) -> Evaluation:
         if self._evaluator is None:
             self._evaluator = Evaluator(self._config, self._config.eval.episodes)
-        state = self.learner.state
-        return self._evaluator.evaluate(WeightSnapshot(state.updates, state.network.to_vector()), seed)
+        if weights is None:
+            state = self.learner.state
+            weights = WeightSnapshot(state.updates, state.network.to_vector())
+        return self._evaluator.evaluate(weights, seed)
+
+    def adopt(self, weights: WeightSnapshot) -> None:
+        self.learner.adopt(weights)
 
     def close(self) -> None:
         for actor in self.actors:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from actors.actor import ActorStats
 from actors.evaluator import Evaluation
+from drqn_dist.interfaces import WeightSnapshot
 from learner.learner import LearnerStats
 from replay_server.replay import ReplayStats
 
@@ -70,11 +71,19 @@ class Session(Protocol):
         """
         ...
 
-    def evaluate(self, seed: int) -> Evaluation:
-        """Plays `eval.episodes` with the weights of the last `save`, for the end of a run, and waits for the result.
+    def evaluate(self, seed: int, weights: WeightSnapshot | None = None) -> Evaluation:
+        """Plays `eval.episodes` with these weights, or those of the last `save`, and waits for the result.
 
         Raises:
             RoleFailedError: the evaluator failed too often.
+        """
+        ...
+
+    def adopt(self, weights: WeightSnapshot) -> None:
+        """Gives the learner these weights of an earlier update to go on with, or to be saved.
+
+        Raises:
+            RoleFailedError: the learner did not answer.
         """
         ...
 

@@ -147,11 +147,12 @@ class RaySession:
         self._saved = Saved(tensors, meta)
         return self._saved
 
-    def evaluate(self, seed: int) -> Evaluation:
-        assert self._saved is not None, "save first"
-        network = QNetwork(self._config.network, self._spec, self._config.env.stack_frames)
-        load_network(network, self._saved.tensors, "network.")
-        weights = WeightSnapshot(int(self._saved.meta["learner"]["updates"]), network.to_vector())
+    def evaluate(self, seed: int, weights: WeightSnapshot | None = None) -> Evaluation:
+        if weights is None:
+            assert self._saved is not None, "save first"
+            network = QNetwork(self._config.network, self._spec, self._config.env.stack_frames)
+            load_network(network, self._saved.tensors, "network.")
+            weights = WeightSnapshot(int(self._saved.meta["learner"]["updates"]), network.to_vector())
         if self._evaluator.under_way["evaluate"]:  # with older weights: it would only be waited for
             self._end(self._evaluator)
         self._report.evaluations.clear()
@@ -159,6 +160,12 @@ class RaySession:
             self._play(weights, seed)
             self._turn([self._evaluator], PULSE_S)
         return self._report.evaluations.pop()
+
+    def adopt(self, weights: WeightSnapshot) -> None:
+        try:
+            ray.get(self._learner.handle.adopt.remote(weights), timeout=self._hang_s)
+        except RayError as error:
+            raise RoleFailedError(f"the learner did not answer: {_cause(error)}") from error
 
     def close(self) -> None:
         if not self._ray.owned:  # nobody else ends them

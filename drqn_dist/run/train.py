@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import signal
 import sys
 import time
@@ -19,7 +18,7 @@ from actors.evaluator import Evaluation
 from drqn_dist.config import TrainConfig
 from drqn_dist.envs.make import env_spec
 from drqn_dist.errors import CheckpointError, DrqnError
-from drqn_dist.interfaces import EnvSpec
+from drqn_dist.interfaces import EnvSpec, WeightSnapshot
 from drqn_dist.metrics import MetricsLog
 from drqn_dist.network.q_network import QNetwork
 from drqn_dist.run.console import Progress
@@ -107,18 +106,15 @@ class _Run:
             while True:
                 while not (stopped_by := self._stopped_by()):
                     self._advance(log, progress)
-                progress.message(f"stopping: {stopped_by}")
-                saved = self._save()
-                not_written = self._write(saved, progress)
-                if not self._stop.requested:
-                    self._evaluate(log, progress)
-                evaluation = monitor.last_evaluation
-                if stopped_by != "stop_at_return" or evaluation is None:
+                if stopped_by != "stop_at_return" or self._confirmed(log, progress):
                     break
-                if mean_score(evaluation) >= (config.stop_at_return or 0.0):
-                    break
-                progress.message(f"not confirmed: below {config.stop_at_return:g} in other games, training goes on")
-                monitor.best_mean_return = -math.inf
+            progress.message(f"stopping: {stopped_by}")
+            saved = self._save()
+            not_written = self._write(saved, progress)
+            if stopped_by not in ("signal", "stop_at_return"):
+                progress.message(f"final evaluation: {config.eval.episodes} episodes …")
+                self._evaluate(None, log, progress)
+            evaluation = monitor.last_evaluation
             summary = Summary(
                 agent_steps=monitor.agent_steps,
                 frames=monitor.frames,
@@ -151,17 +147,34 @@ class _Run:
             except DrqnError as error:  # a learner that does not come back, say: advance will tell
                 progress.message(f"no checkpoint: {error}")
 
-    def _evaluate(self, log: MetricsLog, progress: Progress) -> None:
-        """Evaluates the weights just saved, in games of their own: those that decided to stop would flatter them.
+    def _confirmed(self, log: MetricsLog, progress: Progress) -> bool:
+        """Plays other games with the weights that reached the wanted return; if they reach it again, the run ends with
+        them, and not with those that came of training on meanwhile."""
+        candidate, monitor = self._monitor.best, self._monitor
+        assert candidate is not None
+        progress.message(f"confirming the weights of update {candidate.version:,} in other games …")
+        monitor.best = None
+        evaluation = self._evaluate(candidate.weights, log, progress)
+        if evaluation is None or mean_score(evaluation) < (self._config.stop_at_return or 0.0):
+            progress.message("not confirmed: training goes on")
+            return False
+        assert evaluation.weights is not None
+        self._session.adopt(evaluation.weights)
+        return True
 
-        A signal breaks it off.
+    def _evaluate(self, weights: WeightSnapshot | None, log: MetricsLog, progress: Progress) -> Evaluation | None:
+        """Evaluates these weights, or those just saved, in games of their own: those of the evaluations beside
+        training decide when to stop, and would flatter them.
+
+        Returns:
+            None if a signal broke it off.
         """
-        monitor, config = self._monitor, self._config
-        progress.message(f"final evaluation: {config.eval.episodes} episodes …")
         with self._stop.at_once():
-            evaluation = monitor.last_evaluation = self._session.evaluate(config.seed + 1)
+            evaluation = self._monitor.last_evaluation = self._session.evaluate(self._config.seed + 1, weights)
             self._log(log, evaluation_values(evaluation), progress)
-            progress.message(f"final evaluation at update {evaluation.version:,}: {_scores(evaluation)}")
+            progress.message(f"evaluation at update {evaluation.version:,}: {_scores(evaluation)}")
+            return evaluation
+        return None
 
     def _until_next(self) -> float:
         """Seconds until there is something to do besides training."""
@@ -187,7 +200,8 @@ class _Run:
             return "total_steps"
         if config.minutes and time.monotonic() - self._started >= 60 * config.minutes:
             return "minutes"
-        if config.stop_at_return is not None and monitor.best_mean_return >= config.stop_at_return:
+        best = monitor.best
+        if config.stop_at_return is not None and best is not None and mean_score(best) >= config.stop_at_return:
             return "stop_at_return"
         return ""
 

@@ -282,9 +282,13 @@ def test_a_reward_that_is_not_a_number_stops_the_actor_with_its_place() -> None:
     config = tiny_config(actor={"envs_per_actor": 1})
     env = Broken(VECTOR, [[Script(2)]])
     actor = Actor(config, 0, FakeSink(), FakeWeights(make_network(config, VECTOR)), env=env)
-    with pytest.raises(FragmentError, match="reward at episode step 0 of environment 0 is not finite"):
+
+    def play() -> None:
         for _ in range(3):
             actor.step()
+
+    with pytest.raises(FragmentError, match="reward at episode step 0 of environment 0 is not finite"):
+        play()
 
 
 def test_makes_the_environments_that_the_configuration_names_and_closes_what_it_was_given() -> None:

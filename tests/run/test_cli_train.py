@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,20 +46,20 @@ FAKE = "tests.envs.fakes:drqn_test/Echo-v0"
     ("arguments", "message"),
     [
         (["--env", "drqn_dist/GridWrld-v0"], "GridWrld"),
-        (["--env", "ALE/Pnog-v5"], "Pong"),
+        (["--env", "ALE/Pnog-v5", "--env.kwargs", "{}"], "Pong"),
         (["--env", "no_such_module:Thing-v0"], "no_such_module"),
-        (["--env", "Pendulum-v1"], "Discrete"),
+        (["--env", "Pendulum-v1", "--env.kwargs", "{}"], "Discrete"),
         (["--env", FAKE, "--env.kwargs", '{"observation": "dict"}'], "Dict"),
         (["--env", FAKE, "--env.kwargs", '{"observation": "hwc"}', "--network.torso", "nature"], "6"),
         (["--network.torso-units", "0"], "network.torso_units is 0"),
         (["--actor.envs-per-actor", "-4"], "actor.envs_per_actor is -4"),
         (["--network.core-units", "99999999"], "network.core_units is 99999999"),
-        (["--network.core-units", "65536", "--actors", "1000"], "MB of memory"),
+        (["--network.torso-units", "65536", "--network.core-units", "65536"], "MB of memory"),
         (["--replay.capacity-steps", "12", "--replay.min-steps", "1"], "does not fit a replay of 12 steps"),
-        (["--replay.capacity-steps", "40", "--replay.min-steps", "1"], "windows would be evicted"),
+        (["--replay.capacity-steps", "39", "--replay.min-steps", "1"], "windows would be evicted"),
         (["--replay.min-steps", "6000"], "replay.min_steps (6,000) exceeds replay.capacity_steps (5,000)"),
         (["--replay.rate-tolerance-steps", "1"], "replay.rate_tolerance_steps (1) is too small"),
-        (["--preset", "r2d2", "--replay.capacity-bytes", str(2**50)], "MB of memory"),
+        (["--replay.capacity-steps", str(10**10), "--replay.capacity-bytes", str(2**50)], "MB of memory"),
         (["--run-dir", "/proc/runs"], "choose another place with --run-dir"),
     ],
 )
@@ -99,15 +101,17 @@ class Command:
     """`drqn-dist train` in a process group of its own, as a terminal starts it."""
 
     def __init__(self, root: Path, *arguments: str) -> None:
-        self.root, self.folder_for_temporary_files = root / "runs", root / "tmp"
-        self.folder_for_temporary_files.mkdir(exist_ok=True)
+        self.root = root / "runs"
+        self.temporary = Path(
+            tempfile.mkdtemp(prefix="t", dir="/tmp")
+        )  # short: a socket's path must not exceed 107 bytes
         self._log = open(root / "stderr", "w+")  # noqa: SIM115 (closed by close)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "drqn_dist.run.cli", "train", *arguments],
             stderr=self._log,
             stdout=subprocess.DEVNULL,
             start_new_session=True,
-            env={**os.environ, "TMPDIR": str(self.folder_for_temporary_files)},
+            env={**os.environ, "TMPDIR": str(self.temporary)},
         )
         self._seen: set[psutil.Process] = set()
 
@@ -135,7 +139,7 @@ class Command:
     def ends(self) -> int:
         until(lambda: self.process.poll() is not None, "the end of the run", 240)
         until(lambda: not any(process.is_running() for process in self._seen), "its processes to be gone", 30)
-        assert list(self.folder_for_temporary_files.glob("drqn-ray-*")) == []
+        assert list(self.temporary.glob("drqn-ray-*")) == []
         return self.process.wait()
 
     def close(self) -> None:
@@ -143,6 +147,7 @@ class Command:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
         self._log.close()
+        shutil.rmtree(self.temporary)
 
 
 @contextmanager

@@ -77,7 +77,7 @@ def test_evaluations_are_described_and_the_best_mean_is_kept(tmp_path: Path) -> 
     watching.take(Report(evaluations=[good]))
     values, _ = watching.take(Report(evaluations=[bad]))
     assert values["eval/mean_return"] == 0.0
-    assert watching.best_mean_return == 2.0
+    assert watching.best == good
     assert watching.last_evaluation == bad
 
 
