@@ -209,7 +209,8 @@ def _expect_a_token(pid: int) -> None:
 
 def test_a_disk_full_while_checkpointing_keeps_the_last_good_checkpoint_and_training_goes_on(tmp_path: Path) -> None:
     runs = str(tmp_path / "runs")
-    with command(tmp_path, *TINY, "--mode", "serial", "--run-dir", runs, "--total-steps", "500") as run:
+    large = ["--network.torso-units=64", "--network.core-units=64"]
+    with command(tmp_path, *TINY, *large, "--mode", "serial", "--run-dir", runs, "--total-steps", "500") as run:
         assert run.ends() == 0, run.stderr
         folder = run.folder
     (good,) = (folder / "checkpoints").iterdir()

@@ -42,7 +42,7 @@ def test_what_fits_passes_and_one_byte_less_is_refused_with_the_numbers() -> Non
     ("section", "change", "advice"),
     [
         ("learner", {"prefetch_batches": 64, "batch_windows": 65_536}, "lower learner.batch_windows"),
-        ("learner", {"unroll_steps": 50_000}, "the window"),
+        ("learner", {"unroll_steps": 20_000}, "the window"),
         ("network", {"core_units": 65_536}, "lower network"),
         ("actor", {"envs_per_actor": 65_536}, "lower actors"),
     ],
@@ -51,6 +51,7 @@ def test_huge_settings_are_refused_with_advice_on_the_one_to_lower(
     section: str, change: dict[str, int], advice: str
 ) -> None:
     base = preset("drqn")
+    base = dataclasses.replace(base, replay=dataclasses.replace(base.replay, capacity_steps=3_000_000))
     config = dataclasses.replace(base, **{section: dataclasses.replace(getattr(base, section), **change)})
     with pytest.raises(ConfigError, match=advice):
         check_memory(config, PONG, available_bytes=16 * GB)
