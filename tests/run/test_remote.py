@@ -1,0 +1,148 @@
+"""The remote classes as plain objects, and the calls between roles with a Ray of our own."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.exceptions import ActorDiedError, ActorUnavailableError
+
+from actors.actor import Actor
+from drqn_dist.errors import FragmentError
+from drqn_dist.interfaces import WeightSnapshot
+from drqn_dist.run import remote
+from drqn_dist.run.channels import Patience, RemoteSink, RemoteWeights
+from drqn_dist.run.remote import ReplayRole
+from tests.fakes import FakeSink, FakeWeights
+from tests.runs import maze_config, role_processes, until
+
+
+@pytest.fixture(scope="module")
+def payloads(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
+    """Some hundred steps of fragments."""
+    sink = FakeSink()
+    actor = Actor(maze_config(tmp_path_factory.mktemp("unused")), 0, sink, FakeWeights())
+    while len(sink.payloads) < 40:
+        actor.step()
+    actor.close()
+    return sink.payloads
+
+
+def test_a_new_replay_serves_nobody_before_it_has_its_counters(tmp_path: Path, payloads: list[bytes]) -> None:
+    config = maze_config(tmp_path)
+    before = ReplayRole(config)
+    before.begin(None)
+    for payload in payloads[:10]:
+        before.push(payload)
+    first = before.pulse()
+    assert first is not None
+    assert first.stats.inserted_steps > 0
+
+    after = ReplayRole(config)
+    assert after.pulse() is None
+    pushing = threading.Thread(target=after.push, args=(payloads[10],))
+    pushing.start()
+    assert after.pulse() is None
+    after.begin(first.state)
+    pushing.join(timeout=10)
+    second = after.pulse()
+    assert second is not None
+    assert second.stats.inserted_steps == first.stats.inserted_steps + second.stats.stored_steps
+    after.begin(first.state)  # once begun, nothing turns the counters back
+    assert after.pulse() == second
+
+
+def test_patience_lasts_from_the_first_failure_on_and_only_while_a_role_is_started_again() -> None:
+    unavailable = ActorUnavailableError("being started", None)
+    patience = Patience(seconds=0)
+    patience.wait(unavailable)  # however long the call took before it failed
+    with pytest.raises(ActorUnavailableError):
+        patience.wait(unavailable)
+    with pytest.raises(ActorDiedError):
+        Patience().wait(ActorDiedError())
+
+
+class _Answers:
+    """Stands for an actor's handle: `method.remote()` answers what the method returns, through the object store."""
+
+    def __init__(self, **methods: Any) -> None:
+        for name, method in methods.items():
+            setattr(self, name, _Method(method))
+
+
+class _Method:
+    def __init__(self, method: Any) -> None:
+        self._method = method
+
+    def remote(self, *arguments: Any) -> Any:
+        return ray.put(self._method(*arguments))
+
+
+@pytest.mark.ray
+def test_an_actor_takes_the_weights_of_a_learner_that_was_set_back(local_ray: None) -> None:
+    offered = {"version": 7}
+
+    def latest(known: int) -> list[Any]:
+        return [] if known == offered["version"] else [ray.put(WeightSnapshot(offered["version"], None))]  # type: ignore[arg-type]
+
+    weights = RemoteWeights(_Answers(latest=latest))
+    first = weights.latest(-1)
+    assert first is not None
+    assert first.version == 7
+    assert weights.latest(7) is None
+    offered["version"] = 3
+    found: list[WeightSnapshot] = []
+    until(lambda: bool(found.extend(s for s in [weights.latest(7)] if s) or found), "the older weights")
+    assert found[0].version == 3
+
+
+@pytest.fixture(scope="module")
+def replay(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    handle = remote.start_replay(maze_config(tmp_path_factory.mktemp("unused")), "replay-of-test-remote")
+    yield handle
+    ray.kill(handle)
+    until(lambda: not role_processes("Replay"), "the replay to end")
+
+
+@pytest.mark.ray
+def test_pushes_are_bounded_and_a_refused_one_says_what_is_wrong(replay: Any, payloads: list[bytes]) -> None:
+    sink = RemoteSink(replay, limit=2)
+    for payload in payloads[:6]:
+        sink.push(payload)
+        assert len(sink._in_flight) <= 2
+    sink.push(payloads[6][:-5])
+    sink.push(payloads[7])
+    with pytest.raises(FragmentError) as refused:
+        sink.push(payloads[8])
+    assert "Traceback" not in str(refused.value)
+
+
+@pytest.mark.ray
+def test_pushes_to_a_replay_that_dies_are_sent_again(replay: Any, payloads: list[bytes]) -> None:
+    sink = RemoteSink(replay, limit=4)
+    sink.push(payloads[12])
+    until(lambda: bool(role_processes("Replay")), "the replay's process")
+    (process,) = role_processes("Replay")
+    process.kill()
+    process.wait(30)
+    for payload in payloads[13:17]:  # as many as fit in flight: the next would wait for the new replay to begin
+        sink._in_flight.append((replay.push.remote(payload), payload))
+
+    def begun() -> bool:
+        try:
+            ray.get(replay.begin.remote(None), timeout=60)
+        except ActorUnavailableError:
+            return False
+        return True
+
+    until(begun, "Ray to start the replay again")
+    for payload in payloads[17:25]:
+        sink.push(payload)
+    pulse = ray.get(replay.pulse.remote())
+    # In flight at the end: 4. Whether 12 arrived before the death or after it: pushed again it is in the new one.
+    assert pulse.stats.fragments >= len(payloads[13:25]) - 4
+    assert pulse.stats.duplicates == 0

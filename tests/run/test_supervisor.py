@@ -1,0 +1,63 @@
+"""A run over processes. What happens when they die is in tests/chaos; signals and a Ray of its own: test_cli_train."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import ray
+
+from drqn_dist.errors import CheckpointError
+from drqn_dist.metrics import read_metrics
+from drqn_dist.run.run_folder import open_run
+from drqn_dist.run.supervisor import RaySession
+from drqn_dist.run.train import train, weights_sha256
+from tests.runs import maze_config, role_processes, until
+
+pytestmark = pytest.mark.ray
+
+
+def test_a_run_trains_evaluates_checkpoints_and_leaves_no_process(local_ray: None, tmp_path: Path) -> None:
+    config = maze_config(
+        tmp_path,
+        mode="ray",
+        actors=2,
+        total_steps=4_000,
+        checkpoint_period_s=0.5,
+        eval={"period_updates": 100, "episodes": 4},
+    )
+    summary = train(config)
+    assert summary.stopped_by == "total_steps"
+    assert summary.agent_steps >= 4_000
+    assert summary.eval_mean_return is not None
+    (folder,) = tmp_path.iterdir()
+    newest = open_run(folder).checkpoints.latest()
+    assert newest is not None
+    assert (newest.updates, weights_sha256(newest.tensors)) == (summary.updates, summary.weights_sha256)
+
+    lines = read_metrics(folder)
+    evaluated = [line["eval/updates"] for line in lines if "eval/updates" in line]
+    assert len(evaluated) >= 2, "one beside training, one at the end"
+    assert evaluated[-1] == summary.updates, "the last one plays the saved weights"
+    ratios = [line["replay/samples_per_insert"] for line in lines if "replay/samples_per_insert" in line]
+    assert ratios[-1] == pytest.approx(config.replay.samples_per_insert, rel=0.1)
+
+    until(lambda: not role_processes(), "the run's processes to end")
+    assert ray.is_initialized(), "a Ray that was there before stays"
+
+
+def test_a_checkpoint_of_another_network_is_refused_and_leaves_no_process(local_ray: None, tmp_path: Path) -> None:
+    done = train(maze_config(tmp_path, total_steps=300))
+    assert done.stopped_by == "total_steps"
+    (folder,) = tmp_path.iterdir()
+    other = maze_config(tmp_path, mode="ray", network={"core_units": 17})
+    with pytest.raises(CheckpointError, match="belongs to another network"):
+        train(other, resume=folder)
+    until(lambda: not role_processes(), "the run's processes to end")
+
+
+def test_close_may_be_called_twice(local_ray: None, tmp_path: Path) -> None:
+    session = RaySession(maze_config(tmp_path, mode="ray"))
+    session.close()
+    session.close()
+    until(lambda: not role_processes(), "the run's processes to end")
