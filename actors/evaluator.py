@@ -26,7 +26,7 @@ class Evaluation:
     """Unclipped sum of rewards of each episode."""
     lengths: tuple[int, ...]
     """Agent steps of each episode."""
-    weights: WeightSnapshot | None = field(default=None, repr=False)
+    weights: WeightSnapshot | None = field(default=None, repr=False, compare=False)
     """The weights that played."""
 
 

@@ -21,8 +21,10 @@ SCRIPTS = [[Script(2)], [Script(9, "truncated")], [Script(3, "life"), Script(4)]
 
 def test_every_environment_plays_an_equal_share_so_that_short_games_are_not_favoured() -> None:
     env = FakeEnv(VECTOR, SCRIPTS)
-    result = Evaluator(CONFIG, 7, env).evaluate(snapshot(CONFIG), seed=5)
+    weights = snapshot(CONFIG)
+    result = Evaluator(CONFIG, 7, env).evaluate(weights, seed=5)
     assert result.version == 17
+    assert result.weights is weights
     assert result.lengths == (2, 2, 2, 9, 9, 7, 7)  # 3 + 2 + 2 games; the last environment's have two lives
     assert len(result.scores) == 7
 

@@ -46,7 +46,7 @@ def test_weights_survive_the_way_through_a_vector_buffers_and_all(core: str) -> 
     config = tiny_config(network={"torso": "small", "core": core})
     one, two = make_network(config, IMAGE, 0), make_network(config, IMAGE, 1)
     given = random_inputs(IMAGE, 2, 2, 1)
-    one.center_pixels(given.observations.flatten(0, 1))
+    one.center_pixels(given.observations.flatten(0, 1).float().mean(0))
     vector = one.to_vector()
     assert vector.dtype == np.float32
     two.load_vector(vector)
@@ -82,11 +82,19 @@ def test_a_vector_of_another_network_is_refused(length: int) -> None:
         network.load_vector(wrong)
 
 
-def test_centring_measures_the_mean_picture() -> None:
-    network = make_network(tiny_config(network={"torso": "small"}), IMAGE)
-    pictures = torch.stack([torch.full((1, 36, 36), value, dtype=torch.uint8) for value in (10, 20, 60)])
-    network.center_pixels(pictures)
-    assert torch.equal(network.state_dict()["torso.convolutions.0.mean"], torch.full((1, 36, 36), 30.0))
+def test_a_centred_network_answers_as_one_that_is_given_the_difference() -> None:
+    config = tiny_config(network={"torso": "small"})
+    centred, plain = make_network(config, IMAGE), make_network(config, IMAGE)
+    given = random_inputs(IMAGE, 2, 2, 1)
+    before = centred.unroll(given, centred.initial_state(2))[0]
+    centred.center_pixels(torch.zeros(1, 36, 36))
+    with torch.no_grad():
+        plain.get_parameter("torso.convolutions.0.weight").mul_(255 / 40)
+    torch.testing.assert_close(
+        centred.unroll(given, centred.initial_state(2))[0], plain.unroll(given, plain.initial_state(2))[0]
+    )
+    centred.center_pixels(torch.full((1, 36, 36), 100.0))
+    assert (centred.unroll(given, centred.initial_state(2))[0] - before).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("spec", [VECTOR, IMAGE])
