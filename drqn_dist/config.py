@@ -150,8 +150,8 @@ class LearnerConfig:
     """New weights are offered to the actors every this many updates."""
     prefetch_batches: int = 2
     """Batches decoded ahead of the one being trained."""
-    loader_threads: int = 1
-    """Threads that decode fragments into batches."""
+    loaders: int = 1
+    """Processes that decode fragments into batches (Ray mode)."""
     device: str = "auto"
     """auto (a GPU where there is one), cpu, cuda or cuda:N."""
     torch_threads: int = 1
@@ -171,7 +171,7 @@ class LearnerConfig:
         _require_range("learner", "target_period_updates", self.target_period_updates, 1, 10**9)
         _require_range("learner", "publish_period_updates", self.publish_period_updates, 1, 10**9)
         _require_range("learner", "prefetch_batches", self.prefetch_batches, 1, 64)
-        _require_range("learner", "loader_threads", self.loader_threads, 1, 256)
+        _require_range("learner", "loaders", self.loaders, 1, 256)
         _require_range("learner", "torch_threads", self.torch_threads, 1, 1024)
 
     def learning_rate_at(self, updates: int) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 import numpy.typing as npt
@@ -136,3 +136,12 @@ class WindowBatch:
     inserted_steps: int
     weight_versions: npt.NDArray[np.int64]
     """int64 [B], of the policy that acted at the window's start."""
+
+    def copy_from(self, other: WindowBatch) -> None:
+        """Takes over the contents of a batch of the same shapes; the arrays stay these ones."""
+        for name in (f.name for f in fields(self)):
+            value = getattr(other, name)
+            if isinstance(value, np.ndarray):
+                np.copyto(getattr(self, name), value, casting="no")
+            else:
+                setattr(self, name, value)

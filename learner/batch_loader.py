@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import NamedTuple, Protocol
 
@@ -82,37 +83,52 @@ class DirectLoader:
         """Holds nothing."""
 
 
+class WindowBatches(Protocol):
+    """Gives decoded batches, one after the other."""
+
+    def fill(self, out: WindowBatch) -> None:
+        """Blocks until there is one, and writes it into `out`."""
+        ...
+
+
 class PrefetchLoader:
-    """Threads that draw, decode and copy ahead of the learner, at most `prefetch` batches.
+    """Threads that fetch batches and copy them to the device ahead of the learner, at most `prefetch`.
 
     ::
 
-        source.sample() → read into a free buffer → copy to the device → queue → next()
-                                     ^------------------------------------------'  the buffer before is free again
+        WindowBatches.fill(a free buffer) → copy to the device → queue → next()
+                                ^-----------------------------------------'  the buffer before is free again
 
-    Decompression and copies release the GIL, so that on two cores they overlap with training. On the CPU the
-    tensors are the buffers; hence the buffer of the batch in training is only reused after the next `next()`.
+    One thread for each of the `WindowBatches`, which decode elsewhere: here decoding would take the interpreter's lock
+    from the training thread (which cost it 20 % on two cores). On the CPU the tensors are the buffers; hence the
+    buffer of the batch in training is only reused after the next `next()`.
     """
 
     def __init__(
         self,
-        source: WindowSource,
-        reader: WindowReader,
-        windows: int,
+        batches: Sequence[WindowBatches],
+        empty: Callable[[], WindowBatch],
         device: torch.device,
         prefetch: int,
-        threads: int,
     ) -> None:
-        self._source, self._reader, self._device = source, reader, device
-        self._free: queue.SimpleQueue[WindowBatch] = queue.SimpleQueue()
+        """
+        Args:
+            batches: where decoded batches come from.
+            empty: makes a buffer for one.
+            device: where tensors go.
+            prefetch: batches that may wait for the learner.
+        """
+        self._device = device
+        self._free: queue.SimpleQueue[WindowBatch | None] = queue.SimpleQueue()
         for _ in range(prefetch + 1):
-            self._free.put(reader.empty(windows))
+            self._free.put(empty())
         self._ready: queue.SimpleQueue[tuple[WindowBatch, TensorBatch] | BaseException] = queue.SimpleQueue()
         self._in_use: WindowBatch | None = None
         self._next: tuple[WindowBatch, TensorBatch] | BaseException | None = None
         self._stopped = threading.Event()
         self._threads = [
-            threading.Thread(target=self._work, name=f"batch-loader-{i}", daemon=True) for i in range(threads)
+            threading.Thread(target=self._work, args=(source,), name=f"batch-loader-{i}", daemon=True)
+            for i, source in enumerate(batches)
         ]
         for thread in self._threads:
             thread.start()
@@ -148,23 +164,20 @@ class PrefetchLoader:
         return self._ready.qsize()
 
     def close(self) -> None:
-        """Stops the threads after the sample they wait for; stop the source first."""
+        """Stops the threads, after the batch that each waits for."""
         self._stopped.set()
         for _ in self._threads:
-            self._free.put(self._reader.empty(1))
+            self._free.put(None)
         for thread in self._threads:
             thread.join(timeout=10)
 
-    def _work(self) -> None:
+    def _work(self, source: WindowBatches) -> None:
         try:
             stream = None
             if self._device.type == "cuda":
                 stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-            while not self._stopped.is_set():
-                buffer = self._free.get()
-                if self._stopped.is_set():
-                    return
-                self._reader.read(self._source.sample(), buffer)
+            while (buffer := self._free.get()) is not None and not self._stopped.is_set():
+                source.fill(buffer)
                 with torch.cuda.stream(stream):
                     batch = to_device(buffer, self._device)
                 if stream is not None:

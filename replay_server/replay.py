@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from drqn_dist.codec import FragmentHeader, decode_header
-from drqn_dist.config import ReplayConfig, WindowShape
+from drqn_dist.config import ReplayConfig, TrainConfig, WindowShape
 from drqn_dist.errors import ConfigError, FragmentError
 from drqn_dist.interfaces import FragmentSpan, WindowRef, WindowSample
 from replay_server import windows
@@ -76,7 +76,7 @@ class Replay:
         Raises:
             ConfigError: a window does not fit the capacity, or the rate limiter would deadlock.
         """
-        fragments = windows.most_fragments(window)
+        fragments = window.most_fragments
         if fragments * window.fragment > config.capacity_steps:
             first, end = windows.steps_read(window, window.burn_in + window.history)
             raise ConfigError(
@@ -295,3 +295,12 @@ class Replay:
             if held[-1].ends_episode:
                 break
         return held
+
+
+def make_replay(config: TrainConfig) -> Replay:
+    """The replay that this configuration asks for.
+
+    Raises:
+        ConfigError: its rate limiter would deadlock.
+    """
+    return Replay(config.replay, config.window, config.learner.batch_windows, config.rate_tolerance_steps, config.seed)

@@ -37,12 +37,6 @@ def reach(shape: WindowShape) -> tuple[int, int]:
     return back, ahead
 
 
-def most_fragments(shape: WindowShape) -> int:
-    """An upper bound of the fragments that one window touches, whatever its alignment."""
-    first, end = steps_read(shape, shape.burn_in + shape.history)
-    return 1 if end - first == 1 else (end - first - 2) // shape.fragment + 2
-
-
 def drawable_starts(shape: WindowShape, run_start: int, run_end: int, ended: bool) -> tuple[int, int]:
     """Low and high (exclusive) of the starts of windows that read nothing outside a stored run of steps.
 

@@ -17,6 +17,6 @@ def local_ray() -> Iterator[None]:
     """One Ray for all tests that take it; runs started meanwhile use it and leave it running."""
     from drqn_dist.run.local_ray import LocalRay
 
-    owner = LocalRay(None, cpus=12)
+    owner = LocalRay(None, cpus=16, store_bytes=512 * 1024**2)
     yield
     owner.close()

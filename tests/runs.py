@@ -12,6 +12,18 @@ import psutil
 from drqn_dist.config import TrainConfig
 from tests.tiny import tiny_config
 
+SUMMARY_KEYS = {
+    "agent_steps",
+    "frames",
+    "updates",
+    "wall_s",
+    "eval_mean_return",
+    "eval_std_return",
+    "weights_sha256",
+    "stopped_by",
+}
+"""What others build on."""
+
 
 def maze_config(run_dir: Path, **changes: Any) -> TrainConfig:
     """Half a minute of a small maze at most: 2 environments, 8 samples per insert, no evaluations but the last."""

@@ -6,7 +6,6 @@ A call to a role that is being started again is tried again; a role that stays a
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections import deque
 from typing import Any
@@ -16,12 +15,15 @@ import numpy.typing as npt
 import ray
 from ray.exceptions import ActorUnavailableError, ObjectLostError, RayActorError, RayTaskError
 
+from drqn_dist.fragment import WindowBatch
 from drqn_dist.interfaces import WeightSnapshot, WindowSample
 
-SAMPLES_IN_FLIGHT = 2
-"""Sample requests that the learner keeps under way: one travels while the other is decoded."""
+RAY: Any = ray
+"""Ray's annotations do not know all of its own options."""
+AHEAD = 2
+"""Requests that the learner keeps under way at each loader: one is worked on while the other's result travels."""
 PRIORITIES_IN_FLIGHT = 16
-"""Priority updates sent but not acknowledged, before the learner waits."""
+"""Calls with priorities sent but not acknowledged, before the learner waits."""
 RETRY_S = 300.0
 """How long a call to a role that is being started again is tried again."""
 FIRST_WEIGHTS_S = 60.0
@@ -76,37 +78,64 @@ class RemoteSink:
 
 
 class RemoteSource:
-    """Draws from the replay, some requests ahead. Each loader thread may call it."""
+    """Draws from the replay. Each loader thread may call it."""
 
     def __init__(self, replay: Any) -> None:
         self._replay = replay
-        self._lock = threading.Lock()
-        self._in_flight: deque[ray.ObjectRef[WindowSample]] = deque()
 
-    def sample(self) -> WindowSample:
+    def sample(self, count: int) -> list[WindowSample]:
+        """The next so many batches of windows."""
         patience = Patience()
         while True:
-            with self._lock:
-                while len(self._in_flight) < SAMPLES_IN_FLIGHT:
-                    self._in_flight.append(self._replay.sample.remote())
-                ref = self._in_flight.popleft()
             try:
-                return ray.get(ref)
+                samples: list[WindowSample] = ray.get(self._replay.sample.remote(count))
+                return samples
             except RayTaskError as error:
                 raise error.cause or error from error
             except RayActorError as error:
                 patience.wait(error)
 
 
-class RemotePriorities:
-    """Sends priorities without waiting for them, up to a bound. Those on their way to a replay that dies are lost
-    with the windows they belong to."""
+class RemoteBatches:
+    """The batches of one loader process, some requests ahead. Used from one thread."""
 
-    def __init__(self, replay: Any) -> None:
-        self._replay = replay
+    def __init__(self, loader: Any) -> None:
+        self._loader = loader
+        self._in_flight: deque[ray.ObjectRef[list[WindowBatch]]] = deque()
+        self._arrived: deque[WindowBatch] = deque()
+
+    def fill(self, out: WindowBatch) -> None:
+        """Blocks until there is a batch, and copies it: what Ray gives is its store's own memory, which must not be
+        written, and is only free again when nobody holds it."""
+        patience = Patience()
+        while not self._arrived:
+            while len(self._in_flight) < AHEAD:
+                self._in_flight.append(self._loader.load.remote())
+            try:
+                batches: list[WindowBatch] = ray.get(self._in_flight.popleft())
+                self._arrived.extend(batches)
+            except RayTaskError as error:
+                raise error.cause or error from error
+            except ObjectLostError:  # its process died after it had answered
+                continue
+            except RayActorError as error:
+                patience.wait(error)
+        out.copy_from(self._arrived.popleft())
+
+
+class RemotePriorities:
+    """Sends priorities without waiting for them, up to a bound, those of several updates in one call. Those on their
+    way to a replay that dies are lost with the windows they belong to."""
+
+    def __init__(self, replay: Any, updates_per_call: int) -> None:
+        self._replay, self._updates_per_call = replay, updates_per_call
+        self._kept: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]] = []
         self._in_flight: deque[ray.ObjectRef[None]] = deque()
 
     def update_priorities(self, ids: npt.NDArray[np.int64], priorities: npt.NDArray[np.float64]) -> None:
+        self._kept.append((ids, priorities))
+        if len(self._kept) < self._updates_per_call:
+            return
         while len(self._in_flight) >= PRIORITIES_IN_FLIGHT:
             try:
                 ray.get(self._in_flight.popleft())
@@ -114,6 +143,9 @@ class RemotePriorities:
                 raise error.cause or error from error
             except RayActorError:
                 pass
+        # Where a window was drawn twice, the replay keeps the later value.
+        ids, priorities = (np.concatenate(arrays) for arrays in zip(*self._kept, strict=True))
+        self._kept.clear()
         self._in_flight.append(self._replay.update_priorities.remote(ids, priorities))
 
 

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 import ray
 
 from drqn_dist.errors import ConfigError
@@ -29,8 +29,13 @@ class LocalRay:
     removed at the end, and starts no dashboard.
     """
 
-    def __init__(self, address: str | None, cpus: int) -> None:
+    def __init__(self, address: str | None, cpus: int, store_bytes: int) -> None:
         """
+        Args:
+            address: of a cluster to join; None starts a Ray of our own, with the rest.
+            cpus: logical ones, one for each process to come.
+            store_bytes: of shared memory, taken as it is needed.
+
         Raises:
             ConfigError: Ray could not be started or the cluster not be joined; nothing is left behind.
         """
@@ -65,7 +70,7 @@ class LocalRay:
                 include_dashboard=False,
                 _node_ip_address="127.0.0.1",
                 _temp_dir=self._folder,
-                object_store_memory=512 * 1024**2,
+                object_store_memory=store_bytes,
                 log_to_driver=False,
             )
         except (OSError, RuntimeError, ValueError) as error:

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 import numpy as np
-import psutil  # type: ignore[import-untyped]
+import psutil
 
 from drqn_dist.config import TrainConfig
 from drqn_dist.errors import ConfigError
@@ -17,6 +17,14 @@ PROCESS_BYTES = 350 * _MB
 """One process of this program at rest: Python, torch and its libraries (measured: 270 MB resident)."""
 RAY_BYTES = 600 * _MB
 """Ray's own processes of a local run, without the dashboard (an estimate on the safe side)."""
+CALL_BYTES = 8 * _MB
+"""Batches of up to this size in all, but no more than `CALL_BATCHES`, go to the learner in one call: for Ray a call is
+the same work whatever it carries."""
+CALL_BATCHES = 4
+CALLS_PER_LOADER = 4
+"""A loader's own buffers and, in Ray's object store, two answers ahead (`channels.AHEAD`) and one being read."""
+STORE_BYTES = 256 * _MB
+"""Room in Ray's object store for all but batches: weights and fragments on their way."""
 FRAGMENT_OVERHEAD_BYTES = 2_048
 """A stored fragment's Python objects, index and priorities beside its payload."""
 
@@ -35,7 +43,7 @@ def estimate_memory(config: TrainConfig, spec: EnvSpec) -> dict[str, int]:
     fragments = -(-replay.capacity_steps // window.fragment)
     stored = min(replay.capacity_bytes, replay.capacity_steps * step + fragments * frame)
     batch_steps = learner.batch_windows * (window.total + window.history)
-    batch = batch_steps * (frame * config.env.stack_frames + 32)
+    loaders = learner.loaders if config.mode == "ray" else 0
     pixels = math.prod(spec.observation_shape)
     # One training step: the input as float32, three layers of activations, the core's gates, and their gradients.
     activations = pixels * config.env.stack_frames + 2 * (3 * pixels + 3 * network.torso_units + 8 * network.core_units)
@@ -51,16 +59,36 @@ def estimate_memory(config: TrainConfig, spec: EnvSpec) -> dict[str, int]:
     copies = 5 + 2 * (config.actors + 1) + 1
     in_flight = config.actors * config.actor.max_pushes_in_flight * (window.fragment + 1) * step
     open_fragments = config.total_envs * (window.fragment + window.total + 1) * step
-    # Ray mode: each actor, the evaluator, the learner and the replay have a process, besides the driver.
-    processes = (config.actors + 4) * PROCESS_BYTES + RAY_BYTES if config.mode == "ray" else PROCESS_BYTES
+    # Ray mode: each actor and loader, the evaluator, the learner and the replay have a process, besides the driver.
+    processes = PROCESS_BYTES
+    if config.mode == "ray":
+        processes += (config.actors + loaders + 3) * PROCESS_BYTES + RAY_BYTES
     return {
         "replay": stored + fragments * FRAGMENT_OVERHEAD_BYTES,
-        "batches": (learner.prefetch_batches + learner.loader_threads + 1) * batch,
+        "batches": (learner.prefetch_batches + 1 + loaders * CALLS_PER_LOADER * batches_per_call(config, spec))
+        * _batch_bytes(config, spec),
         "training step": batch_steps * activations * 4,
         "network": copies * parameters * 4,
         "actors": in_flight + open_fragments,
         "processes": processes,
     }
+
+
+def object_store_bytes(config: TrainConfig, spec: EnvSpec) -> int:
+    """What a local Ray's object store must hold: batches on their way to the learner, and small things."""
+    calls = config.learner.loaders * CALLS_PER_LOADER
+    return STORE_BYTES + calls * batches_per_call(config, spec) * _batch_bytes(config, spec)
+
+
+def batches_per_call(config: TrainConfig, spec: EnvSpec) -> int:
+    """Batches that a loader gives, and updates whose priorities the learner sends, in one call."""
+    return max(1, min(CALL_BATCHES, CALL_BYTES // _batch_bytes(config, spec)))
+
+
+def _batch_bytes(config: TrainConfig, spec: EnvSpec) -> int:
+    frame = math.prod(spec.observation_shape) * np.dtype(spec.observation_dtype).itemsize
+    steps = config.learner.batch_windows * (config.window.total + config.window.history)
+    return steps * (frame * config.env.stack_frames + 32)
 
 
 def available_memory() -> int:

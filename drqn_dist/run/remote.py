@@ -1,110 +1,56 @@
-"""Ray's edge: each plain role behind a thin remote class, and how it is started. Nothing here decides anything; the
-supervisor does.
+"""Ray's edge: each plain role behind a thin remote class, and how it is started (replay and loaders are in
+`remote_replay.py`). Nothing here decides anything; the supervisor does.
 
-Replay and learner are started again by Ray itself under the same handle, so that the others need not be told. A new
-process must not serve anyone before it has what the one before it left: it waits for `begin`.
+Replay, loaders and learner are started again by Ray itself under the same handle, so that the others need not be told.
+A new replay or learner must not serve anyone before it has what the one before it left: it waits for `begin`.
 """
 
 from __future__ import annotations
 
 import sys
-import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import ray
 import torch
 
 from actors.actor import Actor, ActorStats
 from actors.evaluator import Evaluation, Evaluator
 from drqn_dist.config import TrainConfig
-from drqn_dist.interfaces import EnvSpec, WeightSnapshot, WindowSample
-from drqn_dist.run.channels import (
-    SAMPLES_IN_FLIGHT,
-    RemotePriorities,
-    RemoteSink,
-    RemoteSource,
-    RemoteWeights,
-    newest_weights,
-)
-from drqn_dist.run.serial import make_replay
+from drqn_dist.interfaces import EnvSpec, WeightSnapshot
+from drqn_dist.run.channels import RAY, RemoteBatches, RemotePriorities, RemoteSink, RemoteWeights, newest_weights
+from drqn_dist.run.memory import batches_per_call
+from drqn_dist.run.remote_replay import loader_name
 from drqn_dist.run.session import Saved
 from learner.batch_loader import PrefetchLoader
 from learner.learner import Learner, LearnerStats, resolve_device
 from learner.weight_publisher import WeightPublisher
 from learner.window_reader import WindowReader
-from replay_server.replay import ReplayStats
-
-_RAY: Any = ray
-"""Ray's annotations do not know all of its own options."""
-
-
-@dataclass(frozen=True)
-class ReplayPulse:
-    """A sign of life of the replay, and what a new one would need to go on counting."""
-
-    stats: ReplayStats
-    state: dict[str, Any]
-
-
-class ReplayRole:
-    """Replay in a process of its own. Pushes, samples and everything else have threads of their own, so that a
-    push that waits for the rate limiter does not keep a sample from being answered."""
-
-    def __init__(self, config: TrainConfig) -> None:
-        self._replay = make_replay(config)
-        self._begun = threading.Event()
-
-    def begin(self, state: dict[str, Any] | None) -> None:
-        """Goes on from these counters, if there are any, and lets waiting pushes and samples in."""
-        if not self._begun.is_set():
-            if state is not None:
-                self._replay.set_state(state)
-            self._begun.set()
-
-    @ray.method(concurrency_group="push")
-    def push(self, payload: bytes) -> bool:
-        self._begun.wait()
-        return self._replay.push(payload)
-
-    @ray.method(concurrency_group="sample")
-    def sample(self) -> WindowSample:
-        self._begun.wait()
-        return self._replay.sample()
-
-    def update_priorities(self, ids: npt.NDArray[np.int64], priorities: npt.NDArray[np.float64]) -> None:
-        self._replay.update_priorities(ids, priorities)
-
-    def pulse(self) -> ReplayPulse | None:
-        """None before `begin`."""
-        return ReplayPulse(self._replay.stats(), self._replay.get_state()) if self._begun.is_set() else None
 
 
 class LearnerRole:
     """Learner in a process of its own; weights are served from a thread beside the training."""
 
     def __init__(self, config: TrainConfig, spec: EnvSpec, replay_name: str) -> None:
-        # By name, because Ray cannot promise to start an actor again whose arguments hold handles.
         replay = ray.get_actor(replay_name)
+        loaders = [ray.get_actor(loader_name(replay_name, index)) for index in range(config.learner.loaders)]
         # Training runs thousands of short operations a second and takes the interpreter's lock after each; by default
-        # a loader thread that holds it would give it up only after 5 ms.
+        # another thread that holds it would give it up only after 5 ms.
         sys.setswitchinterval(2e-4)
         self._config = config
         self._begun = False
         self._publisher = WeightPublisher()
         self._ref: tuple[int, ray.ObjectRef[WeightSnapshot]] | None = None
+        reader = WindowReader(config, spec)
         self._loader = PrefetchLoader(
-            RemoteSource(replay),
-            WindowReader(config, spec),
-            config.learner.batch_windows,
+            [RemoteBatches(loader) for loader in loaders],
+            lambda: reader.empty(config.learner.batch_windows),
             resolve_device(config.learner.device),
             config.learner.prefetch_batches,
-            config.learner.loader_threads,
         )
-        self._learner = Learner(config, spec, self._loader, RemotePriorities(replay), self._publisher)
+        priorities = RemotePriorities(replay, batches_per_call(config, spec))
+        self._learner = Learner(config, spec, self._loader, priorities, self._publisher)
 
     def begin(self, saved: Saved | None) -> None:
         """Goes on from there, or from fresh weights.
@@ -191,30 +137,22 @@ class EvaluatorRole:
         return True
 
 
-def start_replay(config: TrainConfig, name: str, state: dict[str, Any] | None = None) -> Any:
-    """A replay process, told to begin; Ray starts it again if it dies, and then it waits for another `begin`."""
-    groups = {"push": 4, "sample": SAMPLES_IN_FLIGHT}
-    remote = _RAY.remote(num_cpus=1, max_restarts=-1, concurrency_groups=groups)(ReplayRole)
-    replay = remote.options(name=name).remote(config)
-    replay.begin.remote(state)
-    return replay
-
-
 def start_learner(config: TrainConfig, spec: EnvSpec, replay_name: str) -> Any:
-    """A learner process, on a GPU if it is to use one; Ray starts it again if it dies. It waits for `begin`."""
+    """A learner process, on a GPU if it is to use one, fed by the loaders of this replay; Ray starts it again if it
+    dies. It waits for `begin`."""
     gpus = 1 if config.learner.device.startswith("cuda") else 0
-    if config.learner.device == "auto" and _RAY.cluster_resources().get("GPU", 0) >= 1:
+    if config.learner.device == "auto" and RAY.cluster_resources().get("GPU", 0) >= 1:
         gpus = 1
-    remote = _RAY.remote(num_cpus=1, num_gpus=gpus, max_restarts=-1, concurrency_groups={"weights": 1})(LearnerRole)
+    remote = RAY.remote(num_cpus=1, num_gpus=gpus, max_restarts=-1, concurrency_groups={"weights": 1})(LearnerRole)
     return remote.remote(config, spec, replay_name)
 
 
 def start_actor(config: TrainConfig, index: int, replay: Any, learner: Any, agent_steps: int, incarnation: int) -> Any:
     """An actor process; if it dies the supervisor starts another incarnation."""
-    remote = _RAY.remote(num_cpus=1, concurrency_groups={"pulse": 1})(ActorRole)
+    remote = RAY.remote(num_cpus=1, concurrency_groups={"pulse": 1})(ActorRole)
     return remote.remote(config, index, replay, learner, agent_steps, incarnation)
 
 
 def start_evaluator(config: TrainConfig) -> Any:
     """An evaluator process; if it dies the supervisor starts another one."""
-    return _RAY.remote(num_cpus=1, concurrency_groups={"pulse": 1})(EvaluatorRole).remote(config)
+    return RAY.remote(num_cpus=1, concurrency_groups={"pulse": 1})(EvaluatorRole).remote(config)

@@ -16,7 +16,7 @@ from learner.batch_loader import DirectLoader
 from learner.learner import Learner, resolve_device
 from learner.weight_publisher import WeightPublisher
 from learner.window_reader import WindowReader
-from replay_server.replay import Replay
+from replay_server.replay import Replay, make_replay
 
 
 class SerialSession:
@@ -122,15 +122,6 @@ class _Sink:
 
     def push(self, payload: bytes) -> None:
         self._replay.push(payload)
-
-
-def make_replay(config: TrainConfig) -> Replay:
-    """The replay that this configuration asks for.
-
-    Raises:
-        ConfigError: its rate limiter would deadlock.
-    """
-    return Replay(config.replay, config.window, config.learner.batch_windows, config.rate_tolerance_steps, config.seed)
 
 
 def next_multiple(done: int, period: int) -> int:

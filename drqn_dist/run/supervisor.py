@@ -19,9 +19,10 @@ from drqn_dist.envs.make import env_spec
 from drqn_dist.errors import DrqnError, RoleFailedError
 from drqn_dist.interfaces import WeightSnapshot
 from drqn_dist.network.q_network import QNetwork
-from drqn_dist.run import remote
+from drqn_dist.run import remote, remote_replay
 from drqn_dist.run.failure_policy import decide
 from drqn_dist.run.local_ray import LocalRay
+from drqn_dist.run.memory import object_store_bytes
 from drqn_dist.run.serial import next_multiple
 from drqn_dist.run.session import Report, Saved, never
 from learner.train_state import load_network
@@ -53,7 +54,7 @@ class _Role:
     seen_s: float = 0.0
     """When it last answered, or was asked what it has not answered yet."""
     started_s: float = 0.0
-    """When Ray began to start it (learner, replay)."""
+    """When Ray began to start it (learner, replay, loader)."""
     pulse_s: float = 0.0
     """When it was last asked for a sign of life."""
     not_before_s: float = 0.0
@@ -69,11 +70,16 @@ class _Role:
 
     @property
     def restarted_by_ray(self) -> bool:
+        return self.waits_to_begin or self.name.startswith("loader")
+
+    @property
+    def waits_to_begin(self) -> bool:
+        """It has to be told what to go on from."""
         return self.name in ("learner", "replay")
 
 
 class RaySession:
-    """Replay, learner, actors and evaluator as processes of a local or joined Ray.
+    """Replay, loaders, learner, actors and evaluator as processes of a local or joined Ray.
 
     A dead actor is replaced by one of the same index, hence the same rungs of the ε ladder, and the next incarnation.
     A dead replay comes back empty with the counters of its last pulse, a dead learner with the last saved state
@@ -97,7 +103,8 @@ class RaySession:
         self._under_way: dict[Any, tuple[_Role, Kind]] = {}
         self._replay, self._learner, self._evaluator = _Role("replay"), _Role("learner"), _Role("evaluator")
         self._actors = [_Role(f"actor {index}", index) for index in range(config.actors)]
-        self._roles = [self._replay, self._learner, *self._actors, self._evaluator]
+        self._loaders = [_Role(f"loader {index}") for index in range(config.learner.loaders)]
+        self._roles = [self._replay, self._learner, *self._loaders, *self._actors, self._evaluator]
         meta = restored.meta if restored else {}
         self.agent_steps = int(meta.get("agent_steps", 0))
         self._updates = int(restored.meta["learner"]["updates"]) if restored else 0
@@ -106,12 +113,16 @@ class RaySession:
         self._replay_state: dict[str, Any] | None = meta.get("replay")
         self._next_eval = next_multiple(self._updates, config.eval.period_updates)
         # One logical CPU per process; with fewer cores the operating system shares them out.
-        self._ray = LocalRay(config.address, cpus=config.actors + 3)
+        store = object_store_bytes(config, self._spec)
+        self._ray = LocalRay(config.address, cpus=config.actors + config.learner.loaders + 3, store_bytes=store)
         try:
             name = f"replay-{uuid.uuid4().hex}"  # unique: a cluster may hold several runs
-            self._replay.handle = remote.start_replay(config, name, self._replay_state)
+            self._replay.handle = remote_replay.start_replay(config, name, self._replay_state)
+            for role, handle in zip(self._loaders, remote_replay.start_loaders(config, self._spec, name), strict=True):
+                role.handle = handle
             self._learner.handle = remote.start_learner(config, self._spec, name)
-            self._replay.started_s = self._learner.started_s = time.monotonic()
+            for role in (self._replay, *self._loaders, self._learner):
+                role.started_s = time.monotonic()
             self._turn_until(lambda: self._learner.begun, [self._replay, self._learner])
         except BaseException:
             self.close()
@@ -214,7 +225,7 @@ class RaySession:
                 self.agent_steps,
                 self._incarnations[role.index],
             )
-        if role.restarted_by_ray and not role.begun:
+        if role.waits_to_begin and not role.begun:
             if not role.under_way["begin"]:
                 state = self._saved if role is self._learner else self._replay_state
                 self._expect(role, "begin", role.handle.begin.remote(state))
@@ -248,7 +259,7 @@ class RaySession:
             self._fail(role, _cause(error), alive=True)
             return
         except ActorUnavailableError as error:
-            if kind == "begin" and now - role.started_s < START_S:
+            if role.restarted_by_ray and not role.begun and now - role.started_s < START_S:
                 role.not_before_s = now + 0.2  # Ray is still starting it
             else:
                 self._fail(role, _cause(error), alive=False)
@@ -256,7 +267,7 @@ class RaySession:
         except RayError as error:
             self._fail(role, _cause(error), alive=False)
             return
-        if role.restarted_by_ray and kind != "begin" and result is None:
+        if role.waits_to_begin and kind != "begin" and result is None:
             self._fail(role, "its process died", alive=False)
             return
         role.seen_s, role.begun = now, True

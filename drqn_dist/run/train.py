@@ -25,8 +25,9 @@ from drqn_dist.run.console import Progress
 from drqn_dist.run.memory import check_memory
 from drqn_dist.run.monitor import Monitor, evaluation_values, mean_score, std_score
 from drqn_dist.run.run_folder import RunFolder, Summary, create_run, open_run
-from drqn_dist.run.serial import SerialSession, make_replay
+from drqn_dist.run.serial import SerialSession
 from drqn_dist.run.session import Saved, Session
+from replay_server.replay import make_replay
 
 
 def train(config: TrainConfig, resume: Path | None = None) -> Summary:

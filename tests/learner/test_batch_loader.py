@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from drqn_dist.errors import ReplayStopped
-from drqn_dist.interfaces import WindowSample
+from drqn_dist.fragment import WindowBatch
+from drqn_dist.interfaces import WindowSample, WindowSource
 from learner.batch_loader import DirectLoader, PrefetchLoader, TensorBatch
 from learner.window_reader import WindowReader
 from tests.learner.batches import some_windows
@@ -47,6 +48,20 @@ class NumberedSamples:
         )
 
 
+class Decoded:
+    """`WindowBatches` that draw and decode in the calling thread."""
+
+    def __init__(self, source: WindowSource) -> None:
+        self._source = source
+
+    def fill(self, out: WindowBatch) -> None:
+        READER.read(self._source.sample(), out)
+
+
+def prefetching(source: WindowSource, prefetch: int, threads: int) -> PrefetchLoader:
+    return PrefetchLoader([Decoded(source)] * threads, lambda: READER.empty(2), CPU, prefetch)
+
+
 def numbers(loader: PrefetchLoader | DirectLoader) -> Iterator[int]:
     while True:
         yield int(loader.next().ids[0])
@@ -79,12 +94,12 @@ def test_the_direct_loader_gives_batches_in_the_order_of_the_samples_and_draws_n
 
 
 def test_one_thread_gives_batches_in_the_order_of_the_samples() -> None:
-    with PrefetchLoader(NumberedSamples(50), READER, 2, CPU, prefetch=3, threads=1) as loader:
+    with prefetching(NumberedSamples(50), prefetch=3, threads=1) as loader:
         assert list(islice(numbers(loader), 50)) == list(range(50))
 
 
 def test_several_threads_lose_no_batch_and_give_none_twice() -> None:
-    with PrefetchLoader(NumberedSamples(10**6), READER, 2, CPU, prefetch=2, threads=3) as loader:
+    with prefetching(NumberedSamples(10**6), prefetch=2, threads=3) as loader:
         seen: list[int] = []
         while not set(range(60)) <= set(seen):  # one may overtake another, but none is held back for ever
             seen.append(int(loader.next().ids[0]))
@@ -94,7 +109,7 @@ def test_several_threads_lose_no_batch_and_give_none_twice() -> None:
 
 def test_draws_ahead_but_no_further_than_asked_for() -> None:
     source = NumberedSamples(1000)
-    with PrefetchLoader(source, READER, 2, CPU, prefetch=2, threads=2) as loader:
+    with prefetching(source, prefetch=2, threads=2) as loader:
         for trained in range(1, 6):
             loader.next()
             until(lambda: loader.ready == 2)
@@ -103,7 +118,7 @@ def test_draws_ahead_but_no_further_than_asked_for() -> None:
 
 def test_a_batch_is_not_overwritten_before_the_next_is_asked_for() -> None:
     source = NumberedSamples(1000)
-    with PrefetchLoader(source, READER, 2, CPU, prefetch=1, threads=2) as loader:
+    with prefetching(source, prefetch=1, threads=2) as loader:
         for number in range(8):
             batch = loader.next()
             until(lambda: loader.ready == 1)  # every other buffer is full
@@ -114,13 +129,13 @@ def test_a_batch_is_not_overwritten_before_the_next_is_asked_for() -> None:
 
 
 def test_ids_and_probabilities_outlive_the_buffer() -> None:
-    with PrefetchLoader(NumberedSamples(100), READER, 2, CPU, prefetch=1, threads=1) as loader:
+    with prefetching(NumberedSamples(100), prefetch=1, threads=1) as loader:
         batches = [loader.next() for _ in range(20)]
     assert [int(batch.ids[0]) for batch in batches] == list(range(20))
 
 
 def test_what_a_loader_thread_raises_reaches_next_after_the_batches_before_it() -> None:
-    with PrefetchLoader(NumberedSamples(3), READER, 2, CPU, prefetch=2, threads=1) as loader:
+    with prefetching(NumberedSamples(3), prefetch=2, threads=1) as loader:
         assert list(islice(numbers(loader), 3)) == [0, 1, 2]
         for _ in range(3):
             with pytest.raises(ReplayStopped, match="no more samples"):
@@ -130,7 +145,7 @@ def test_what_a_loader_thread_raises_reaches_next_after_the_batches_before_it() 
 def test_close_joins_idle_threads_and_threads_that_failed() -> None:
     before = loader_threads()
     for count in (1000, 0, 1):
-        loader = PrefetchLoader(NumberedSamples(count), READER, 2, CPU, prefetch=2, threads=3)
+        loader = prefetching(NumberedSamples(count), prefetch=2, threads=3)
         assert len(loader_threads()) >= len(before)
         loader.close()
         assert loader_threads() == before
@@ -145,7 +160,7 @@ def test_close_lets_a_thread_finish_that_waits_for_a_sample_which_is_then_stoppe
             assert stopped.wait(10)
             raise ReplayStopped("stopped")
 
-    loader = PrefetchLoader(Blocked(), READER, 2, CPU, prefetch=1, threads=1)
+    loader = prefetching(Blocked(), prefetch=1, threads=1)
     assert waiting.wait(10)
     stopped.set()
     loader.close()
@@ -160,7 +175,7 @@ def test_wait_tells_whether_next_would_answer_at_once_and_changes_nothing() -> N
             assert allowed.acquire(timeout=10)
             return super().sample()
 
-    loader = PrefetchLoader(Gated(3), READER, 2, CPU, prefetch=2, threads=1)
+    loader = prefetching(Gated(3), prefetch=2, threads=1)
     assert not loader.wait(0.01)
     allowed.release(4)
     for number in range(3):

@@ -58,7 +58,7 @@ def test_draws_exactly_the_windows_of_the_naive_replay_with_its_probabilities(pr
     for seed in range(15):
         rng = np.random.default_rng(seed)
         shape = random_shape(rng)
-        least = windows.most_fragments(shape) * shape.fragment
+        least = shape.most_fragments * shape.fragment
         config = ReplayConfig(
             capacity_steps=least + int(rng.integers(0, 6 * shape.fragment)),
             capacity_bytes=int(rng.choice([2**30, 1500])),

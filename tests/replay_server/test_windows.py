@@ -49,7 +49,7 @@ def test_reach_and_most_fragments_bound_what_any_window_touches() -> None:
             touched_ahead = max(touched_ahead, (end - 1) // shape.fragment - owner)
             touched = max(touched, (end - 1) // shape.fragment - first // shape.fragment + 1)
         assert (back, ahead) == (touched_before, touched_ahead)
-        assert touched <= windows.most_fragments(shape) <= touched + 1
+        assert touched <= shape.most_fragments <= touched + 1
 
 
 def test_reads_burn_in_and_history_but_nothing_before_the_episode() -> None:

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 
 from actors.actor import Actor
+from drqn_dist.envs.make import env_spec
 from drqn_dist.errors import FragmentError
+from drqn_dist.fragment import WindowBatch
 from drqn_dist.interfaces import WeightSnapshot
-from drqn_dist.run import remote
-from drqn_dist.run.channels import Patience, RemoteSink, RemoteWeights
-from drqn_dist.run.remote import ReplayRole
+from drqn_dist.run import remote_replay
+from drqn_dist.run.channels import Patience, RemoteBatches, RemoteSink, RemoteWeights
+from drqn_dist.run.remote_replay import ReplayRole
+from learner.window_reader import WindowReader
+from replay_server.replay import make_replay
 from tests.fakes import FakeSink, FakeWeights
 from tests.runs import maze_config, role_processes, until
 
@@ -102,7 +108,7 @@ def test_an_actor_takes_the_weights_of_a_learner_that_was_set_back(local_ray: No
 
 @pytest.fixture(scope="module")
 def replay(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    handle = remote.start_replay(maze_config(tmp_path_factory.mktemp("unused")), "replay-of-test-remote")
+    handle = remote_replay.start_replay(maze_config(tmp_path_factory.mktemp("unused")), "replay-of-test-remote")
     yield handle
     ray.kill(handle)
     until(lambda: not role_processes("Replay"), "the replay to end")
@@ -119,6 +125,33 @@ def test_pushes_are_bounded_and_a_refused_one_says_what_is_wrong(replay: Any, pa
     with pytest.raises(FragmentError) as refused:
         sink.push(payloads[8])
     assert "Traceback" not in str(refused.value)
+
+
+@pytest.mark.ray
+def test_a_loader_process_gives_the_batches_that_decoding_here_would(
+    local_ray: None, tmp_path: Path, payloads: list[bytes]
+) -> None:
+    config = maze_config(tmp_path, replay={"rate_tolerance_steps": 10**6})  # nobody blocks
+    spec = env_spec(config.env)
+    name = "replay-of-the-loader-test"
+    replay = remote_replay.start_replay(config, name)
+    twin = make_replay(config)  # of the same seed, hence with the same draws
+    for payload in payloads:
+        ray.get(replay.push.remote(payload))
+        twin.push(payload)
+    loaders = remote_replay.start_loaders(config, spec, name)
+    batches, reader = RemoteBatches(loaders[0]), WindowReader(config, spec)
+    here, there = (reader.empty(config.learner.batch_windows) for _ in range(2))
+    arrays = {field.name: getattr(there, field.name) for field in fields(WindowBatch)}
+    for _ in range(3):
+        reader.read(twin.sample(), here)
+        batches.fill(there)
+        for field in fields(WindowBatch):
+            np.testing.assert_array_equal(getattr(there, field.name), getattr(here, field.name), field.name)
+    assert all(getattr(there, name) is array for name, array in arrays.items() if isinstance(array, np.ndarray))
+    for handle in (replay, *loaders):
+        ray.kill(handle)
+    until(lambda: not role_processes("Loader"), "the loader to end")
 
 
 @pytest.mark.ray

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import ray
 
+from drqn_dist.envs.make import env_spec
 from drqn_dist.errors import CheckpointError
 from drqn_dist.metrics import read_metrics
+from drqn_dist.network.q_network import QNetwork
+from drqn_dist.run.channels import newest_weights
 from drqn_dist.run.run_folder import open_run
 from drqn_dist.run.supervisor import RaySession
 from drqn_dist.run.train import train, weights_sha256
+from learner.train_state import load_network
 from tests.runs import maze_config, role_processes, until
 
 pytestmark = pytest.mark.ray
@@ -22,13 +28,13 @@ def test_a_run_trains_evaluates_checkpoints_and_leaves_no_process(local_ray: Non
         tmp_path,
         mode="ray",
         actors=2,
-        total_steps=4_000,
+        total_steps=8_000,
         checkpoint_period_s=0.5,
-        eval={"period_updates": 100, "episodes": 4},
+        eval={"period_updates": 20, "episodes": 4},
     )
     summary = train(config)
     assert summary.stopped_by == "total_steps"
-    assert summary.agent_steps >= 4_000
+    assert summary.agent_steps >= 8_000
     assert summary.eval_mean_return is not None
     (folder,) = tmp_path.iterdir()
     newest = open_run(folder).checkpoints.latest()
@@ -53,6 +59,29 @@ def test_a_checkpoint_of_another_network_is_refused_and_leaves_no_process(local_
     other = maze_config(tmp_path, mode="ray", network={"core_units": 17})
     with pytest.raises(CheckpointError, match="belongs to another network"):
         train(other, resume=folder)
+    until(lambda: not role_processes(), "the run's processes to end")
+
+
+def test_adopted_weights_are_what_is_saved_next_though_training_went_on(local_ray: None, tmp_path: Path) -> None:
+    config = maze_config(tmp_path, mode="ray", total_steps=10**9)
+    session = RaySession(config)
+    updates = 0
+
+    def train_until(wanted: int) -> None:
+        nonlocal updates
+        deadline = time.monotonic() + 240
+        while updates < wanted:
+            assert time.monotonic() < deadline, f"waited in vain for update {wanted}"
+            updates = max([updates, *(piece.updates for piece in session.advance(0.5).learner)])
+
+    train_until(20)
+    kept = newest_weights(session._learner.handle)
+    train_until(kept.version + 20)
+    session.adopt(kept)
+    network = QNetwork(config.network, env_spec(config.env), config.env.stack_frames)
+    load_network(network, session.save().tensors, "network.")
+    session.close()
+    np.testing.assert_array_equal(network.to_vector(), kept.vector)
     until(lambda: not role_processes(), "the run's processes to end")
 
 

@@ -16,18 +16,7 @@ from drqn_dist.errors import CheckpointError, ConfigError, RunFolderError
 from drqn_dist.metrics import read_metrics
 from drqn_dist.run.run_folder import Summary, open_run
 from drqn_dist.run.train import train, weights_sha256
-from tests.runs import maze_config
-
-SUMMARY_KEYS = {
-    "agent_steps",
-    "frames",
-    "updates",
-    "wall_s",
-    "eval_mean_return",
-    "eval_std_return",
-    "weights_sha256",
-    "stopped_by",
-}
+from tests.runs import SUMMARY_KEYS, maze_config
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 
 from drqn_dist.codec import decode, encode
 from drqn_dist.config import ReplayConfig, WindowShape

@@ -16,12 +16,13 @@ from drqn_dist.config import TrainConfig
 from drqn_dist.envs.make import env_spec
 from drqn_dist.interfaces import EnvSpec, WeightSnapshot
 from drqn_dist.network.q_network import NetworkInput
-from drqn_dist.run import remote
+from drqn_dist.run import remote, remote_replay
 from drqn_dist.run.bench import BenchSettings
 from drqn_dist.run.bench.figures import Figures
 from drqn_dist.run.bench.fill import unblocked
 from drqn_dist.run.bench.play import frames_from, play
 from drqn_dist.run.local_ray import LocalRay
+from drqn_dist.run.memory import object_store_bytes
 from learner.batch_loader import TensorBatch
 from learner.learner import Learner
 from learner.weight_publisher import WeightPublisher
@@ -41,17 +42,19 @@ def bench_learner(
     payloads = play(config, spec, settings.play_steps, weights)
     figures = Figures()
     untyped: Any = ray  # its annotations know neither of these
-    with closing(LocalRay(None, cpus=2)):
+    with closing(LocalRay(None, cpus=2 + config.learner.loaders, store_bytes=object_store_bytes(config, spec))):
         name = f"bench-replay-{uuid.uuid4().hex}"
-        replay = remote.start_replay(config, name)
+        replay = remote_replay.start_replay(config, name)
         ray.get([replay.push.remote(payload) for payload in payloads])
         gpus = int(config.learner.device != "cpu" and untyped.cluster_resources().get("GPU", 0) >= 1)
         role = untyped.remote(num_cpus=1, num_gpus=gpus, concurrency_groups={"weights": 1})(_LearnerRole)
+        loaders = remote_replay.start_loaders(config, spec, name)
         learner = role.remote(config, spec, name)
         for _ in range(settings.repeats):
             bare = ray.get(learner.bare_updates_per_s.remote(settings.seconds))
             full = ray.get(learner.updates_per_s.remote(settings.seconds))
             figures.add(updates_per_s=full, bare_updates_per_s=bare, ratio=full / bare)
+        del loaders  # they end with their handles
     return figures.result() | {
         "env": config.env.id,
         "frames_from": frames_from(weights),

@@ -18,11 +18,10 @@ from drqn_dist.run.bench.figures import Figures, rate
 from drqn_dist.run.bench.fill import copies, fill, measure_memory, unblocked
 from drqn_dist.run.bench.learner import bare_learner, updates_per_s
 from drqn_dist.run.bench.play import frames_from, play
-from drqn_dist.run.serial import make_replay
 from learner.batch_loader import DirectLoader
 from learner.learner import resolve_device
 from learner.window_reader import WindowReader
-from replay_server.replay import Replay
+from replay_server.replay import Replay, make_replay
 
 MAX_STEPS = 100_000
 """The replay measured for speed holds the configured capacity, at most this much."""
