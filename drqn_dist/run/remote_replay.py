@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from dataclasses import dataclass
 from typing import Any
@@ -76,9 +77,9 @@ class LoaderRole:
         return [self._reader.read(sample, buffer) for sample, buffer in zip(samples, self._buffers, strict=True)]
 
     @ray.method(concurrency_group="pulse")
-    def pulse(self) -> bool:
-        """A sign of life, also while the rate limiter keeps a sample waiting."""
-        return True
+    def pulse(self) -> int:
+        """A sign of life, also while the rate limiter keeps a sample waiting: the process's id."""
+        return os.getpid()
 
 
 def start_replay(config: TrainConfig, name: str, state: dict[str, Any] | None = None) -> Any:

@@ -55,6 +55,8 @@ class _Role:
     """When it last answered, or was asked what it has not answered yet."""
     started_s: float = 0.0
     """When Ray began to start it (learner, replay, loader)."""
+    process: int | None = None
+    """Id of its process, as the last pulse told (loader)."""
     pulse_s: float = 0.0
     """When it was last asked for a sign of life."""
     not_before_s: float = 0.0
@@ -267,11 +269,15 @@ class RaySession:
         except RayError as error:
             self._fail(role, _cause(error), alive=False)
             return
-        if role.waits_to_begin and kind != "begin" and result is None:
+        unknown = role.waits_to_begin and kind != "begin" and result is None
+        changed = role in self._loaders and role.process not in (None, result)
+        if unknown or changed:  # Ray was quicker to start another one than we to ask
             self._fail(role, "its process died", alive=False)
             return
         role.seen_s, role.begun = now, True
-        if kind == "pulse" and role is self._replay:
+        if role in self._loaders:
+            role.process = result
+        elif kind == "pulse" and role is self._replay:
             self._report.replay, self._replay_state = result.stats, result.state
         elif kind == "evaluate":
             self._report.evaluations.append(result)
@@ -298,7 +304,7 @@ class RaySession:
             if alive:
                 _kill(role, for_good=False)
                 role.not_before_s = now + max(decision.delay_s, 1.0)  # the old process must not get the next call
-        role.begun, role.started_s = False, role.not_before_s
+        role.begun, role.process, role.started_s = False, None, role.not_before_s
         if role.index >= 0:
             self._incarnations[role.index] += 1
         if role is self._learner:
