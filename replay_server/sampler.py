@@ -15,8 +15,8 @@ PRIORITY_FLOOR = 1e-6
 
 _MAX_PRIORITY = float(np.finfo(np.float32).max)
 _MAX_UNFLUSHED = 4096
-_LARGEST_DECAY = 0.9999
-"""Per update of priorities: a record of long ago must not outshine the present."""
+_LARGEST_DECAY = 1 - 1e-5
+"""Per new priority: a record of long ago must not outshine the present."""
 
 
 class WindowSampler:
@@ -116,7 +116,7 @@ class WindowSampler:
         slots = ids[known] % self._tree.capacity
         weights = self._to_weights(priorities[known])
         self._weights[slots] = weights
-        self._largest = float(weights.max(initial=self._largest * _LARGEST_DECAY))
+        self._largest = float(weights.max(initial=self._largest * _LARGEST_DECAY ** len(ids)))
         self._touch(slots)
         return len(ids) - len(slots)
 
