@@ -54,6 +54,35 @@ def test_updates_change_probabilities_and_late_ones_are_counted() -> None:
     sampler.check_valid()
 
 
+def test_new_windows_enter_at_the_largest_priority_that_slowly_fades() -> None:
+    sampler = WindowSampler(True, 1.0, seed=0, enter_at_largest=True)
+
+    def weight_of_a_new_one() -> float:
+        """Its share of the total, against a window of known weight 1."""
+        first = sampler.append(0, np.array([0.125], np.float32))  # the actor's own word does not count
+        sampler.set_drawable(first, first + 1, True)
+        sampler.update(np.array([0]), np.array([1.0]))
+        ids, probabilities = sampler.draw(1_000)
+        weight = float(probabilities[ids == first][0] / probabilities[ids == 0][0])
+        sampler.set_drawable(first, first + 1, False)
+        return weight
+
+    sampler.append(0, np.array([9.0], np.float32))
+    sampler.set_drawable(0, 1, True)
+    assert weight_of_a_new_one() == pytest.approx(1.0)
+    sampler.update(np.array([0]), np.array([4.0]))
+    assert weight_of_a_new_one() == pytest.approx(4.0, rel=1e-4)
+    one_by_one, at_once = (WindowSampler(True, 1.0, seed=0, enter_at_largest=True) for _ in range(2))
+    for fading, size in ((one_by_one, 1), (at_once, 100)):
+        fading.append(0, np.ones(1, np.float32))
+        fading.set_drawable(0, 1, True)
+        fading.update(np.array([0]), np.array([64.0]))
+        for _ in range(10_000 // size):
+            fading.update(np.zeros(size, np.int64), np.ones(size))
+    largest = [fading.get_state()["largest"] for fading in (one_by_one, at_once)]
+    assert largest == pytest.approx([64 * np.exp(-0.1)] * 2, rel=1e-4)
+
+
 def test_ids_stay_unique_while_slots_are_reused_and_the_ring_grows() -> None:
     rng = np.random.default_rng(0)
     sampler = WindowSampler(True, 1.0, seed=0)

@@ -19,7 +19,7 @@ from drqn_dist.errors import FragmentError
 from drqn_dist.fragment import WindowBatch
 from drqn_dist.interfaces import WeightSnapshot
 from drqn_dist.run import remote_replay
-from drqn_dist.run.channels import Patience, RemoteBatches, RemoteSink, RemoteWeights
+from drqn_dist.run.channels import Patience, RemoteBatches, RemotePriorities, RemoteSink, RemoteWeights
 from drqn_dist.run.remote_replay import ReplayRole
 from learner.window_reader import WindowReader
 from replay_server.replay import make_replay
@@ -104,6 +104,18 @@ def test_an_actor_takes_the_weights_of_a_learner_that_was_set_back(local_ray: No
     found: list[WeightSnapshot] = []
     until(lambda: bool(found.extend(s for s in [weights.latest(7)] if s) or found), "the older weights")
     assert found[0].version == 3
+
+
+@pytest.mark.ray
+def test_priorities_of_several_updates_go_in_one_call_in_their_order(local_ray: None) -> None:
+    calls: list[tuple[list[int], list[float]]] = []
+    replay = _Answers(update_priorities=lambda ids, priorities: calls.append((ids.tolist(), priorities.tolist())))
+    sink = RemotePriorities(replay, updates_per_call=2)
+    for ids in ([1, 2], [2, 3], [4, 5]):
+        sink.update_priorities(np.array(ids), np.array(ids) / 10 + len(calls))
+    assert calls == [([1, 2, 2, 3], [0.1, 0.2, 0.2, 0.3])]
+    sink.update_priorities(np.array([6, 7]), np.array([0.6, 0.7]))
+    assert calls[1] == ([4, 5, 6, 7], [1.4, 1.5, 0.6, 0.7])
 
 
 @pytest.fixture(scope="module")
