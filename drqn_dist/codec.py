@@ -184,7 +184,7 @@ def decode(payload: bytes, max_bytes: int) -> Fragment:
         priorities=header.priorities,
         states=_states(envelope),
     )
-    fragment.validate()
+    fragment.validate_contents()
     return fragment
 
 

@@ -73,6 +73,21 @@ class Fragment:
             )
         if self.observations.dtype not in (np.uint8, np.float32):
             raise FragmentError(f"observations must be uint8 or float32, got {self.observations.dtype}")
+        if self.priorities.dtype != np.float32 or self.priorities.ndim != 1:
+            raise FragmentError(f"priorities must be float32 [W], got {self.priorities.dtype}")
+        if not np.isfinite(self.priorities).all() or (self.priorities < 0).any():
+            raise FragmentError("priorities must be finite and not negative; the actor's Q values have diverged")
+        for name in ("first_step", "actor_id", "env_id", "episode_id", "sequence_no", "weight_version"):
+            if getattr(self, name) < 0:
+                raise FragmentError(f"{name} must not be negative, got {getattr(self, name)}")
+        self.validate_contents()
+
+    def validate_contents(self) -> None:
+        """Checks what `codec.decode` cannot know from the header and the sizes: the values of the steps' arrays.
+
+        Raises:
+            FragmentError: with the field and the value that is wrong.
+        """
         if int(self.actions.min()) < 0:
             raise FragmentError(f"actions must not be negative, got {int(self.actions.min())}")
         if not np.isfinite(self.rewards).all():
@@ -82,16 +97,9 @@ class Fragment:
             )
         if self.observations.dtype == np.float32 and not np.isfinite(self.observations).all():
             raise FragmentError(f"an observation of environment {self.env_id} is not finite; check the environment")
-        if self.priorities.dtype != np.float32 or self.priorities.ndim != 1:
-            raise FragmentError(f"priorities must be float32 [W], got {self.priorities.dtype}")
-        if not np.isfinite(self.priorities).all() or (self.priorities < 0).any():
-            raise FragmentError("priorities must be finite and not negative; the actor's Q values have diverged")
         for step, state in self.states.items():
-            if not 0 <= step < length or state.dtype != np.float32 or state.ndim != 2:
+            if not 0 <= step < self.num_steps or state.dtype != np.float32 or state.ndim != 2:
                 raise FragmentError(f"state at step {step} must be float32 [S, H] within the fragment")
-        for name in ("first_step", "actor_id", "env_id", "episode_id", "sequence_no", "weight_version"):
-            if getattr(self, name) < 0:
-                raise FragmentError(f"{name} must not be negative, got {getattr(self, name)}")
 
 
 @dataclass
