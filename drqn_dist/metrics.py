@@ -19,8 +19,6 @@ Every line of `metrics.jsonl` holds `agent_steps`, `frames` and `wall_s`, and an
     replay/sample_age_updates  updates between the policy that acted in a window and the learner that trains it
     actors/policy_lag_updates  updates between the acting policy and the learner
     time/updates               learner updates so far
-    replay/sample_age_updates  updates between the policy that acted in a drawn window and the learner
-    time/actor_*               shares of the actors' time: env, policy, build, push, weights
     time/waiting_for_replay    share of the learner's time without a batch, 0..1
     time/actor_<part>          share of the actors' time in env, policy, build, push and weights, 0..1
     eval/mean_return           greedy evaluation: mean, std and episodes
