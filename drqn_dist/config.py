@@ -149,7 +149,7 @@ class LearnerConfig:
     publish_period_updates: int = 20
     """New weights are offered to the actors every this many updates."""
     prefetch_batches: int = 2
-    """Batches decoded ahead of the one being trained."""
+    """Batches that wait at the learner; each loader holds a few more."""
     loaders: int = 1
     """Processes that decode fragments into batches (Ray mode)."""
     device: str = "auto"
@@ -314,7 +314,7 @@ class TrainConfig:
     stop_at_return: float | None = None
     """Stop once an evaluation's mean return reaches this and other games confirm it; those weights are the result."""
     address: str | None = None
-    """Ray cluster to join (auto, host:port, ray://host:port); none starts a local Ray on the loopback."""
+    """Ray cluster to join (auto, host:port, ray://host:port); none: a Ray of the run's own, guarded by a token."""
     run_dir: str = "runs"
     """Folder that receives the run's folder <env>__<preset>__<seed>__<time>."""
     log_period_s: float = 5.0
@@ -338,6 +338,8 @@ class TrainConfig:
         _require_range("train", "log_period_s", self.log_period_s, 0.01, 86_400)
         _require_range("train", "checkpoint_period_s", self.checkpoint_period_s, 0.01, 10**7)
         _require_range("train", "checkpoints_kept", self.checkpoints_kept, 1, 10_000)
+        if self.stop_at_return is not None:
+            _require_range("train", "stop_at_return", self.stop_at_return, -1e12, 1e12)
         shape = self.window
         _require(
             shape.stride <= shape.unroll,

@@ -227,7 +227,7 @@ _R2D2 = Preset(
     },
 )
 
-_LAB = "lab prototype on one CPU core"
+_OURS = "ours, tried on Pong with one CPU core"
 _PONG_CPU = Preset(
     config=TrainConfig(
         preset="pong-cpu",
@@ -269,36 +269,36 @@ _PONG_CPU = Preset(
     sources={
         "minutes": "ours: the hour that this preset is tuned for",
         "stop_at_return": "ours: it wins nearly every rally; a perfect game is 21",
-        "env.height_px": f"{_LAB}: the ball stays clearly visible at 64 (contrast 113 of 255), hardly at 42",
+        "env.height_px": f"{_OURS}: the ball stays clearly visible at 64 (contrast 113 of 255), hardly at 42",
         "env.width_px": "as the height",
-        "env.stack_frames": f"{_LAB}: costs next to nothing and shows the ball's direction at once",
+        "env.stack_frames": f"{_OURS}: costs next to nothing and shows the ball's direction at once",
         "env.max_episode_frames": "ours: five times a good game; a half-learnt greedy policy can rally for ever, which "
         "holds up its evaluation",
-        "network.torso": f"{_LAB}: conv 16-32-32; the Nature torso gets too few updates by the clock",
-        "network.torso_units": _LAB,
+        "network.torso": f"{_OURS}: conv 16-32-32; the Nature torso gets too few updates by the clock",
+        "network.torso_units": _OURS,
         "network.core": "ours: on a CPU an update is up to a quarter faster than with a GRU, whose kernel is not fused",
-        "network.core_units": _LAB,
-        "network.center_pixels": f"{_LAB}: the loss falls at 20 to 30 thousand steps instead of 60 to 120 thousand",
-        "learner.batch_windows": f"{_LAB}: many small updates; their number decides, not that of trained steps",
-        "learner.n_step": f"{_LAB}: 5 was faster than 3",
-        "learner.gamma": f"{_LAB}: 0.98; 0.99 was slower",
-        "learner.learning_rate": f"{_LAB}: 5e-4; 3e-4 was slower, 1e-3 no faster",
+        "network.core_units": _OURS,
+        "network.center_pixels": f"{_OURS}: the loss falls at 20 to 30 thousand steps instead of 60 to 120 thousand",
+        "learner.batch_windows": f"{_OURS}: many small updates; their number decides, not that of trained steps",
+        "learner.n_step": f"{_OURS}: 5 was faster than 3",
+        "learner.gamma": f"{_OURS}: 0.98; 0.99 was slower",
+        "learner.learning_rate": f"{_OURS}: 5e-4; 3e-4 was slower, 1e-3 no faster",
         "learner.learning_rate_halving_updates": "ours: at a constant rate one run's greedy score went from +20 to +10 "
         "again",
-        "learner.target_period_updates": f"{_LAB}: 250; 1,000 was slower",
-        "replay.capacity_steps": "ours: recent play; the lab's run that went on with an emptied replay learnt fastest",
-        "replay.min_steps": _LAB,
-        "replay.samples_per_insert": f"{_LAB}: 8; the runs with 4 were no better per update",
-        "replay.priority_exponent": f"{_LAB}; PER: 0.6",
+        "learner.target_period_updates": f"{_OURS}: 250; 1,000 was slower",
+        "replay.capacity_steps": "ours: recent play; a run that went on with an emptied replay learnt fastest",
+        "replay.min_steps": _OURS,
+        "replay.samples_per_insert": f"{_OURS}: 8; the runs with 4 were no better per update",
+        "replay.priority_exponent": f"{_OURS}; PER: 0.6",
         "replay.initial_priority": "ours: with the actor's estimate one run stood at -17.5 after 13,000 updates, where "
-        "the lab's runs were at -11",
-        "replay.importance_exponent": f"{_LAB}; PER: 0.4",
+        "others were at -11",
+        "replay.importance_exponent": f"{_OURS}; PER: 0.4",
         "actor.fragment_steps": "ours: two windows",
         "actor.max_pushes_in_flight": "ours: one for each environment; more would only be older",
         "actor.weight_pull_period_steps": "ours: about twice a second",
-        "actor.epsilon_high": f"{_LAB}: 0.2 in the run that came furthest",
-        "actor.epsilon_decay": _LAB,
-        "actor.epsilon_decay_steps": _LAB,
+        "actor.epsilon_high": f"{_OURS}: 0.2 in the run that came furthest",
+        "actor.epsilon_decay": _OURS,
+        "actor.epsilon_decay_steps": _OURS,
         "eval.period_updates": "ours: an evaluation every few minutes",
     },
 )

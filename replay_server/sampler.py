@@ -15,6 +15,8 @@ PRIORITY_FLOOR = 1e-6
 
 _MAX_PRIORITY = float(np.finfo(np.float32).max)
 _MAX_UNFLUSHED = 4096
+ID_STRIDE = 2**32
+"""Ids of a replay that was started again begin so far above those of the one it replaces."""
 _LARGEST_DECAY = 1 - 1e-5
 """Per new priority: a record of long ago must not outshine the present."""
 
@@ -129,7 +131,8 @@ class WindowSampler:
         self._rng.bit_generator.state = state["rng"]
         self._largest = float(state["largest"])
         if self.oldest_id == self.next_id:
-            self.oldest_id = self.next_id = max(self.next_id, int(state["next_id"]))
+            # The state may be older than the last ids given out: priorities of those must not find new windows.
+            self.oldest_id = self.next_id = max(self.next_id, int(state["next_id"]) + ID_STRIDE)
 
     def check_valid(self) -> None:
         """Raises AssertionError unless tree, weights and counts agree."""

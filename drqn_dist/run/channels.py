@@ -20,8 +20,6 @@ from drqn_dist.interfaces import WeightSnapshot, WindowSample
 
 RAY: Any = ray
 """Ray's annotations do not know all of its own options."""
-AHEAD = 2
-"""Requests that the learner keeps under way at each loader: one is worked on while the other's result travels."""
 PRIORITIES_IN_FLIGHT = 16
 """Calls with priorities sent but not acknowledged, before the learner waits."""
 RETRY_S = 300.0
@@ -78,7 +76,7 @@ class RemoteSink:
 
 
 class RemoteSource:
-    """Draws from the replay. Each loader thread may call it."""
+    """Draws from the replay, for one loader process."""
 
     def __init__(self, replay: Any) -> None:
         self._replay = replay
@@ -97,11 +95,10 @@ class RemoteSource:
 
 
 class RemoteBatches:
-    """The batches of one loader process, some requests ahead. Used from one thread."""
+    """The batches of one loader process. Used from one thread."""
 
     def __init__(self, loader: Any) -> None:
         self._loader = loader
-        self._in_flight: deque[ray.ObjectRef[list[WindowBatch]]] = deque()
         self._arrived: deque[WindowBatch] = deque()
 
     def fill(self, out: WindowBatch) -> None:
@@ -109,10 +106,8 @@ class RemoteBatches:
         written, and is only free again when nobody holds it."""
         patience = Patience()
         while not self._arrived:
-            while len(self._in_flight) < AHEAD:
-                self._in_flight.append(self._loader.load.remote())
             try:
-                batches: list[WindowBatch] = ray.get(self._in_flight.popleft())
+                batches: list[WindowBatch] = ray.get(self._loader.load.remote())
                 self._arrived.extend(batches)
             except RayTaskError as error:
                 raise error.cause or error from error

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -179,6 +180,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         _fail(error, 1)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+    except BrokenPipeError:  # `| head` has read enough; nothing may be flushed into it at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
 
 
 def _command(name: str) -> Callable[[Sequence[str]], None]:

@@ -16,6 +16,13 @@ from rich.text import Text
 Values = Mapping[str, float | None]
 
 
+class _Console(Console):
+    """Goes on silently when nobody reads it any more: a run must not end, nor lose anything, by that."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+
+
 class Progress:
     """Shows the newest values of a run; a context manager. Called from one thread.
 
@@ -39,7 +46,7 @@ class Progress:
             console: where to write; stderr if None, so that stdout stays free for results.
             clock: monotonic seconds.
         """
-        self._console = console or Console(stderr=True, highlight=False)
+        self._console = console or _Console(stderr=True, highlight=False)
         self._title = title
         self._period_s = period_s
         self._clock = clock

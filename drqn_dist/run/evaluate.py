@@ -83,12 +83,13 @@ def evaluate_run(run: Path, episodes: int, seed: int = 0, video: Path | None = N
         mean_return, std_return (of the population), median_return (all unclipped), episodes, env, weights_sha256.
 
     Raises:
-        ConfigError: there is no episode to play, or the environment cannot be made or filmed.
+        ConfigError: there is no episode to play, the seed is negative, or the environment cannot be made or filmed.
         RunFolderError: the run or the video file cannot be used.
         CheckpointError: there is no checkpoint that fits.
     """
     if episodes < 1:
         raise ConfigError(f"episodes is {episodes}, but must be at least 1")
+    _check_seed(seed)
     agent = load_agent(run)
     torch.set_num_threads(agent.config.actor.torch_threads)  # more of them only wait for each other in small batches
     if video is not None:  # first, so that a file that cannot be written is known before the long part
@@ -122,7 +123,13 @@ def load_policy(run: str | Path, epsilon: float = 0.0, seed: int = 0) -> Policy:
     Raises:
         RunFolderError, EnvError, CheckpointError: as `load_agent`.
     """
+    _check_seed(seed)
     return Policy(load_agent(Path(run)), epsilon, seed)
+
+
+def _check_seed(seed: int) -> None:
+    if seed < 0:
+        raise ConfigError(f"seed is {seed}, but must not be negative")
 
 
 class Policy:

@@ -8,8 +8,8 @@ from typing import Literal
 
 MAX_FAILURES = 5
 """Failures of one role within the window that are still answered by a restart."""
-WINDOW_S = 300.0
-"""Older failures are forgiven."""
+WINDOW_S = 3_600.0
+"""Older failures are forgiven. Much longer than a role that never starts takes to fail `MAX_FAILURES` times."""
 
 
 @dataclass(frozen=True)

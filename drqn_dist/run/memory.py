@@ -20,9 +20,10 @@ RAY_BYTES = 600 * _MB
 CALL_BYTES = 8 * _MB
 """Batches of up to this size in all, but no more than `CALL_BATCHES`, go to the learner in one call: for Ray a call is
 the same work whatever it carries."""
-CALL_BATCHES = 4
-CALLS_PER_LOADER = 4
-"""A loader's own buffers and, in Ray's object store, two answers ahead (`channels.AHEAD`) and one being read."""
+CALL_BATCHES = 2
+"""More would save little, and every batch waiting holds windows whose priorities are not up to date."""
+CALLS_PER_LOADER = 3
+"""A loader's own buffers and, in Ray's object store, one answer being read and one being written."""
 STORE_BYTES = 256 * _MB
 """Room in Ray's object store for all but batches: weights and fragments on their way."""
 FRAGMENT_OVERHEAD_BYTES = 2_048

@@ -143,6 +143,8 @@ def start_learner(config: TrainConfig, spec: EnvSpec, replay_name: str) -> Any:
     gpus = 1 if config.learner.device.startswith("cuda") else 0
     if config.learner.device == "auto" and RAY.cluster_resources().get("GPU", 0) >= 1:
         gpus = 1
+    if gpus:  # Ray shows its process this one alone
+        config = replace(config, learner=replace(config.learner, device="cuda"))
     remote = RAY.remote(num_cpus=1, num_gpus=gpus, max_restarts=-1, concurrency_groups={"weights": 1})(LearnerRole)
     return remote.remote(config, spec, replay_name)
 

@@ -312,7 +312,9 @@ class RaySession:
             self._next_eval = next_multiple(self._updates, self._config.eval.period_updates)
 
     def _expect(self, role: _Role, kind: Kind, ref: Any) -> None:
-        if not role.under_way.total():
+        # Pulses go out one at a time: a silent role is judged from its oldest unanswered one, not from what it did
+        # before the supervisor itself was busy elsewhere (an evaluation may take minutes).
+        if kind == "pulse" or not role.under_way.total():
             role.seen_s = time.monotonic()
         self._under_way[ref] = (role, kind)
         role.under_way[kind] += 1

@@ -27,6 +27,7 @@ from drqn_dist.run.monitor import Monitor, evaluation_values, mean_score, std_sc
 from drqn_dist.run.run_folder import RunFolder, Summary, create_run, open_run
 from drqn_dist.run.serial import SerialSession
 from drqn_dist.run.session import Saved, Session
+from learner.learner import resolve_device
 from replay_server.replay import make_replay
 
 
@@ -46,7 +47,9 @@ def train(config: TrainConfig, resume: Path | None = None) -> Summary:
     spec = env_spec(config.env)
     with torch.device("meta"):  # refuses a network that does not fit the observations, without memory
         QNetwork(config.network, spec, config.env.stack_frames)
-    check_memory(config, spec)
+    if config.address is None:  # otherwise the cluster's machines decide
+        check_memory(config, spec)
+        resolve_device(config.learner.device)
     make_replay(config)  # refuses a rate limiter that would deadlock, before any process is started
     restored = None
     if resume is not None:

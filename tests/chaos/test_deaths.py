@@ -75,7 +75,7 @@ def run(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[R
 def test_a_killed_actor_is_replaced_by_its_next_incarnation(run: Run) -> None:
     before = run.session.save().meta["incarnation"]
     run.kill("Actor")
-    assert run.events[0].startswith("actor 0 failed (failure 1 within 300 s), starting it again in 0 s: ")
+    assert run.events[0].startswith("actor 0 failed (failure 1 within 3600 s), starting it again in 0 s: ")
     run.goes_on()
     assert run.session.save().meta["incarnation"] == before + 1
 
@@ -113,10 +113,9 @@ def test_a_killed_replay_fills_again_and_keeps_its_counters(run: Run) -> None:
 def test_a_killed_loader_is_replaced_and_costs_the_learner_nothing_but_time(run: Run) -> None:
     before = run.updates
     run.kill("Loader")
-    assert run.events[0].startswith("loader 0 failed (failure 1 within 300 s)")
-    run.goes_on()
-    assert run.updates > before
-    assert len(run.events) <= 1, "nobody else failed"
+    run.advance_until(lambda: run.updates >= before + 50, "updates to grow")
+    (event,) = run.events
+    assert event.startswith("loader 0 failed (failure 1 within 3600 s)")
 
 
 def test_a_killed_evaluator_is_replaced(run: Run) -> None:
@@ -144,5 +143,5 @@ def test_processes_that_hang_are_killed_and_replaced(run: Run) -> None:
 
 def test_a_role_that_keeps_dying_ends_the_run(run: Run) -> None:
     run.session._actors[0].failed_at_s[:] = [time.monotonic()] * 5
-    with pytest.raises(RoleFailedError, match=r"actor 0 failed too often \(failure 6 within 300 s, 5 are allowed\)"):
+    with pytest.raises(RoleFailedError, match=r"actor 0 failed too often \(failure 6 within 3600 s, 5 are allowed\)"):
         run.kill("Actor")

@@ -16,6 +16,7 @@ from drqn_dist.interfaces import WeightSnapshot
 from drqn_dist.presets import preset
 from drqn_dist.run import bench
 from drqn_dist.run.bench import BenchSettings, run_bench
+from drqn_dist.run.bench import actor as actor_bench
 from drqn_dist.run.bench.actor import bench_actor
 from drqn_dist.run.bench.figures import Figures, rate
 from drqn_dist.run.bench.fill import copies
@@ -114,7 +115,12 @@ def test_copies_are_fragments_of_other_actors_in_bytes_of_their_own() -> None:
 
 
 def test_the_actor_is_measured_on_the_reference_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    reference = bench.ACTOR_REFERENCE
+    measured: list[TrainConfig] = []
+    monkeypatch.setattr(actor_bench, "bench_actor", lambda config, settings, weights: measured.append(config) or {})
+    bench.run_bench("actor")
+    bench.run_bench("actor", "gridworld")
+    reference, other = measured
+    assert other == preset("gridworld")
     assert (reference.env.id, reference.env.height_px, reference.env.width_px) == ("ALE/Pong-v5", 84, 84)
     assert (reference.network.torso, reference.network.core, reference.network.core_units) == ("nature", "gru", 512)
     assert (reference.actor.env_threads, reference.actor.torch_threads) == (1, 1)

@@ -13,10 +13,10 @@ def test_delays_grow_with_every_failure_until_the_run_is_ended() -> None:
 
 def test_the_reason_carries_role_numbers_and_cause() -> None:
     assert decide("learner", [5.0, 9.0], 10.0, "out of memory").reason == (
-        "learner failed (failure 2 within 300 s), starting it again in 1 s: out of memory"
+        "learner failed (failure 2 within 3600 s), starting it again in 1 s: out of memory"
     )
     assert decide("replay", [0.0] * 6, 0.0, "gone").reason == (
-        "replay failed too often (failure 6 within 300 s, 5 are allowed): gone"
+        "replay failed too often (failure 6 within 3600 s, 5 are allowed): gone"
     )
 
 

@@ -187,7 +187,9 @@ def test_pushes_to_a_replay_that_dies_are_sent_again(replay: Any, payloads: list
     until(begun, "Ray to start the replay again")
     for payload in payloads[17:25]:
         sink.push(payload)
+    while sink._in_flight:
+        sink._settle(*sink._in_flight.popleft())
     pulse = ray.get(replay.pulse.remote())
-    # In flight at the end: 4. Whether 12 arrived before the death or after it: pushed again it is in the new one.
-    assert pulse.stats.fragments >= len(payloads[13:25]) - 4
+    # 12 may have been stored, and acknowledged, before the death.
+    assert pulse.stats.fragments - len(payloads[13:25]) in (0, 1)
     assert pulse.stats.duplicates == 0
