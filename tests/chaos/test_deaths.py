@@ -141,6 +141,17 @@ def test_processes_that_hang_are_killed_and_replaced(run: Run) -> None:
     until(lambda: not any(process.is_running() for process in stopped), "the stopped processes to be gone")
 
 
+def test_nobody_is_blamed_for_the_time_that_an_evaluation_took(run: Run) -> None:
+    roles = [role for role in run.session._roles if role.has_pulse and role.handle is not None]
+    run.advance_until(lambda: not any(role.under_way["pulse"] for role in roles), "answers to all pulses")
+    for role in roles:
+        role.seen_s -= 10 * HANG_S
+        role.pulse_s -= 10 * HANG_S
+    run.reports.clear()
+    run.advance_until(lambda: len(run.reports) >= 4, "a few turns")
+    assert run.events == []
+
+
 def test_a_role_that_keeps_dying_ends_the_run(run: Run) -> None:
     run.session._actors[0].failed_at_s[:] = [time.monotonic()] * 5
     with pytest.raises(RoleFailedError, match=r"actor 0 failed too often \(failure 6 within 3600 s, 5 are allowed\)"):

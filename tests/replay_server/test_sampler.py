@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from replay_server.sampler import PRIORITY_FLOOR, WindowSampler
+from replay_server.sampler import ID_STRIDE, PRIORITY_FLOOR, WindowSampler
 
 
 def sampler_with(priorities: list[float], prioritized: bool = True, exponent: float = 0.5) -> WindowSampler:
@@ -83,6 +83,18 @@ def test_new_windows_enter_at_the_largest_priority_that_slowly_fades() -> None:
     assert largest == pytest.approx([64 * np.exp(-0.1)] * 2, rel=1e-4)
 
 
+def test_a_restarted_sampler_gives_out_no_id_again_though_its_state_is_a_little_old() -> None:
+    before = sampler_with([1.0, 1.0])
+    state = before.get_state()
+    late = before.append(7, np.array([1.0, 1.0], np.float32))
+    after = WindowSampler(True, 0.5, seed=0)
+    after.set_state(state)
+    first = after.append(7, np.array([1.0, 1.0], np.float32))
+    after.set_drawable(first, first + 2, True)
+    assert after.update(np.array([late, late + 1]), np.array([9.0, 9.0])) == 2, "both come too late"
+    after.check_valid()
+
+
 def test_ids_stay_unique_while_slots_are_reused_and_the_ring_grows() -> None:
     rng = np.random.default_rng(0)
     sampler = WindowSampler(True, 1.0, seed=0)
@@ -138,9 +150,10 @@ def test_state_goes_on_drawing_the_same_and_never_gives_an_id_twice() -> None:
     state = json.loads(json.dumps(one.get_state()))
     two = WindowSampler(True, 0.5, seed=99)
     two.set_state(state)
-    assert two.append(0, np.array([1.0, 2.0, 3.0], np.float32)) == 3
-    two.set_drawable(3, 6, True)
-    assert (one.draw(20)[0] + 3).tolist() == two.draw(20)[0].tolist()
+    first = two.append(0, np.array([1.0, 2.0, 3.0], np.float32))
+    assert first == 3 + ID_STRIDE
+    two.set_drawable(first, first + 3, True)
+    assert (one.draw(20)[0] + first).tolist() == two.draw(20)[0].tolist()
 
 
 def test_changes_are_flushed_before_they_pile_up() -> None:

@@ -91,7 +91,9 @@ def test_every_setting_has_a_flag_with_help(capsys: pytest.CaptureFixture[str]) 
         ("train --learner.unroll-steps 0", "learner.unroll_steps is 0"),
         ("train --preset gridworld --replay.capacity-steps 5 --replay.min-steps 1", "does not fit a replay of 5 steps"),
         ("train --resume nowhere", "nowhere is no run folder"),
+        ("train --stop-at-return nan", "train.stop_at_return is nan"),
         ("eval nowhere --episodes 0", "--episodes is 0"),
+        ("eval nowhere --seed -1", "seed is -1"),
         ("eval", "run"),
         ("plot nowhere --out x.png", "nowhere is no run folder"),
         ("plot --out x.png", "name at least one run"),
@@ -115,6 +117,17 @@ def test_a_mistake_is_one_clear_line_and_exit_code_2_and_leaves_nothing(
     assert captured.err.startswith("drqn-dist: error: ")
     assert message in captured.err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reader_that_leaves_early_is_no_error_of_ours() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "drqn_dist.run.cli", "presets"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(60) == 1
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])

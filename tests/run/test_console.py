@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import io
+import sys
 
+import pytest
 from rich.console import Console
 
 from drqn_dist.run.console import Progress, plain_line
@@ -69,3 +71,18 @@ def test_a_terminal_shows_a_table_with_all_values_and_messages_above_it() -> Non
     shown = stream.getvalue()
     for text in ("ALE/Pong-v5", "123,456", "-18.25", "3:04:05", "61%", "evaluation started"):
         assert text in shown
+
+
+class _Unread(io.StringIO):
+    """The write end of a pipe whose reader is gone."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError
+
+
+def test_a_run_goes_on_when_nobody_reads_its_messages_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", _Unread())
+    with Progress("Pong", period_s=0.0) as progress:
+        for _ in range(3):
+            progress.message("evaluation")
+            progress.update({"agent_steps": 1.0})

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from drqn_dist.run.failure_policy import MAX_FAILURES, WINDOW_S, decide
+from drqn_dist.run.supervisor import HANG_S, START_S
 
 
 def test_delays_grow_with_every_failure_until_the_run_is_ended() -> None:
@@ -20,9 +21,16 @@ def test_the_reason_carries_role_numbers_and_cause() -> None:
     )
 
 
+@pytest.mark.parametrize("between_s", [HANG_S, START_S])
+def test_a_role_that_never_answers_ends_the_run_though_each_failure_takes_its_time(between_s: float) -> None:
+    failed_at = [n * (between_s + 30.0) for n in range(1, MAX_FAILURES + 2)]
+    assert decide("replay", failed_at[:-1], failed_at[-2], "silent").action == "restart"
+    assert decide("replay", failed_at, failed_at[-1], "silent").action == "stop"
+
+
 @pytest.mark.parametrize(("age_s", "counted"), [(WINDOW_S, True), (WINDOW_S + 1, False)])
 def test_old_failures_are_forgiven(age_s: float, counted: bool) -> None:
-    now = 1_000.0
+    now = 10_000.0
     decision = decide("actor 0", [now - age_s] * MAX_FAILURES + [now], now, "it died")
     assert decision.action == ("stop" if counted else "restart")
     assert counted or decision.delay_s == 0.0

@@ -152,6 +152,8 @@ def test_what_cannot_run_is_refused_before_anything_is_started_or_left(mode: str
     for message, changes in [
         ("rate_tolerance_steps .* too small", {"replay": {"rate_tolerance_steps": 7}}),
         ("no environment|unknown|not registered|Environment", {"env": {"id": "drqn_dist/Nowhere-v0", "kwargs": {}}}),
+        ("learner.device is 'gpu'", {"learner": {"device": "gpu"}}),
+        ("learner.device is 'cuda:99'", {"learner": {"device": "cuda:99"}}),
         ("of memory", {"replay": {"capacity_steps": 10**10, "capacity_bytes": 2**50}}),
     ]:
         _refuse(ConfigError, message, lambda changes=changes: maze_config(root, mode=mode, **changes))  # type: ignore[misc]
