@@ -83,7 +83,7 @@ class Session(Protocol):
         """Gives the learner these weights of an earlier update to go on with, or to be saved.
 
         Raises:
-            RoleFailedError: the learner did not answer.
+            RoleFailedError: the learner keeps failing.
         """
         ...
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import ray
-from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError, RayTaskError
 
 from actors.evaluator import Evaluation
 from drqn_dist.config import TrainConfig
@@ -143,13 +143,18 @@ class RaySession:
         return report
 
     def save(self) -> Saved:
-        self._turn_until(lambda: self._learner.begun, self._roles)
-        try:
-            saved = ray.get(self._learner.handle.save.remote(), timeout=self._hang_s)
-        except RayError as error:
-            raise RoleFailedError(f"the learner did not answer: {_cause(error)}") from error
-        if saved is None:
-            raise RoleFailedError("the learner is just being started again")
+        while True:  # a learner that dies now comes back with what was saved before; the failure policy has the limit
+            self._turn_until(lambda: self._learner.begun, self._roles)
+            try:
+                saved = ray.get(self._learner.handle.save.remote(), timeout=self._hang_s)
+            except RayError as error:
+                if isinstance(error, RayTaskError) and isinstance(error.cause, DrqnError):
+                    raise error.cause from error
+                self._fail(self._learner, _cause(error), alive=isinstance(error, GetTimeoutError | RayTaskError))
+                continue
+            if saved is not None:
+                break
+            self._fail(self._learner, "its process died", alive=False)
         tensors, learner = saved
         meta = {
             "learner": learner,

@@ -92,6 +92,15 @@ def test_a_killed_learner_comes_back_with_the_last_saved_state(run: Run) -> None
     run.goes_on()
 
 
+def test_saving_outlives_a_learner_that_dies_just_then(run: Run) -> None:
+    before = run.session.save().meta["learner"]["updates"]
+    run.advance_until(lambda: run.updates > before, "more updates")
+    (process,) = role_processes("Learner")
+    process.kill()
+    assert run.session.save().meta["learner"]["updates"] >= before
+    run.goes_on()
+
+
 def test_a_killed_replay_fills_again_and_keeps_its_counters(run: Run) -> None:
     run.advance_until(lambda: run.inserted() > 500, "some inserts")
     before = run.inserted()

@@ -202,9 +202,24 @@ def test_a_signal_ends_the_run_with_checkpoint_and_summary_and_it_can_be_resumed
 def _expect_a_token(pid: int) -> None:
     """Nobody joins this Ray without the token of its run."""
     (raylet, *_) = [p for p in psutil.Process(pid).children(recursive=True) if p.name() == "raylet"]
-    environment = raylet.environ()
-    assert environment["RAY_AUTH_MODE"] == "token"
-    assert len(environment["RAY_AUTH_TOKEN"]) == 64
+    (address,) = [word.partition("=")[2] for word in raylet.cmdline() if word.startswith("--gcs-address=")]
+    token = raylet.environ()["RAY_AUTH_TOKEN"]
+    assert len(token) == 64
+    script = f"import ray; ray.init(address={address!r}, log_to_driver=False); print('joined')"
+    guests = [
+        subprocess.Popen(
+            [sys.executable, "-c", script],
+            env={**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": known},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for known in (token, "0" * 64)
+    ]
+    friend, stranger = (guest.communicate(timeout=120) for guest in guests)
+    assert "joined" in friend[0], friend[1]
+    assert "joined" not in stranger[0]
+    assert "Failed to connect" in stranger[1]
 
 
 def test_a_disk_full_while_checkpointing_keeps_the_last_good_checkpoint_and_training_goes_on(tmp_path: Path) -> None:
