@@ -17,6 +17,7 @@ from drqn_dist.interfaces import BatchEnv, FragmentSink, WeightSource
 from drqn_dist.network.q_network import QNetwork
 from drqn_dist.qlearning.exploration import decayed_epsilon, epsilon_ladder
 from drqn_dist.seeding import derive_seed
+from drqn_dist.stopwatch import Stopwatch
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,17 @@ class ActorStats:
     policy_s: float = 0.0
     env_s: float = 0.0
     build_s: float = 0.0
+    encode_s: float = 0.0
     push_s: float = 0.0
     weights_s: float = 0.0
+    index: int = -1
+    """Of the actor."""
+    weight_bytes: int = 0
+    """Of the snapshots that it took over."""
+    wall_s: float = 0.0
+    """Since it was last asked."""
+    cpu_s: float = 0.0
+    """CPU seconds of its process, all threads, since then."""
 
 
 class Actor:
@@ -73,6 +83,7 @@ class Actor:
         """
         torch.set_num_threads(config.actor.torch_threads)
         self._config = config
+        self._index = index
         self._sink, self._weights = sink, weights
         n = config.actor.envs_per_actor
         self._env = env or make_batch_env(
@@ -98,6 +109,7 @@ class Actor:
         self._scores = np.zeros(n, np.float64)
         self._lengths = np.zeros(n, np.int64)
         self._stats = ActorStats()
+        self._watch = Stopwatch()
 
     def step(self) -> int:
         """One batched environment step; pushes the fragments that it completes (and may block there).
@@ -118,8 +130,9 @@ class Actor:
             )
             for i, builder in enumerate(self._builders)
         ]
-        payloads = [encode(fragment) for fragment in fragments if fragment is not None]
         built = time.perf_counter()
+        payloads = [encode(fragment) for fragment in fragments if fragment is not None]
+        encoded = time.perf_counter()
         for payload in payloads:
             self._sink.push(payload)
         pushed = time.perf_counter()
@@ -153,7 +166,8 @@ class Actor:
         stats.weights_s += pulled - start
         stats.policy_s += acted - pulled
         stats.build_s += built - acted + time.perf_counter() - stepped
-        stats.push_s += pushed - built
+        stats.encode_s += encoded - built
+        stats.push_s += pushed - encoded
         stats.env_s += stepped - pushed
         return taken
 
@@ -169,6 +183,8 @@ class Actor:
         stats, self._stats = self._stats, ActorStats()
         stats.weight_version = self._version
         stats.epsilon = float(self._epsilons().mean())
+        stats.index = self._index
+        stats.wall_s, stats.cpu_s = self._watch.lap()
         return stats
 
     def close(self) -> None:
@@ -185,6 +201,7 @@ class Actor:
         if snapshot is not None:
             self.policy.network.load_vector(snapshot.vector)
             self._version = snapshot.version
+            self._stats.weight_bytes += snapshot.vector.nbytes
 
     def _finish_games(self, over: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> None:
         if not over.any():

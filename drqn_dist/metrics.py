@@ -20,7 +20,7 @@ Every line of `metrics.jsonl` holds `agent_steps`, `frames` and `wall_s`, and an
     actors/policy_lag_updates  updates between the acting policy and the learner
     time/updates               learner updates so far
     time/waiting_for_replay    share of the learner's time without a batch, 0..1
-    time/actor_<part>          share of the actors' time in env, policy, build, push and weights, 0..1
+    time/actor_<part>          share of the actors' time in env, policy, build, encode, push and weights, 0..1
     eval/mean_return           greedy evaluation: mean, std and episodes
     eval/std_return
     eval/episodes

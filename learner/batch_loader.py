@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import NamedTuple, Protocol
@@ -126,8 +127,9 @@ class PrefetchLoader:
         self._in_use: WindowBatch | None = None
         self._next: tuple[WindowBatch, TensorBatch] | BaseException | None = None
         self._stopped = threading.Event()
+        self._transfer_s = [0.0] * len(batches)
         self._threads = [
-            threading.Thread(target=self._work, args=(source,), name=f"batch-loader-{i}", daemon=True)
+            threading.Thread(target=self._work, args=(i, source), name=f"batch-loader-{i}", daemon=True)
             for i, source in enumerate(batches)
         ]
         for thread in self._threads:
@@ -163,6 +165,11 @@ class PrefetchLoader:
         """Batches waiting, about."""
         return self._ready.qsize()
 
+    @property
+    def transfer_s(self) -> float:
+        """Seconds spent copying to the device so far, of all threads together."""
+        return sum(self._transfer_s)
+
     def close(self) -> None:
         """Stops the threads, after the batch that each waits for."""
         self._stopped.set()
@@ -171,17 +178,19 @@ class PrefetchLoader:
         for thread in self._threads:
             thread.join(timeout=10)
 
-    def _work(self, source: WindowBatches) -> None:
+    def _work(self, index: int, source: WindowBatches) -> None:
         try:
             stream = None
             if self._device.type == "cuda":
                 stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
             while (buffer := self._free.get()) is not None and not self._stopped.is_set():
                 source.fill(buffer)
+                start = time.perf_counter()
                 with torch.cuda.stream(stream):
                     batch = to_device(buffer, self._device)
                 if stream is not None:
                     stream.synchronize()
+                self._transfer_s[index] += time.perf_counter() - start
                 self._ready.put((buffer, batch))
         except BaseException as error:
             self._ready.put(error)

@@ -15,6 +15,7 @@ from drqn_dist.config import TrainConfig
 from drqn_dist.errors import CheckpointError, ConfigError, DrqnError
 from drqn_dist.interfaces import EnvSpec, PrioritySink, WeightSnapshot
 from drqn_dist.qlearning.priority import importance_weights, mixed_priority
+from drqn_dist.stopwatch import Stopwatch
 from learner.batch_loader import BatchSource, TensorBatch
 from learner.loss import td_loss
 from learner.train_state import TrainState
@@ -44,6 +45,14 @@ class LearnerStats:
     wait_s: float
     """Seconds spent waiting for batches."""
     train_s: float
+    publish_s: float = 0.0
+    """The part of `train_s` in which new weights were published."""
+    transfer_s: float = 0.0
+    """Seconds in which batches were copied to the device, by the loader's threads beside the training."""
+    wall_s: float = 0.0
+    """Since it was last asked."""
+    cpu_s: float = 0.0
+    """CPU seconds of its process, all threads, since then."""
 
 
 def resolve_device(name: str) -> torch.device:
@@ -85,6 +94,7 @@ class Learner:
         self._pictures: Tensor | float = 0.0
         self._num_pictures: Tensor | float = 0.0
         self._measured_batches = 0
+        self._watch = Stopwatch()
         self._reset_stats()
         publisher.publish(self.state.network, self.state.updates)
 
@@ -105,7 +115,9 @@ class Learner:
         if updates % self._config.learner.target_period_updates == 0:
             self.state.target.load_state_dict(self.state.network.state_dict())
         if updates % self._config.learner.publish_period_updates == 0:
+            began = time.perf_counter()
             self._publisher.publish(self.state.network, updates)
+            self._publish_s += time.perf_counter() - began
         self._train_s += time.perf_counter() - start
 
     def run(self, seconds: float) -> LearnerStats:
@@ -123,6 +135,7 @@ class Learner:
         """
         count = self.state.updates - self._stats_from
         sums = self._means() if count else [float("nan")] * 4
+        wall_s, cpu_s = self._watch.lap()
         stats = LearnerStats(
             updates=self.state.updates,
             new_updates=count,
@@ -134,6 +147,9 @@ class Learner:
             sample_age=self._age / count if count else float("nan"),
             wait_s=self._wait_s,
             train_s=self._train_s - self._wait_s,
+            publish_s=self._publish_s,
+            wall_s=wall_s,
+            cpu_s=cpu_s,
         )
         self._reset_stats()
         return stats
@@ -251,4 +267,4 @@ class Learner:
     def _reset_stats(self) -> None:
         self._stats_from = self.state.updates
         self._sums = torch.zeros(4, device=self._device)
-        self._age = self._wait_s = self._train_s = 0.0
+        self._age = self._wait_s = self._train_s = self._publish_s = 0.0

@@ -165,7 +165,8 @@ def _actor_values(pieces: list[ActorStats], updates: int) -> dict[str, float]:
     busy = [p for p in pieces if p.agent_steps]
     if not busy:
         return {}
-    parts = {name: sum(getattr(p, f"{name}_s") for p in busy) for name in ("env", "policy", "build", "push", "weights")}
+    names = ("env", "policy", "build", "encode", "push", "weights")
+    parts = {name: sum(getattr(p, f"{name}_s") for p in busy) for name in names}
     total = max(sum(parts.values()), 1e-9)
     return {
         "charts/epsilon": float(np.mean([p.epsilon for p in busy])),

@@ -51,6 +51,7 @@ class LearnerRole:
         )
         priorities = RemotePriorities(replay, batches_per_call(config, spec))
         self._learner = Learner(config, spec, self._loader, priorities, self._publisher)
+        self._transferred_s = 0.0
 
     def begin(self, saved: Saved | None) -> None:
         """Goes on from there, or from fresh weights.
@@ -74,7 +75,8 @@ class LearnerRole:
             if ready:
                 self._learner.update()
         stats = self._learner.take_stats()
-        return replace(stats, wait_s=stats.wait_s + waited)
+        before, self._transferred_s = self._transferred_s, self._loader.transfer_s
+        return replace(stats, wait_s=stats.wait_s + waited, transfer_s=self._transferred_s - before)
 
     def save(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
         """None before `begin`."""

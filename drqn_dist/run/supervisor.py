@@ -185,6 +185,19 @@ class RaySession:
         except RayError as error:
             raise RoleFailedError(f"the learner did not answer: {_cause(error)}") from error
 
+    def work(self) -> tuple[list[remote_replay.ReplayWork], list[remote_replay.LoaderWork]]:
+        """What the replay and each loader have done since they were started.
+
+        Raises:
+            RoleFailedError: one does not answer.
+        """
+        try:
+            replays = [self._replay.handle.work.remote()]
+            loaders = [role.handle.work.remote() for role in self._loaders]
+            return ray.get(replays, timeout=self._hang_s), ray.get(loaders, timeout=self._hang_s)
+        except RayError as error:
+            raise RoleFailedError(f"the replay or a loader did not answer: {_cause(error)}") from error
+
     def close(self) -> None:
         if not self._ray.owned:  # nobody else ends them
             for role in self._roles:
