@@ -19,6 +19,7 @@ import tyro
 from drqn_dist.errors import CheckpointError, ConfigError, DrqnError, RunFolderError
 from drqn_dist.run.arguments import parse, parse_train
 from drqn_dist.run.bench import ROLES, BenchSettings, run_bench
+from drqn_dist.run.scaling.settings import ScaleArgs
 from drqn_dist.run.settings import setting
 
 PROGRAM = "drqn-dist"
@@ -152,12 +153,23 @@ def _rounded(value: float) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
+def _scale(argv: Sequence[str]) -> None:
+    args = parse(ScaleArgs, argv, f"{PROGRAM} scale")
+    from drqn_dist.run.scaling.sweep import run_scale
+    from drqn_dist.run.scaling.text import measured_text, simulated_text
+
+    result = run_scale(args)
+    text = simulated_text if args.simulates else measured_text
+    print(json.dumps(result) if args.json else text(result))
+
+
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "train": (_train, "train an agent, or go on with a run (--resume)"),
     "eval": (_eval, "play episodes greedily with a run's newest checkpoint"),
     "plot": (_plot, "draw learning curves of runs"),
     "presets": (_presets, "list the named configurations and their sources"),
     "bench": (_bench, "measure actor, replay and learner on this machine"),
+    "scale": (_scale, "measure how a run scales with its actors, or simulate it on other machines"),
 }
 
 

@@ -1,0 +1,90 @@
+"""How much slower a core is while its neighbours work: caches, memory and clock are shared, and what a virtual machine
+calls a core may be half of one."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
+from multiprocessing import get_context
+from threading import BrokenBarrierError
+from typing import Any
+
+import numpy as np
+
+from drqn_dist.config import TrainConfig
+from drqn_dist.errors import RoleFailedError
+
+START_S = 300.0
+"""How long the processes may take to start."""
+
+_barrier: Any = None
+"""Of this process, set when the pool starts it."""
+
+
+def measure_crowding(config: TrainConfig, processes: int, seconds: float = 2.0, repeats: int = 3) -> float:
+    """Runs an actor whose fragments go nowhere, alone and then in every process at once, in turn.
+
+    Args:
+        config: what they play.
+        processes: one for each core.
+        seconds: of each measurement.
+
+    Returns:
+        CPU seconds per step together over alone, minus 1; the median of the repeats, at least 0.
+
+    Raises:
+        RoleFailedError: the processes do not start.
+    """
+    if processes < 2:
+        return 0.0
+    context = get_context("spawn")
+    barrier = context.Barrier(processes)
+    ratios = []
+    with ProcessPoolExecutor(processes, context, _begin, (barrier,)) as pool:
+        try:
+            for _ in range(repeats):
+                # All meet at the barrier in either case, so that each process gets exactly one of the calls.
+                alone, together = (
+                    [pool.submit(_play, config, seconds if i < active else 0.0) for i in range(processes)]
+                    for active in (1, processes)
+                )
+                first = [cost for future in alone if (cost := future.result()) is not None]
+                ratios.append(
+                    float(np.mean([cost for future in together if (cost := future.result()) is not None])) / first[0]
+                )
+        except BrokenBarrierError as error:
+            raise RoleFailedError(f"{processes} processes did not start in {START_S:.0f} s; try again") from error
+    return max(0.0, statistics.median(ratios) - 1)
+
+
+def _begin(barrier: Any) -> None:
+    global _barrier
+    _barrier = barrier
+
+
+def _play(config: TrainConfig, seconds: float) -> float | None:
+    """CPU seconds per agent step, or None if it was only to be there."""
+    from actors.actor import Actor
+    from drqn_dist.envs.make import env_spec
+    from drqn_dist.run.bench.play import FixedWeights, fresh_weights
+
+    weights = FixedWeights(fresh_weights(config, env_spec(config.env)))
+    with closing(Actor(config, 0, _Nowhere(), weights)) as actor:
+        actor.run(0.2 if seconds else 0.0)  # first calls allocate
+        _barrier.wait(START_S)
+        if not seconds:
+            _barrier.wait(START_S)
+            return None
+        start, deadline, steps = time.process_time(), time.monotonic() + seconds, 0
+        while time.monotonic() < deadline:
+            steps += actor.step()
+        spent = time.process_time() - start
+        _barrier.wait(START_S)
+        return spent / steps
+
+
+class _Nowhere:
+    def push(self, payload: bytes) -> None:
+        """Drops the fragment."""

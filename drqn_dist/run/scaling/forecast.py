@@ -1,0 +1,175 @@
+"""What simulations say together: where parts saturate, what to buy next, how far off the model is."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from drqn_dist.errors import ConfigError
+from drqn_dist.run.scaling.points import Key, Point
+from drqn_dist.run.scaling.profile import Profile
+from drqn_dist.run.scaling.report import by_key
+from drqn_dist.run.scaling.settings import ClusterShape
+from drqn_dist.run.scaling.simulate import Prediction, one_machine, simulate
+
+FULL = 0.9
+"""A part in use for this share of the time has nothing to spare."""
+BLOCKED = 0.05
+"""Actors that wait for more than this share of their time are held up by others."""
+
+_BUY = {
+    "learner": "a faster learner (a GPU, or smaller batches)",
+    "loader": "more loaders (learner.loaders)",
+    "replay shard": "more replay shards",
+    "head cores": "more cores for the head",
+    "head link": "a faster network for the head",
+    "actor cores": "more actor cores",
+}
+
+
+@dataclass(frozen=True)
+class Saturation:
+    """Where parts reach their limit, in agent steps per second, and the numbers of actors that reach it."""
+
+    shard_steps_per_s: float
+    """One replay shard alone on a core; with a learner its samples and priorities included."""
+    shard_actors: float
+    learner_updates_per_s: float
+    learner_steps_per_s: float
+    """Acted steps that the learner can keep up with at its replay ratio."""
+    learner_actors: float
+
+
+def saturation(profile: Profile, envs_per_actor: int, cluster: ClusterShape, learner: bool) -> Saturation:
+    """From service times alone, without queueing; an actor is one with a core for itself."""
+    costs, sizes, config = profile.costs, profile.sizes, profile.config
+    step = (costs.actor_fixed_s + envs_per_actor * costs.actor_per_env_s) * _crowded(profile) + costs.actor_idle_s
+    actor_steps_per_s = envs_per_actor / step
+    batches_per_step = config.replay.samples_per_insert / (config.learner.batch_windows * config.window.unroll)
+    per_step = costs.push_s / sizes.fragment_steps
+    if learner:
+        per_step += batches_per_step * (costs.sample_s + costs.priorities_s / profile.batches_per_call)
+    updates_per_s = cluster.learner_speedup / costs.learner_s if learner else 0.0
+    return Saturation(
+        shard_steps_per_s=1 / per_step,
+        shard_actors=1 / per_step / actor_steps_per_s,
+        learner_updates_per_s=updates_per_s,
+        learner_steps_per_s=updates_per_s / batches_per_step,
+        learner_actors=updates_per_s / batches_per_step / actor_steps_per_s,
+    )
+
+
+def advice(prediction: Prediction, limit: Saturation) -> str:
+    """What to buy next, with the figures behind it."""
+    use, n = prediction.use, prediction.actors
+    known = f"one replay shard carries {limit.shard_actors:,.0f} actors"
+    if prediction.learner:
+        known += f", the learner {limit.learner_actors:,.1f}"
+    if prediction.actors_blocked > BLOCKED:
+        behind = [part for part in _BUY if part != "actor cores" and (part != "head cores" or use[part] >= FULL)]
+        part = max(behind, key=lambda name: use[name])
+        return (
+            f"At {n:,} actors buy {_BUY[part]}: the {part} is in use {use[part]:.0%} of the time, and the actors wait "
+            f"{prediction.actors_blocked:.0%} of theirs ({known})."
+        )
+    waits = f", the learner waits {prediction.learner_waits:.0%} of its time" if prediction.learner else ""
+    return (
+        f"At {n:,} actors buy {_BUY['actor cores']}: theirs are in use {use['actor cores']:.0%} of the time, nobody "
+        f"else holds them up{waits} ({known})."
+    )
+
+
+def predict(
+    profile: Profile, actors: Sequence[int], envs_per_actor: int, cluster: ClusterShape, learner: bool
+) -> dict[str, Any]:
+    """Simulates each number of actors.
+
+    Returns:
+        predictions, saturation, advice (for the largest number), cluster; JSON-able.
+
+    Raises:
+        ConfigError: a learner is asked for, but the profile was measured without.
+    """
+    if learner and not profile.trains:
+        raise ConfigError("the profile was measured without a learner; add --no-learner, or measure with one")
+    predictions = [simulate(profile, n, envs_per_actor, cluster, learner) for n in actors]
+    limit = saturation(profile, envs_per_actor, cluster, learner)
+    return {
+        "predictions": [asdict(prediction) for prediction in predictions],
+        "saturation": asdict(limit),
+        "advice": advice(predictions[-1], limit),
+        "cluster": asdict(cluster),
+    }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A measured point beside its simulation."""
+
+    actors: int
+    envs_per_actor: int
+    learner: bool
+    fitted: bool
+    """The profile's costs were taken from it, so it says nothing about the model."""
+    measured: float
+    """Agent steps per second, the median of the repeats."""
+    least: float
+    greatest: float
+    simulated: float
+    error: float
+    """Of the simulation, as a share of the measurement; positive where it is too fast."""
+    updates_measured: float
+    updates_simulated: float
+
+
+def validate(profile: Profile, points: Sequence[Point]) -> list[Comparison]:
+    """Simulates every point on the machine that the profile was measured on; points with a learner only if the profile
+    knows one."""
+    fitted: set[Key] = profile.fitted_keys
+    found = []
+    for key, group in by_key(points).items():
+        actors, envs, learner = key
+        if learner and not profile.trains:
+            continue
+        simulated = simulate(profile, actors, envs, one_machine(profile), learner)
+        speeds = [point.agent_steps_per_s for point in group]
+        measured = statistics.median(speeds)
+        error = simulated.agent_steps_per_s / measured - 1 if measured else math.inf
+        found.append(
+            Comparison(
+                actors,
+                envs,
+                learner,
+                key in fitted,
+                measured,
+                min(speeds),
+                max(speeds),
+                simulated.agent_steps_per_s,
+                error,
+                statistics.median(point.updates_per_s for point in group),
+                simulated.updates_per_s,
+            )
+        )
+    return found
+
+
+def verdict(comparisons: Sequence[Comparison]) -> str:
+    """The greatest error over the points that the profile was not fitted to, in one sentence."""
+    unseen = [c for c in comparisons if not c.fitted]
+    if not unseen:
+        return "No point to validate with: the profile was fitted to all of them; measure other numbers of actors."
+    worst = max(unseen, key=lambda c: abs(c.error))
+    mean = statistics.fmean(abs(c.error) for c in unseen)
+    with_learner = "with" if worst.learner else "without"
+    return (
+        f"Over {len(unseen)} points that it was not fitted to, the simulation is off by {mean:.1%} on average and by "
+        f"{worst.error:+.1%} at worst (at {worst.actors} actors x {worst.envs_per_actor} environments {with_learner} "
+        "a learner)."
+    )
+
+
+def _crowded(profile: Profile) -> float:
+    return 1 + profile.crowding

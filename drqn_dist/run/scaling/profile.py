@@ -1,0 +1,245 @@
+"""What a simulation needs to know of a measured pipeline: `profile.json`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import optimize
+
+from drqn_dist.config import TrainConfig, from_dict
+from drqn_dist.errors import ConfigError, RunFolderError
+from drqn_dist.run.scaling.points import Key, Point, point_from
+
+BUSY = 0.9
+"""A machine with more than this share of its cores at work has none to spare."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """CPU seconds on a core whose neighbours are idle. Everything that a process does is counted, Ray's threads in it
+    included, so these are its capacity."""
+
+    actor_fixed_s: float
+    """Of one batched actor step, whatever the number of environments; all of the actor's work is in here, fragments,
+    pushes and weights too."""
+    actor_per_env_s: float
+    """Of one batched actor step, for each environment."""
+    actor_idle_s: float
+    """Seconds of one batched actor step beside them: hand-overs between threads."""
+    push_s: float
+    """Of the replay, for a fragment."""
+    sample_s: float
+    """Of the replay, for a batch."""
+    priorities_s: float
+    """Of the replay, for a call with priorities."""
+    loader_s: float
+    """Of a loader, for a batch."""
+    learner_s: float
+    """Of the learner, for an update with all that belongs to it."""
+    actor_cv: float
+    """Standard deviation over mean of one batched actor step."""
+    learner_cv: float
+    """The same of one update."""
+    ray_cores: float
+    """CPU seconds per second of Ray's own processes and the driver."""
+    call_s: float
+    """Seconds of a call between processes of one node."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Mean sizes."""
+
+    fragment_bytes: float
+    sample_bytes: float
+    """A batch as the replay gives it: compressed."""
+    batch_bytes: float
+    """A batch as the learner takes it."""
+    weight_bytes: float
+    fragment_steps: float
+    """Agent steps of one fragment; those at the end of an episode are shorter."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A measured pipeline."""
+
+    config: TrainConfig
+    """But for its actors and environments. Windows, batches, replay ratio, publish and pull periods are in here."""
+    cores: int
+    """Of the machine that was measured."""
+    crowding: float
+    """How much more CPU time the same work takes when all of its cores are busy, 0.1 = 10 %."""
+    batches_per_call: int
+    """Batches that a loader gives, and updates whose priorities go back, in one call."""
+    costs: Costs
+    sizes: Sizes
+    machine: dict[str, Any] = field(default_factory=dict)
+    """Processor and memory, in words."""
+    fitted_to: list[list[Any]] = field(default_factory=list)
+    """The points (actors, environments per actor, with a learner) that costs and sizes are taken from."""
+    points: list[dict[str, Any]] = field(default_factory=list)
+    """Everything that was measured."""
+
+    @property
+    def fitted_keys(self) -> set[Key]:
+        return {(int(actors), int(envs), bool(learner)) for actors, envs, learner in self.fitted_to}
+
+    @property
+    def trains(self) -> bool:
+        """Whether the learner was measured."""
+        return self.costs.learner_s > 0
+
+
+def make_profile(
+    config: TrainConfig,
+    points: Sequence[Point],
+    cores: int,
+    crowding: float,
+    batches_per_call: int,
+    weight_bytes: int,
+    machine: dict[str, Any],
+) -> Profile:
+    """The costs and sizes behind measured points.
+
+    They are taken from the points with the fewest actors, and there from the fewest and the most environments per
+    actor; all others are left to validate a simulation with.
+
+    Raises:
+        ConfigError: there are no points.
+    """
+    if not points:
+        raise ConfigError("there are no measured points to make a profile of; measure some")
+    fewest = min(point.actors for point in points)
+    envs = sorted({point.envs_per_actor for point in points if point.actors == fewest})
+    chosen = [p for p in points if p.actors == fewest and p.envs_per_actor in (envs[0], envs[-1])]
+    trained = [point for point in chosen if point.learner]
+    slow = {id(point): _slowdown(point, cores, crowding) for point in chosen}
+
+    fixed, per_env = _affine(
+        [point.envs_per_actor for point in chosen],
+        [point.cores["actors"] * _steps_s(point) / slow[id(point)] for point in chosen],
+    )
+    overhead = _overhead_per_call(chosen, batches_per_call)
+    push, sample, priorities = (
+        _mean([p.replay_call_cpu_s[kind] / slow[id(p)] for p in chosen if p.per_s[kind] > 0])
+        for kind in ("push", "sample", "priorities")
+    )
+    costs = Costs(
+        actor_fixed_s=fixed,
+        actor_per_env_s=per_env,
+        actor_idle_s=_idle(chosen, cores),
+        push_s=push + overhead,
+        sample_s=sample + overhead / batches_per_call if sample else 0.0,
+        priorities_s=priorities + overhead if priorities else 0.0,
+        loader_s=_mean([p.cores["loaders"] / p.per_s["batches"] / slow[id(p)] for p in trained if p.per_s["batches"]]),
+        learner_s=_mean([p.cores["learner"] / p.updates_per_s / slow[id(p)] for p in trained if p.updates_per_s]),
+        actor_cv=_mean([point.cv["actor"] for point in chosen]),
+        learner_cv=_mean([point.cv["learner"] for point in trained]),
+        ray_cores=_mean([point.cores["ray"] for point in chosen]),
+        call_s=min(point.call_s for point in chosen),
+    )
+    sizes = Sizes(
+        fragment_bytes=_per(chosen, "pushes", "fragments"),
+        sample_bytes=_per(trained, "samples", "batches"),
+        batch_bytes=_per(trained, "batches", "batches"),
+        weight_bytes=float(weight_bytes),
+        fragment_steps=_mean([p.agent_steps_per_s / p.per_s["fragments"] for p in chosen if p.per_s["fragments"]]),
+    )
+    return Profile(
+        config=config,
+        cores=cores,
+        crowding=crowding,
+        batches_per_call=batches_per_call,
+        costs=costs,
+        sizes=sizes,
+        machine=machine,
+        fitted_to=[list(key) for key in sorted({point.key for point in chosen})],
+        points=[asdict(point) for point in points],
+    )
+
+
+def write_profile(profile: Profile, path: Path) -> None:
+    """
+    Raises:
+        RunFolderError: it cannot be written.
+    """
+    try:
+        path.write_text(json.dumps(asdict(profile), indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise RunFolderError(f"cannot write {path}: {error.strerror}; choose another --out") from error
+
+
+def read_profile(path: Path) -> Profile:
+    """
+    Raises:
+        RunFolderError: it cannot be read or is no profile.
+    """
+    try:
+        profile = from_dict(Profile, json.loads(path.read_text(encoding="utf-8")))
+        for values in profile.points:
+            point_from(values)
+        _ = profile.fitted_keys
+    except OSError as error:
+        raise RunFolderError(f"cannot read {path}: {error.strerror}; name a profile.json that scale wrote") from error
+    except (ValueError, TypeError, KeyError, AttributeError, ConfigError) as error:
+        raise RunFolderError(f"{path} is no profile of this version: {error}") from error
+    return profile
+
+
+def _slowdown(point: Point, cores: int, crowding: float) -> float:
+    """How much longer work took on the machine as busy as it was."""
+    busy = min(point.cores["machine"], cores)
+    return 1 + crowding * max(0.0, busy - 1) / (cores - 1) if cores > 1 else 1.0
+
+
+def _steps_s(point: Point) -> float:
+    """Actor seconds per batched step, were the actors' CPU use 1."""
+    return point.envs_per_actor / point.agent_steps_per_s if point.agent_steps_per_s else 0.0
+
+
+def _affine(sizes: Sequence[int], seconds: Sequence[float]) -> tuple[float, float]:
+    """Fixed part and part per environment, both ≥ 0; all per environment where only one size was measured."""
+    if len(set(sizes)) == 1:
+        return 0.0, _mean(seconds) / sizes[0]
+    x, y = np.array(sizes, np.float64), np.array(seconds)
+    (fixed, per_env), _ = optimize.nnls(np.stack([1 / y, x / y], axis=1), np.ones_like(y))
+    return float(fixed), float(per_env)
+
+
+def _idle(points: Sequence[Point], cores: int) -> float:
+    """Wall-clock seconds of a batched step that are neither work nor waiting for the replay; 0 where no point had cores
+    to spare, because waiting for a core would count too."""
+    found = []
+    for point in points:
+        if point.cores["machine"] < BUSY * cores:
+            idle = point.actors * (1 - point.actor_time["push"]) - point.cores["actors"]
+            found.append(max(0.0, idle) * _steps_s(point))
+    return min(found, default=0.0)
+
+
+def _overhead_per_call(points: Sequence[Point], batches_per_call: int) -> float:
+    """CPU seconds of Ray's threads in the replay's process for each call; where points differ enough in their number
+    of calls to tell, without what it takes at rest."""
+    calls, rest = np.zeros(len(points)), np.zeros(len(points))
+    for i, point in enumerate(points):
+        calls[i] = point.per_s["push"] + point.per_s["sample"] / batches_per_call + point.per_s["priorities"]
+        own = sum(cpu_s * point.per_s[kind] for kind, cpu_s in point.replay_call_cpu_s.items())
+        rest[i] = max(0.0, point.cores["replay"] - own)
+    if calls.max() > 1.5 * calls.min():
+        (overhead, _), _ = optimize.nnls(np.stack([calls, np.ones_like(calls)], axis=1), rest)
+        return float(overhead)
+    return float(rest.sum() / calls.sum()) if calls.any() else 0.0
+
+
+def _per(points: Sequence[Point], link: str, operation: str) -> float:
+    return _mean([p.bytes_per_s[link] / p.per_s[operation] for p in points if p.per_s[operation]])
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else 0.0

@@ -1,0 +1,154 @@
+"""What a sweep comes to: a table, a summary with fits, and the bottleneck in one sentence."""
+
+from __future__ import annotations
+
+import csv
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from drqn_dist.errors import ConfigError, RunFolderError
+from drqn_dist.run.scaling.fits import PARAMETERS, Fit, fit
+from drqn_dist.run.scaling.points import Key, Point
+from drqn_dist.run.scaling.profile import BUSY
+
+WAITS = 0.15
+"""A role that waits for more than this share of its time is held up by another one."""
+
+
+def by_key(points: Sequence[Point]) -> dict[Key, list[Point]]:
+    """The repeats of each point, in order of environments and actors."""
+    groups: dict[Key, list[Point]] = {}
+    for point in sorted(points, key=lambda p: (p.learner, p.envs_per_actor, p.actors, p.repeat)):
+        groups.setdefault(point.key, []).append(point)
+    return groups
+
+
+def series(points: Sequence[Point]) -> dict[int, list[Point]]:
+    """Points by environments per actor: each is a curve over the number of actors."""
+    found: dict[int, list[Point]] = {}
+    for group in by_key(points).values():
+        found.setdefault(group[0].envs_per_actor, []).extend(group)
+    return found
+
+
+def median(points: Sequence[Point]) -> dict[str, Any]:
+    """The medians of all figures of a point's repeats, flat."""
+    rows = [point.flat() for point in points]
+    merged: dict[str, Any] = {}
+    for name, first in rows[0].items():
+        values = [row[name] for row in rows if row[name] is not None]
+        merged[name] = statistics.median(values) if values and not isinstance(first, bool) else first
+    return merged
+
+
+def fits(points: Sequence[Point]) -> dict[int, dict[str, Fit | str]]:
+    """Both laws for each curve, or the reason why one cannot be fitted."""
+    found: dict[int, dict[str, Fit | str]] = {}
+    for envs, curve in series(points).items():
+        found[envs] = {}
+        for law in PARAMETERS:
+            try:
+                found[envs][law] = fit(law, [p.actors for p in curve], [p.agent_steps_per_s for p in curve])
+            except ConfigError as error:
+                found[envs][law] = str(error)
+    return found
+
+
+def summary(points: Sequence[Point], machine: dict[str, Any]) -> dict[str, Any]:
+    """All of it, JSON-able; efficiency is throughput over that of the fewest actors, per actor."""
+    rows = []
+    for curve in series(points).values():
+        groups = list(by_key(curve).values())
+        base = median(groups[0])["agent_steps_per_s"] / groups[0][0].actors
+        for group in groups:
+            row = median(group)
+            speeds = [point.agent_steps_per_s for point in group]
+            del row["repeat"]
+            row |= {"repeats": len(group), "spread": [min(speeds), max(speeds)]}
+            row["efficiency"] = row["agent_steps_per_s"] / (base * row["actors"]) if base else 0.0
+            rows.append(row)
+    return {
+        "bottleneck": bottleneck(points, int(machine["usable_cores"])),
+        "points": rows,
+        "fits": {
+            str(envs): {law: asdict(found) if isinstance(found, Fit) else found for law, found in laws.items()}
+            for envs, laws in fits(points).items()
+        },
+        "machine": machine,
+    }
+
+
+def bottleneck(points: Sequence[Point], cores: int) -> str:
+    """What holds the largest measured point up, with the figures that show it."""
+    largest = max(by_key(points).values(), key=lambda group: group[0].actors * group[0].envs_per_actor)
+    row = median(largest)
+    busy = min(1.0, row["cores.machine"] / cores)
+    full = f"{row['cores.machine']:.2f} of {cores} cores are busy"
+    split = ", ".join(
+        f"{role} {row[f'cores.{role}']:.2f}" for role in ("actors", "learner", "loaders", "replay", "ray")
+    )
+    where = f"At {row['actors']} actors x {row['envs_per_actor']} environments"
+    if row["learner"] and row["actor_time.push"] > WAITS:
+        evidence = f"the actors wait {row['actor_time.push']:.0%} of their time to push"
+        if row["learner_time.wait"] <= WAITS:
+            squeezed = f"; and {full} ({split}), so that it gets less than a core" if _squeezed(row, busy) else ""
+            return (
+                f"{where} the bottleneck is the learner: it trains {row['learner_time.train']:.0%} of its time and "
+                f"waits {row['learner_time.wait']:.0%}, while {evidence}{squeezed}."
+            )
+        waits = f"the learner waits {row['learner_time.wait']:.0%} of its time for batches and {evidence}"
+        if row["cores.replay"] > BUSY - 0.1:
+            return f"{where} the bottleneck is the replay: it uses {row['cores.replay']:.2f} of a core, {waits}."
+        if row["loader_time.decode"] > 0.5:
+            return f"{where} the bottleneck is the loaders: they decode {row['loader_time.decode']:.0%} of it, {waits}."
+        if busy >= BUSY:
+            return f"{where} the bottleneck is the cores: {full} ({split}), {waits}."
+        return f"{where} the bottleneck is the calls between processes: only {full}, yet {waits}."
+    parts = ("env", "inference", "build", "encode", "push", "weights")
+    shares = {part: row[f"actor_time.{part}"] for part in parts}
+    first, second = sorted(shares, key=lambda part: -shares[part])[:2]
+    spent = f"{first} {shares[first]:.0%} and {second} {shares[second]:.0%} of the actors' time"
+    if busy >= BUSY:
+        return f"{where} the bottleneck is the cores: {full} ({split}); {spent}."
+    if shares["push"] > WAITS:
+        return (
+            f"{where} the bottleneck is pushing to the replay, which uses {row['cores.replay']:.2f} of a core: {spent}."
+        )
+    learner = f", and the learner waits {row['learner_time.wait']:.0%} of its time" if row["learner"] else ""
+    return f"{where} the bottleneck is the actors themselves: {spent}{learner}, while only {full}."
+
+
+def write_table(points: Sequence[Point], path: Path) -> None:
+    """Every measurement as a row of a CSV file.
+
+    Raises:
+        RunFolderError: it cannot be written.
+    """
+    rows = [point.flat() for group in by_key(points).values() for point in group]
+    try:
+        with open(path, "w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    except OSError as error:
+        raise RunFolderError(f"cannot write {path}: {error.strerror}; choose another --out") from error
+
+
+def write_json(values: Any, path: Path) -> None:
+    """
+    Raises:
+        RunFolderError: it cannot be written.
+    """
+    try:
+        path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise RunFolderError(f"cannot write {path}: {error.strerror}; choose another --out") from error
+
+
+def _squeezed(row: dict[str, Any], busy: float) -> bool:
+    """The learner trains all the time without getting a core for it."""
+    return bool(busy >= BUSY and row["cores.learner"] < BUSY)

@@ -1,0 +1,130 @@
+"""The `scale` command: a sweep of measurements that can be interrupted, or a simulation."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from drqn_dist.config import TrainConfig, to_dict
+from drqn_dist.errors import RunFolderError
+from drqn_dist.run.scaling.points import Point, PointsFile, read_points
+from drqn_dist.run.scaling.profile import make_profile, read_profile, write_profile
+from drqn_dist.run.scaling.settings import ScaleArgs, base_config, counts, point_config
+
+
+def run_scale(args: ScaleArgs) -> dict[str, Any]:
+    """Does what the command asks for, and writes its files.
+
+    Returns:
+        What is printed: `report.summary` of a measurement; of a simulation `forecast.predict` and, under validation
+        and verdict, `forecast.validate`.
+
+    Raises:
+        ConfigError, RunFolderError, RoleFailedError
+    """
+    return _simulate(args) if args.simulates else _measure(args)
+
+
+def order(
+    actors: Sequence[int], envs: Sequence[int], repeats: int, learner: bool, done: Sequence[Point]
+) -> Iterator[tuple[int, int, int]]:
+    """Actors, environments per actor and repeat of what is still to be measured.
+
+    All points once, in a random order, then all of them again in another one: a machine that is slower for a while
+    favours none. The order is always the same, so that an interrupted sweep goes on where it stopped.
+    """
+    known = {(point.key, point.repeat) for point in done}
+    for repeat in range(repeats):
+        grid = [(n, e) for n in actors for e in envs]
+        random.Random(repeat).shuffle(grid)
+        for n, e in grid:
+            if ((n, e, learner), repeat) not in known:
+                yield n, e, repeat
+
+
+def _measure(args: ScaleArgs) -> dict[str, Any]:
+    config = base_config(args)
+    actors = counts("--actors", args.actors)
+    envs = counts("--envs-per-actor", args.envs_per_actor or str(config.actor.envs_per_actor))
+    for n in actors:
+        for e in envs:
+            point_config(config, n, e, args.learner)  # refused before anything is measured
+    assert args.out is not None
+    settings = {
+        "config": to_dict(config),
+        "seconds": args.seconds,
+        "warmup_s": args.warmup_s,
+        "learner": args.learner,
+    }
+    file = PointsFile(args.out, settings)
+    left = list(order(actors, envs, args.repeats, args.learner, file.points))
+    if left:
+        from drqn_dist.run.scaling.measure import measure
+
+        for done, (n, e, repeat) in enumerate(left, start=1):
+            point = measure(config, n, e, args.learner, args.warmup_s, args.seconds, repeat)
+            file.add(point)
+            print(f"{done}/{len(left)}  {_line(point)}", file=sys.stderr, flush=True)
+    return _write(config, file.points, args.out)
+
+
+def _write(config: TrainConfig, points: Sequence[Point], out: Path) -> dict[str, Any]:
+    from drqn_dist.envs.make import env_spec
+    from drqn_dist.run.bench.play import fresh_weights
+    from drqn_dist.run.memory import batches_per_call
+    from drqn_dist.run.run_folder import machine_description
+    from drqn_dist.run.scaling.crowding import measure_crowding
+    from drqn_dist.run.scaling.picture import draw
+    from drqn_dist.run.scaling.report import summary, write_json, write_table
+
+    machine = machine_description()
+    spec = env_spec(config.env)
+    cores = int(machine["usable_cores"])
+    try:  # measured once for a sweep: it takes a while, and belongs to its machine
+        crowding = read_profile(out / "profile.json").crowding
+    except RunFolderError:
+        crowding = measure_crowding(config, cores)
+    weight_bytes = fresh_weights(config, spec).vector.nbytes
+    profile = make_profile(config, points, cores, crowding, batches_per_call(config, spec), weight_bytes, machine)
+    write_profile(profile, out / "profile.json")
+    result = summary(points, machine)
+    write_table(points, out / "scale.csv")
+    write_json(result, out / "scale.json")
+    draw(points, out / "scale.png")
+    return result
+
+
+def _simulate(args: ScaleArgs) -> dict[str, Any]:
+    from drqn_dist.run.scaling.forecast import predict, validate, verdict
+    from drqn_dist.run.scaling.report import write_json
+
+    assert args.profile is not None
+    actors = counts("--simulate", args.simulate) if args.simulate is not None else ()
+    profile = read_profile(args.profile)
+    points = read_points(args.validate) if args.validate is not None else []
+    result: dict[str, Any] = {}
+    if actors:
+        (envs,) = counts("--envs-per-actor", args.envs_per_actor or str(profile.config.actor.envs_per_actor))[:1]
+        result = predict(profile, actors, envs, args.cluster, args.learner)
+    if args.validate is not None:
+        comparisons = validate(profile, points)
+        result |= {"validation": [asdict(c) for c in comparisons], "verdict": verdict(comparisons)}
+    if args.out is not None:
+        try:
+            args.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunFolderError(f"cannot use {args.out}: {error.strerror}; choose another --out") from error
+        write_json(result, args.out / "simulation.json")
+    return result
+
+
+def _line(point: Point) -> str:
+    return (
+        f"{point.actors} actors x {point.envs_per_actor} environments, repeat {point.repeat}: "
+        f"{point.agent_steps_per_s:,.0f} steps/s, {point.updates_per_s:.1f} updates/s, "
+        f"{point.cores['machine']:.2f} cores busy"
+    )
