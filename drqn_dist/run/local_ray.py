@@ -47,7 +47,7 @@ class LocalRay:
         self._owned = True
         if address is not None:
             self._set("RAY_AUTH_MODE", os.environ.get("RAY_AUTH_MODE", "token"))
-            _reread_authentication()
+            reread_authentication()
             try:
                 self._init(address=address)
             except (OSError, RuntimeError, ValueError) as error:
@@ -61,7 +61,7 @@ class LocalRay:
         # glibc otherwise returns every array of a training step to the kernel and faults it in again: 5 to 10 %.
         self._set("MALLOC_MMAP_THRESHOLD_", str(1024**3))
         self._set("MALLOC_TRIM_THRESHOLD_", str(1024**3))
-        _reread_authentication()
+        reread_authentication()
         self._folder = tempfile.mkdtemp(prefix="drqn-ray-", dir=_short_folder())
         try:
             self._init(
@@ -141,7 +141,7 @@ def _own_signals() -> Iterator[None]:
                 signal.signal(number, handler or signal.SIG_DFL)
 
 
-def _reread_authentication() -> None:
+def reread_authentication() -> None:
     """Ray reads RAY_AUTH_* once, when it is imported; this makes it read them again (as its own `ray.init` does)."""
     raylet: Any = ray._raylet
     raylet.Config.initialize("")

@@ -21,10 +21,10 @@ BLOCKED = 0.05
 """Actors that wait for more than this share of their time are held up by others."""
 
 _BUY = {
+    "head cores": "more cores for the head",
     "learner": "a faster learner (a GPU, or smaller batches)",
     "loader": "more loaders (learner.loaders)",
     "replay shard": "more replay shards",
-    "head cores": "more cores for the head",
     "head link": "a faster network for the head",
     "actor cores": "more actor cores",
 }
@@ -70,7 +70,7 @@ def advice(prediction: Prediction, limit: Saturation) -> str:
         known += f", the learner {limit.learner_actors:,.1f}"
     if prediction.actors_blocked > BLOCKED:
         behind = [part for part in _BUY if part != "actor cores" and (part != "head cores" or use[part] >= FULL)]
-        part = max(behind, key=lambda name: use[name])
+        part = max(behind, key=lambda name: round(use[name], 2))  # without cores to spare all others seem busy
         return (
             f"At {n:,} actors buy {_BUY[part]}: the {part} is in use {use[part]:.0%} of the time, and the actors wait "
             f"{prediction.actors_blocked:.0%} of theirs ({known})."
@@ -111,6 +111,7 @@ class Comparison:
 
     actors: int
     envs_per_actor: int
+    nodes: int
     learner: bool
     fitted: bool
     """The profile's costs were taken from it, so it says nothing about the model."""
@@ -131,7 +132,7 @@ def validate(profile: Profile, points: Sequence[Point]) -> list[Comparison]:
     fitted: set[Key] = profile.fitted_keys
     found = []
     for key, group in by_key(points).items():
-        actors, envs, learner = key
+        actors, envs, nodes, learner = key
         if learner and not profile.trains:
             continue
         simulated = simulate(profile, actors, envs, one_machine(profile), learner)
@@ -142,6 +143,7 @@ def validate(profile: Profile, points: Sequence[Point]) -> list[Comparison]:
             Comparison(
                 actors,
                 envs,
+                nodes,
                 learner,
                 key in fitted,
                 measured,

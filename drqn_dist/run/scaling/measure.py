@@ -6,6 +6,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import closing
 
 import numpy as np
 import psutil
@@ -16,6 +17,7 @@ from drqn_dist.envs.make import env_spec
 from drqn_dist.errors import RoleFailedError
 from drqn_dist.run.memory import check_memory
 from drqn_dist.run.remote_replay import LoaderWork, ReplayWork
+from drqn_dist.run.scaling.nodes import on_nodes
 from drqn_dist.run.scaling.points import Point
 from drqn_dist.run.scaling.settings import point_config
 from drqn_dist.run.session import Report
@@ -34,7 +36,14 @@ _ACTOR_PARTS = {
 
 
 def measure(
-    config: TrainConfig, actors: int, envs_per_actor: int, learner: bool, warmup_s: float, seconds: float, repeat: int
+    config: TrainConfig,
+    actors: int,
+    envs_per_actor: int,
+    nodes: int,
+    learner: bool,
+    warmup_s: float,
+    seconds: float,
+    repeat: int,
 ) -> Point:
     """Starts a run, waits until every role works and `warmup_s` longer, and measures for about `seconds`.
 
@@ -45,8 +54,7 @@ def measure(
     config = point_config(config, actors, envs_per_actor, learner)
     spec = env_spec(config.env)
     check_memory(config, spec)
-    session = RaySession(config)
-    try:
+    with on_nodes(config, spec, nodes) as config, closing(RaySession(config)) as session:
         _start_up(session, actors, learner)
         deadline = time.monotonic() + warmup_s
         while (left := deadline - time.monotonic()) > 0:
@@ -54,9 +62,7 @@ def measure(
         window = Window(session)
         while (left := window.began + seconds - time.monotonic()) > 0:
             window.add(_advance(session, min(left, _REPORT_S)))
-        return window.point(config, learner, spec.frames_per_step, repeat)
-    finally:
-        session.close()
+        return window.point(config, nodes, learner, spec.frames_per_step, repeat)
 
 
 def _start_up(session: RaySession, actors: int, learner: bool) -> None:
@@ -109,7 +115,7 @@ class Window:
         if report.replay is not None:
             self._counters.append((report.replay.sampled_steps, report.replay.inserted_steps))
 
-    def point(self, config: TrainConfig, learner: bool, frames_per_step: int, repeat: int) -> Point:
+    def point(self, config: TrainConfig, nodes: int, learner: bool, frames_per_step: int, repeat: int) -> Point:
         elapsed = time.monotonic() - self.began
         ray_s, machine_s = (b - a for a, b in zip(self._cpu, _ray_and_machine_cpu_s(), strict=True))
         start = time.perf_counter()
@@ -125,6 +131,7 @@ class Window:
         return Point(
             actors=config.actors,
             envs_per_actor=config.actor.envs_per_actor,
+            nodes=nodes,
             learner=learner,
             repeat=repeat,
             seconds=elapsed,

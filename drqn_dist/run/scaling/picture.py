@@ -49,7 +49,7 @@ def draw(points: Sequence[Point], out: Path) -> None:
 
 def _draw_speed(axes: Axes, points: Sequence[Point]) -> None:
     laws = fits(points)
-    for index, (envs, curve) in enumerate(series(points).items()):
+    for index, (label, curve) in enumerate(series(points).items()):
         colour = _COLOURS[index % len(_COLOURS)]
         groups = list(by_key(curve).values())
         actors = [group[0].actors for group in groups]
@@ -57,11 +57,10 @@ def _draw_speed(axes: Axes, points: Sequence[Point]) -> None:
         middle = [statistics.median(values) for values in speeds]
         below = [m - min(values) for m, values in zip(middle, speeds, strict=True)]
         above = [max(values) - m for m, values in zip(middle, speeds, strict=True)]
-        label = f"{envs} environments per actor"
         axes.errorbar(actors, middle, yerr=[below, above], fmt="o", color=colour, capsize=3, label=label)
         grid = np.linspace(1, max(actors), 100)
         for law, style in (("amdahl", "--"), ("usl", "-")):
-            if isinstance(found := laws[envs][law], Fit):
+            if isinstance(found := laws[label][law], Fit):
                 axes.plot(grid, found.throughput(grid), style, color=colour, linewidth=1, alpha=0.8, label=f"{law}")
     axes.set_xlabel("actors")
     axes.set_ylabel("agent steps per second")
@@ -71,12 +70,12 @@ def _draw_speed(axes: Axes, points: Sequence[Point]) -> None:
 
 
 def _draw_efficiency(axes: Axes, points: Sequence[Point]) -> None:
-    for index, (envs, curve) in enumerate(series(points).items()):
+    for index, (label, curve) in enumerate(series(points).items()):
         groups = list(by_key(curve).values())
         speed = {group[0].actors: median(group)["agent_steps_per_s"] for group in groups}
         fewest = min(speed)
         share = [speed[n] / n / (speed[fewest] / fewest) if speed[fewest] else 0.0 for n in speed]
-        axes.plot(list(speed), share, "o-", color=_COLOURS[index % len(_COLOURS)], label=f"{envs} environments")
+        axes.plot(list(speed), share, "o-", color=_COLOURS[index % len(_COLOURS)], label=label)
     axes.axhline(1, color="#999999", linewidth=0.8)
     axes.set_xlabel("actors")
     axes.set_ylabel("throughput per actor, of that of the fewest")

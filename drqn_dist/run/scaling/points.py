@@ -14,8 +14,8 @@ from drqn_dist.errors import ConfigError, RunFolderError
 POINTS_NAME = "points.jsonl"
 SWEEP_NAME = "sweep.json"
 
-Key = tuple[int, int, bool]
-"""Actors, environments per actor, with a learner."""
+Key = tuple[int, int, int, bool]
+"""Actors, environments per actor, nodes, with a learner."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,8 @@ class Point:
 
     actors: int
     envs_per_actor: int
+    nodes: int
+    """Ray nodes, of one machine unless a cluster was joined."""
     learner: bool
     repeat: int
     seconds: float
@@ -61,7 +63,7 @@ class Point:
 
     @property
     def key(self) -> Key:
-        return self.actors, self.envs_per_actor, self.learner
+        return self.actors, self.envs_per_actor, self.nodes, self.learner
 
     def flat(self) -> dict[str, Any]:
         """One row of a table: nested figures as `table.name`."""

@@ -82,13 +82,13 @@ class Profile:
     machine: dict[str, Any] = field(default_factory=dict)
     """Processor and memory, in words."""
     fitted_to: list[list[Any]] = field(default_factory=list)
-    """The points (actors, environments per actor, with a learner) that costs and sizes are taken from."""
+    """The points (actors, environments per actor, nodes, with a learner) that costs and sizes are taken from."""
     points: list[dict[str, Any]] = field(default_factory=list)
     """Everything that was measured."""
 
     @property
     def fitted_keys(self) -> set[Key]:
-        return {(int(actors), int(envs), bool(learner)) for actors, envs, learner in self.fitted_to}
+        return {(int(actors), int(envs), int(nodes), bool(trains)) for actors, envs, nodes, trains in self.fitted_to}
 
     @property
     def trains(self) -> bool:
@@ -107,17 +107,18 @@ def make_profile(
 ) -> Profile:
     """The costs and sizes behind measured points.
 
-    They are taken from the points with the fewest actors, and there from the fewest and the most environments per
-    actor; all others are left to validate a simulation with.
+    They are taken from the points with the fewest nodes and actors, and there from the fewest and the most
+    environments per actor; all others are left to validate a simulation with.
 
     Raises:
         ConfigError: there are no points.
     """
     if not points:
         raise ConfigError("there are no measured points to make a profile of; measure some")
-    fewest = min(point.actors for point in points)
-    envs = sorted({point.envs_per_actor for point in points if point.actors == fewest})
-    chosen = [p for p in points if p.actors == fewest and p.envs_per_actor in (envs[0], envs[-1])]
+    fewest = min((point.nodes, point.actors) for point in points)
+    smallest = [point for point in points if (point.nodes, point.actors) == fewest]
+    envs = sorted({point.envs_per_actor for point in smallest})
+    chosen = [point for point in smallest if point.envs_per_actor in (envs[0], envs[-1])]
     trained = [point for point in chosen if point.learner]
     slow = {id(point): _slowdown(point, cores, crowding) for point in chosen}
 

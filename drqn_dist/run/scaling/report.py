@@ -22,16 +22,17 @@ WAITS = 0.15
 def by_key(points: Sequence[Point]) -> dict[Key, list[Point]]:
     """The repeats of each point, in order of environments and actors."""
     groups: dict[Key, list[Point]] = {}
-    for point in sorted(points, key=lambda p: (p.learner, p.envs_per_actor, p.actors, p.repeat)):
+    for point in sorted(points, key=lambda p: (p.learner, p.nodes, p.envs_per_actor, p.actors, p.repeat)):
         groups.setdefault(point.key, []).append(point)
     return groups
 
 
-def series(points: Sequence[Point]) -> dict[int, list[Point]]:
-    """Points by environments per actor: each is a curve over the number of actors."""
-    found: dict[int, list[Point]] = {}
+def series(points: Sequence[Point]) -> dict[str, list[Point]]:
+    """The curves over the number of actors, by what is alike in each: environments per actor, and nodes if several."""
+    found: dict[str, list[Point]] = {}
     for group in by_key(points).values():
-        found.setdefault(group[0].envs_per_actor, []).extend(group)
+        nodes = f", {group[0].nodes} nodes" if group[0].nodes > 1 else ""
+        found.setdefault(f"{group[0].envs_per_actor} environments per actor{nodes}", []).extend(group)
     return found
 
 
@@ -45,16 +46,16 @@ def median(points: Sequence[Point]) -> dict[str, Any]:
     return merged
 
 
-def fits(points: Sequence[Point]) -> dict[int, dict[str, Fit | str]]:
+def fits(points: Sequence[Point]) -> dict[str, dict[str, Fit | str]]:
     """Both laws for each curve, or the reason why one cannot be fitted."""
-    found: dict[int, dict[str, Fit | str]] = {}
-    for envs, curve in series(points).items():
-        found[envs] = {}
+    found: dict[str, dict[str, Fit | str]] = {}
+    for name, curve in series(points).items():
+        found[name] = {}
         for law in PARAMETERS:
             try:
-                found[envs][law] = fit(law, [p.actors for p in curve], [p.agent_steps_per_s for p in curve])
+                found[name][law] = fit(law, [p.actors for p in curve], [p.agent_steps_per_s for p in curve])
             except ConfigError as error:
-                found[envs][law] = str(error)
+                found[name][law] = str(error)
     return found
 
 
@@ -75,8 +76,8 @@ def summary(points: Sequence[Point], machine: dict[str, Any]) -> dict[str, Any]:
         "bottleneck": bottleneck(points, int(machine["usable_cores"])),
         "points": rows,
         "fits": {
-            str(envs): {law: asdict(found) if isinstance(found, Fit) else found for law, found in laws.items()}
-            for envs, laws in fits(points).items()
+            name: {law: asdict(found) if isinstance(found, Fit) else found for law, found in laws.items()}
+            for name, laws in fits(points).items()
         },
         "machine": machine,
     }

@@ -66,6 +66,8 @@ class ScaleArgs:
     """Numbers of actors, for example 1,2,4."""
     envs_per_actor: str = ""
     """Numbers of environments per actor, for example 8,16; default: the preset's."""
+    nodes: str = "1"
+    """Numbers of Ray nodes on this machine: 1, or one head and the others for the actors."""
     seconds: float = 20.0
     """Seconds of steady state of each measurement."""
     warmup_s: float = 5.0

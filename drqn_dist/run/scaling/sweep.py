@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import sys
 from collections.abc import Iterator, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 
 from drqn_dist.config import TrainConfig, to_dict
 from drqn_dist.errors import RunFolderError
-from drqn_dist.run.scaling.points import Point, PointsFile, read_points
+from drqn_dist.run.scaling.points import Key, Point, PointsFile, read_points
 from drqn_dist.run.scaling.profile import make_profile, read_profile, write_profile
 from drqn_dist.run.scaling.settings import ScaleArgs, base_config, counts, point_config
 
@@ -29,30 +30,27 @@ def run_scale(args: ScaleArgs) -> dict[str, Any]:
     return _simulate(args) if args.simulates else _measure(args)
 
 
-def order(
-    actors: Sequence[int], envs: Sequence[int], repeats: int, learner: bool, done: Sequence[Point]
-) -> Iterator[tuple[int, int, int]]:
-    """Actors, environments per actor and repeat of what is still to be measured.
+def order(grid: Sequence[Key], repeats: int, done: Sequence[Point]) -> Iterator[tuple[Key, int]]:
+    """The points of the grid and the repeats that are still to be measured.
 
     All points once, in a random order, then all of them again in another one: a machine that is slower for a while
     favours none. The order is always the same, so that an interrupted sweep goes on where it stopped.
     """
     known = {(point.key, point.repeat) for point in done}
     for repeat in range(repeats):
-        grid = [(n, e) for n in actors for e in envs]
-        random.Random(repeat).shuffle(grid)
-        for n, e in grid:
-            if ((n, e, learner), repeat) not in known:
-                yield n, e, repeat
+        shuffled = list(grid)
+        random.Random(repeat).shuffle(shuffled)
+        yield from ((key, repeat) for key in shuffled if (key, repeat) not in known)
 
 
 def _measure(args: ScaleArgs) -> dict[str, Any]:
     config = base_config(args)
     actors = counts("--actors", args.actors)
     envs = counts("--envs-per-actor", args.envs_per_actor or str(config.actor.envs_per_actor))
-    for n in actors:
-        for e in envs:
-            point_config(config, n, e, args.learner)  # refused before anything is measured
+    nodes = counts("--nodes", args.nodes)
+    grid = [(n, e, k, args.learner) for n, e, k in itertools.product(actors, envs, nodes)]
+    for n, e, _, learner in grid:
+        point_config(config, n, e, learner)  # refused before anything is measured
     assert args.out is not None
     settings = {
         "config": to_dict(config),
@@ -61,12 +59,12 @@ def _measure(args: ScaleArgs) -> dict[str, Any]:
         "learner": args.learner,
     }
     file = PointsFile(args.out, settings)
-    left = list(order(actors, envs, args.repeats, args.learner, file.points))
+    left = list(order(grid, args.repeats, file.points))
     if left:
         from drqn_dist.run.scaling.measure import measure
 
-        for done, (n, e, repeat) in enumerate(left, start=1):
-            point = measure(config, n, e, args.learner, args.warmup_s, args.seconds, repeat)
+        for done, (key, repeat) in enumerate(left, start=1):
+            point = measure(config, *key, args.warmup_s, args.seconds, repeat)
             file.add(point)
             print(f"{done}/{len(left)}  {_line(point)}", file=sys.stderr, flush=True)
     return _write(config, file.points, args.out)

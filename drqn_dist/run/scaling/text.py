@@ -16,9 +16,9 @@ def measured_text(result: dict[str, Any]) -> str:
             f"{_or_dash(row['policy_lag'], '.1f'):>12}{_or_dash(row['samples_per_insert'], '.2f'):>16}"
             f"{row['cores.machine']:>12.2f}"
         )
-    for envs, laws in result["fits"].items():
+    for name, laws in result["fits"].items():
         for law, found in laws.items():
-            lines.append(f"{law}, {envs} environments: {found if isinstance(found, str) else _fit_text(found)}")
+            lines.append(f"{law}, {name}: {found if isinstance(found, str) else _fit_text(found)}")
     return "\n".join([*lines, result["bottleneck"]])
 
 

@@ -1,0 +1,70 @@
+"""Several Ray nodes on this machine, to measure what the calls between nodes cost. They share its cores and memory, so
+what they show is the price of Ray's copies and messages, not of a network."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from drqn_dist.config import TrainConfig
+from drqn_dist.errors import ConfigError
+from drqn_dist.interfaces import EnvSpec
+from drqn_dist.run.local_ray import reread_authentication
+from drqn_dist.run.memory import object_store_bytes
+
+_HEAD_ROLES = 2
+"""Replay and learner; loaders come to them."""
+
+
+@contextmanager
+def on_nodes(config: TrainConfig, spec: EnvSpec, count: int) -> Iterator[TrainConfig]:
+    """The configuration to run on so many nodes: a head with replay, loaders and learner, the others with the actors.
+    With one node it is the configuration as it is, and the run starts its own Ray.
+
+    Raises:
+        ConfigError: there are more actor nodes than actors, or Ray does not start.
+    """
+    if count == 1:
+        yield config
+        return
+    if count - 1 > config.actors:
+        raise ConfigError(
+            f"--nodes {count} are one head and {count - 1} for actors, but there are {config.actors} of them"
+        )
+    from ray import cluster_utils
+
+    folder = tempfile.mkdtemp(prefix="drqn-ray-", dir="/tmp")  # a socket's path may have 107 characters
+    wanted = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    reread_authentication()
+    cluster: Any = cluster_utils.Cluster()
+    try:
+        store = object_store_bytes(config, spec)
+        each = -(-config.actors // (count - 1))
+        try:
+            cluster.add_node(
+                num_cpus=_HEAD_ROLES + config.learner.loaders,
+                object_store_memory=store,
+                temp_dir=folder,
+                include_dashboard=False,
+            )
+            for _ in range(count - 1):
+                cluster.add_node(num_cpus=each, object_store_memory=store)
+        except (OSError, RuntimeError, ValueError, TimeoutError) as error:
+            raise ConfigError(f"cannot start {count} Ray nodes on this machine: {error}; try --nodes 1") from error
+        yield replace(config, address=cluster.address)
+    finally:
+        cluster.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from drqn_dist.errors import ConfigError
+from drqn_dist.run.scaling.forecast import advice, predict, saturation, validate, verdict
+from drqn_dist.run.scaling.settings import ClusterShape
+from drqn_dist.run.scaling.simulate import Prediction
+from drqn_dist.run.scaling.text import simulated_text
+from tests.run.scaling.made_up import point, profile
+
+CLUSTER = ClusterShape(head_cores=16)
+
+
+def prediction(blocked: float, learner: bool = True, **use: float) -> Prediction:
+    idle = dict.fromkeys(("actor cores", "head cores", "replay shard", "loader", "learner", "head link"), 0.1)
+    return Prediction(64, 16, learner, 1.0, 1.0, 1.0, 0.1, blocked, 0.3, idle | use)
+
+
+def test_saturation_follows_from_service_times() -> None:
+    found = saturation(profile(push_s=0.004, sample_s=0.01, priorities_s=0.002), 16, CLUSTER, learner=True)
+    # 8 samples per insert and 80 steps per batch: a tenth of a batch for each step, and half a call with priorities
+    per_step = 0.004 / 20 + 0.1 * (0.01 + 0.002 / 2)
+    assert found.shard_steps_per_s == pytest.approx(1 / per_step)
+    assert found.shard_actors == pytest.approx(1 / per_step / 1_000)
+    assert (found.learner_updates_per_s, found.learner_steps_per_s) == (pytest.approx(30), pytest.approx(300))
+    assert found.learner_actors == pytest.approx(0.3)
+    acting = saturation(profile(push_s=0.004), 16, CLUSTER, learner=False)
+    assert acting.shard_steps_per_s == pytest.approx(20 / 0.004)
+    assert acting.learner_updates_per_s == 0.0
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (prediction(0.5, learner=0.99), r"buy a faster learner .*: the learner is in use 99% of the time"),
+        (prediction(0.5, **{"replay shard": 0.97}), "buy more replay shards"),
+        (prediction(0.5, loader=0.99), "buy more loaders"),
+        (prediction(0.5, **{"head link": 0.96}), "buy a faster network for the head"),
+        (prediction(0.5, **{"head cores": 1.0, "learner": 0.98}), "buy more cores for the head"),
+        (prediction(0.5, **{"head cores": 0.8, "learner": 0.7}), "buy a faster learner"),
+        (
+            prediction(0.0, **{"actor cores": 0.99}),
+            "buy more actor cores: theirs are in use 99% .* the learner waits 30%",
+        ),
+    ],
+)
+def test_the_advice_is_to_buy_more_of_what_is_used_up(found: Prediction, words: str) -> None:
+    import re
+
+    said = advice(found, saturation(profile(), 16, CLUSTER, learner=True))
+    assert said.startswith("At 64 actors buy ")
+    assert re.search(words, said), said
+
+
+def test_a_forecast_is_json_and_can_be_read_by_people() -> None:
+    result = json.loads(json.dumps(predict(profile(push_s=0.002), [1, 32], 16, CLUSTER, learner=False)))
+    lines = simulated_text(result).splitlines()
+    assert lines[1].split()[0] == "1"
+    assert lines[-2].startswith("One replay shard saturates at 10,000 steps/s")
+    assert "buy more replay shards" in lines[-1]
+
+
+def test_a_profile_without_a_learner_cannot_predict_one() -> None:
+    with pytest.raises(ConfigError, match="measured without a learner; add --no-learner"):
+        predict(profile(learner_s=0.0), [1], 16, CLUSTER, learner=True)
+
+
+def test_validation_tells_seen_points_from_unseen_and_gives_the_error() -> None:
+    fitted = replace(profile(push_s=1e-9), fitted_to=[[1, 16, 1, False]])
+    points = [point(1), *(point(2, repeat=r, agent_steps_per_s=v) for r, v in enumerate((1_500.0, 1_600.0, 1_900.0)))]
+    one, two = validate(fitted, points)
+    assert (one.fitted, two.fitted) == (True, False)
+    assert (two.measured, two.least, two.greatest) == (1_600.0, 1_500.0, 1_900.0)
+    assert two.simulated == pytest.approx(2_000, rel=0.03)  # two actors of 1,000 steps/s on the profile's two cores
+    assert two.error == pytest.approx(2_000 / 1_600 - 1, abs=0.04)
+    said = verdict([one, two])
+    assert said.startswith("Over 1 points that it was not fitted to, ")
+    assert "at 2 actors x 16 environments without a learner" in said
+    assert "fitted to all" in verdict([one])
+    shown: dict[str, Any] = {"validation": [vars(c) for c in (one, two)], "verdict": said}
+    assert simulated_text(shown).splitlines()[1].endswith("(fitted to)")
+
+
+def test_points_with_a_learner_are_left_out_where_the_profile_knows_none() -> None:
+    assert validate(profile(learner_s=0.0), [point(2, learner=True)]) == []

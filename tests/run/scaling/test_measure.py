@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+
+from actors.actor import ActorStats
+from drqn_dist.config import TrainConfig
+from drqn_dist.errors import RoleFailedError
+from drqn_dist.run.remote_replay import LoaderWork, ReplayWork
+from drqn_dist.run.scaling.crowding import measure_crowding
+from drqn_dist.run.scaling.measure import Window, actor_shares, learner_shares, measure, shares, variation
+from drqn_dist.run.scaling.points import Point
+from drqn_dist.run.session import Report
+from learner.learner import LearnerStats
+from replay_server.replay import ReplayStats
+from tests.runs import maze_config, role_processes, until
+
+
+def learnt(updates: int, new: int, version_age: float = 0.0, **times: float) -> LearnerStats:
+    return LearnerStats(updates, new, 0, 0.0, 0.0, 0.0, 0.0, version_age, times.pop("wait_s", 0.0), **times)
+
+
+class FakeSession:
+    """Answers `work` with what it was given, one after the other."""
+
+    def __init__(self, *work: tuple[list[ReplayWork], list[LoaderWork]]) -> None:
+        self._work = list(work)
+
+    def work(self) -> tuple[list[ReplayWork], list[LoaderWork]]:
+        return self._work.pop(0)
+
+
+def replay_stats(sampled: int, inserted: int) -> ReplayStats:
+    return ReplayStats(0, 0, 0, 0, 0, inserted, sampled, 0.0, 0, 0, 0, 0, 0.0, 0.0)
+
+
+def test_shares_add_up_to_one_even_where_clocks_disagree() -> None:
+    assert shares({"a": 1.0, "b": 2.0}, 4.0) == {"a": 0.25, "b": 0.5, "other": 0.25}
+    assert shares({"a": 3.0, "b": 3.0}, 5.0, "idle") == {"a": 0.5, "b": 0.5, "idle": 0.0}
+
+
+def test_an_actors_time_is_shared_out_by_what_it_did() -> None:
+    pieces = [
+        ActorStats(env_s=1.0, policy_s=0.5, encode_s=0.25, wall_s=2.0),
+        ActorStats(push_s=1.0, build_s=0.5, weights_s=0.25, wall_s=2.0),
+    ]
+    assert actor_shares(pieces) == {
+        "env": 1 / 4,
+        "inference": 0.5 / 4,
+        "build": 0.5 / 4,
+        "encode": 0.25 / 4,
+        "push": 1 / 4,
+        "weights": 0.25 / 4,
+        "other": 0.5 / 4,
+    }
+
+
+def test_publishing_is_counted_apart_from_training() -> None:
+    found = learner_shares([learnt(5, 5, wait_s=1.0, train_s=2.0, publish_s=0.5, wall_s=4.0)])
+    assert found == {"wait": 1 / 4, "train": 1.5 / 4, "publish": 0.5 / 4, "other": 1 / 4}
+
+
+def test_the_variation_of_one_operation_is_found_from_pieces_of_many() -> None:
+    rng = np.random.default_rng(0)
+    counts = rng.integers(20, 60, 4_000)
+    seconds = [float(rng.gamma(1 / 0.5**2, 0.01 * 0.5**2, count).sum()) for count in counts]
+    assert variation(seconds, counts.tolist()) == pytest.approx(0.5, rel=0.05)
+    assert variation([1.0], [10.0]) == 0.0
+    assert variation([1.0, 1.0], [0.0, 10.0]) == 0.0
+
+
+def test_a_point_is_made_of_rates_each_over_its_own_time() -> None:
+    before = ([ReplayWork(1.0)], [LoaderWork(cpu_s=1.0, batches=5, wait_s=1.0)])
+    counts, cpu = {"push": 30, "sample": 10, "priorities": 0}, {"push": 0.3, "sample": 0.2, "priorities": 0.0}
+    after = ([ReplayWork(2.0, counts, cpu)], [LoaderWork(3.0, 15, 2.0, 0.5, 10_000, 20_000)])
+    window = Window(FakeSession(before, after))  # type: ignore[arg-type]
+    first = ActorStats(index=0, agent_steps=100, fragments=5, fragment_bytes=50, wall_s=2.0, cpu_s=1.0)
+    second = ActorStats(index=1, agent_steps=30, fragments=1, weight_version=8, wall_s=1.0, cpu_s=0.5)
+    window.add(
+        Report(
+            actors=[replace(first, weight_version=4), replace(first, agent_steps=200, weight_version=6), second],
+            learner=[learnt(10, 10, 2.0, wall_s=1.0, cpu_s=0.5), learnt(40, 30, 6.0, wall_s=1.0, cpu_s=1.0)],
+            replay=replay_stats(1_000, 500),
+        )
+    )
+    window.add(Report(learner=[learnt(40, 0, math.nan, wall_s=2.0)], replay=replay_stats(1_800, 600)))
+    window.began -= 10.0
+    config = maze_config(Path("x"), actors=2)
+    point = window.point(config, 1, True, 4, repeat=3)
+    # Actor 0 took 300 steps in 4 s, actor 1 took 30 in 1 s.
+    assert point.agent_steps_per_s == 300 / 4 + 30
+    assert point.frames_per_s == 4 * point.agent_steps_per_s
+    assert point.updates_per_s == 40 / 4
+    assert point.sample_age == (10 * 2.0 + 30 * 6.0) / 40
+    assert point.policy_lag == 40 - (4 + 6 + 8) / 3
+    assert point.samples_per_insert == 800 / 100
+    assert point.cores["actors"] == 2 / 4 + 0.5
+    assert point.cores["learner"] == 1.5 / 4
+    assert point.cores["replay"] == pytest.approx(1 / 10, rel=0.01)
+    assert point.cores["loaders"] == pytest.approx(2 / 10, rel=0.01)
+    assert point.bytes_per_s["samples"] == pytest.approx(1_000, rel=0.01)
+    assert point.per_s["push"] == pytest.approx(3, rel=0.01)
+    assert point.per_s["batches"] == pytest.approx(1, rel=0.01)
+    assert point.replay_call_cpu_s == {"push": pytest.approx(0.01), "sample": pytest.approx(0.02), "priorities": 0.0}
+    assert point.loader_time["wait"] == pytest.approx(0.1, rel=0.01)
+    assert (point.key, point.repeat) == ((2, 2, 1, True), 3)
+
+
+@pytest.fixture
+def maze(tmp_path: Path) -> TrainConfig:
+    return maze_config(tmp_path, mode="ray", total_steps=10**12)
+
+
+def small(config: TrainConfig, actors: int, learner: bool, **changes: Any) -> Point:
+    arguments: dict[str, Any] = {"nodes": 1, "warmup_s": 0.0, "seconds": 3.0, "repeat": 0} | changes
+    return measure(config, actors, 2, learner=learner, **arguments)
+
+
+@pytest.mark.ray
+def test_a_run_with_a_learner_is_measured_whole(local_ray: None, maze: TrainConfig) -> None:
+    point = small(maze, 2, learner=True)
+    assert point.samples_per_insert == pytest.approx(8.0, rel=0.3)
+    assert point.updates_per_s == pytest.approx(point.agent_steps_per_s * 8 / 64, rel=0.5)
+    for table in (point.actor_time, point.loader_time, point.learner_time):
+        assert sum(table.values()) == pytest.approx(1)
+        assert min(table.values()) >= 0
+    assert all(point.bytes_per_s[link] > 0 for link in ("pushes", "samples", "batches", "weights"))
+    assert all(cost > 0 for cost in point.replay_call_cpu_s.values())
+    assert all(point.cores[role] > 0 for role in ("actors", "replay", "loaders", "learner", "ray", "machine"))
+    assert point.per_s["push"] == pytest.approx(point.per_s["fragments"], rel=0.5)
+    until(lambda: not role_processes(), "the run's processes to end")
+
+
+@pytest.mark.ray
+def test_acting_alone_neither_trains_nor_waits(local_ray: None, maze: TrainConfig) -> None:
+    point = small(maze, 1, learner=False)
+    assert point.agent_steps_per_s > 0
+    assert (point.updates_per_s, point.policy_lag, point.sample_age, point.samples_per_insert) == (
+        0.0,
+        None,
+        None,
+        None,
+    )
+    assert point.per_s["sample"] == point.bytes_per_s["batches"] == 0.0
+    assert point.actor_time["push"] < 0.5
+
+
+@pytest.mark.ray
+def test_a_measurement_that_was_disturbed_is_thrown_away(
+    local_ray: None, maze: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from drqn_dist.run.supervisor import RaySession
+
+    whole = RaySession.advance
+
+    def with_an_event(self: RaySession, seconds: float) -> Report:
+        report = whole(self, seconds)
+        return replace(report, events=["actor 0 died"])
+
+    monkeypatch.setattr(RaySession, "advance", with_an_event)
+    with pytest.raises(RoleFailedError, match="disturbed: actor 0 died; start the sweep again"):
+        small(maze, 1, learner=False)
+    until(lambda: not role_processes(), "the run's processes to end")
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_run_is_measured_over_several_nodes(maze: TrainConfig) -> None:
+    assert not ray.is_initialized() or pytest.skip("another test's Ray is running")
+    point = small(maze, 2, learner=True, nodes=2)
+    assert point.nodes == 2
+    assert point.updates_per_s > 0
+    assert not ray.is_initialized()
+
+
+@pytest.mark.slow
+def test_crowding_is_measured_with_as_many_processes_as_asked_for(maze: TrainConfig) -> None:
+    assert measure_crowding(maze, 1) == 0.0
+    found = measure_crowding(maze, 2, seconds=0.3, repeats=1)
+    assert 0.0 <= found < 5.0

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from drqn_dist.run.cli import main
+from drqn_dist.run.scaling import crowding, measure
+from drqn_dist.run.scaling.points import Point, read_points
+from tests.run.scaling.made_up import point
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Measures nothing: gives made-up points, and records which (actors, repeat) were asked for."""
+    asked: list[tuple[int, int]] = []
+
+    def made_up(config: Any, actors: int, envs: int, nodes: int, learner: bool, *times: Any) -> Point:
+        asked.append((actors, times[-1]))
+        if len(asked) == 4:
+            raise KeyboardInterrupt
+        return point(actors, envs, learner, times[-1], nodes=nodes)
+
+    monkeypatch.setattr(measure, "measure", made_up)
+    monkeypatch.setattr(crowding, "measure_crowding", lambda config, cores: 0.07)
+    return asked
+
+
+SWEEP = ["scale", "--preset", "gridworld", "--actors", "1,2,3", "--repeats", "2", "--seconds", "1"]
+
+
+def test_an_interrupted_sweep_goes_on_where_it_stopped(
+    measured: list[tuple[int, int]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = [*SWEEP, "--out", str(tmp_path)]
+    with pytest.raises(SystemExit) as stopped:
+        main(line)
+    assert stopped.value.code == 130
+    assert len(read_points(tmp_path / "points.jsonl")) == 3
+    main([*line, "--json"])
+    # The interrupted one again, and then those that were left.
+    assert measured[4] == measured[3]
+    assert sorted(measured[:3] + measured[4:]) == [(n, r) for n in (1, 2, 3) for r in (0, 1)]
+    result = json.loads(capsys.readouterr().out)
+    assert [row["actors"] for row in result["points"]] == [1, 2, 3]
+    names = ["points.jsonl", "profile.json", "scale.csv", "scale.json", "scale.png", "sweep.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert json.loads((tmp_path / "scale.json").read_text()) == result
+    profile = json.loads((tmp_path / "profile.json").read_text())
+    assert (profile["crowding"], len(profile["points"])) == (0.07, 6)
+
+    main(line)
+    assert len(measured) == 7, "nothing was left to measure"
+    assert capsys.readouterr().out.strip().endswith(result["bottleneck"])
+    with pytest.raises(SystemExit) as stopped:
+        main([*line, "--seconds", "2"])
+    assert stopped.value.code == 2
+    assert "seconds 1.0 there, 2.0 asked" in capsys.readouterr().err
+
+
+def test_what_was_measured_can_be_simulated_and_validated(
+    measured: list[tuple[int, int]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = tmp_path / "sweep"
+    main(["scale", "--preset", "gridworld", "--actors", "1,2", "--repeats", "1", "--out", str(sweep)])
+    capsys.readouterr()
+    main(
+        [
+            *("scale", "--simulate", "4,16", "--profile", str(sweep / "profile.json"), "--json"),
+            *("--validate", str(sweep / "points.jsonl"), "--out", str(tmp_path / "simulated")),
+        ]
+    )
+    result = json.loads(capsys.readouterr().out)
+    assert [p["actors"] for p in result["predictions"]] == [4, 16]
+    assert [c["fitted"] for c in result["validation"]] == [True, False]
+    assert result["verdict"].startswith("Over 1 points")
+    assert json.loads((tmp_path / "simulated" / "simulation.json").read_text()) == result
+    main(["scale", "--validate", str(sweep / "points.jsonl"), "--profile", str(sweep / "profile.json")])
+    assert capsys.readouterr().out.splitlines()[-1] == result["verdict"]
