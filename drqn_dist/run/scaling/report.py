@@ -37,12 +37,12 @@ def series(points: Sequence[Point]) -> dict[str, list[Point]]:
 
 
 def median(points: Sequence[Point]) -> dict[str, Any]:
-    """The medians of all figures of a point's repeats, flat."""
+    """The medians of all figures of a point's repeats, flat; what they have in common stays."""
     rows = [point.flat() for point in points]
     merged: dict[str, Any] = {}
     for name, first in rows[0].items():
         values = [row[name] for row in rows if row[name] is not None]
-        merged[name] = statistics.median(values) if values and not isinstance(first, bool) else first
+        merged[name] = first if isinstance(first, int) or not values else statistics.median(values)
     return merged
 
 

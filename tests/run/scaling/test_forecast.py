@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -16,9 +17,9 @@ from tests.run.scaling.made_up import point, profile
 CLUSTER = ClusterShape(head_cores=16)
 
 
-def prediction(blocked: float, learner: bool = True, **use: float) -> Prediction:
+def prediction(blocked: float, **use: float) -> Prediction:
     idle = dict.fromkeys(("actor cores", "head cores", "replay shard", "loader", "learner", "head link"), 0.1)
-    return Prediction(64, 16, learner, 1.0, 1.0, 1.0, 0.1, blocked, 0.3, idle | use)
+    return Prediction(64, 16, True, 1.0, 1.0, 1.0, 0.1, blocked, 0.3, idle | use)
 
 
 def test_saturation_follows_from_service_times() -> None:
@@ -50,8 +51,6 @@ def test_saturation_follows_from_service_times() -> None:
     ],
 )
 def test_the_advice_is_to_buy_more_of_what_is_used_up(found: Prediction, words: str) -> None:
-    import re
-
     said = advice(found, saturation(profile(), 16, CLUSTER, learner=True))
     assert said.startswith("At 64 actors buy ")
     assert re.search(words, said), said

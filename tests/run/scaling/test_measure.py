@@ -23,7 +23,9 @@ from tests.runs import maze_config, role_processes, until
 
 
 def learnt(updates: int, new: int, version_age: float = 0.0, **times: float) -> LearnerStats:
-    return LearnerStats(updates, new, 0, 0.0, 0.0, 0.0, 0.0, version_age, times.pop("wait_s", 0.0), **times)
+    return LearnerStats(
+        updates, new, 0, 0.0, 0.0, 0.0, 0.0, version_age, times.pop("wait_s", 0.0), times.pop("train_s", 0.0), **times
+    )
 
 
 class FakeSession:
