@@ -98,6 +98,25 @@ def test_counts_the_steps_of_environments_that_were_not_just_being_reset() -> No
     assert actor.take_stats().agent_steps == 0
 
 
+def test_time_is_accounted_for_by_parts_and_weights_by_bytes() -> None:
+    config = tiny_config(actor={"envs_per_actor": 2})
+    network = make_network(config, VECTOR)
+    actor = Actor(config, 0, FakeSink(), FakeWeights(network), env=FakeEnv(VECTOR, [[Script(2)], [Script(4)]]))
+    actor.take_stats()
+    for _ in range(40):
+        actor.step()
+    stats = actor.take_stats()
+    parts = [getattr(stats, f"{name}_s") for name in ("env", "policy", "build", "encode", "push", "weights")]
+    assert min(parts) > 0
+    assert 0.5 * stats.wall_s < sum(parts) < stats.wall_s
+    assert stats.cpu_s > 0
+    assert stats.index == 0
+    assert stats.weight_bytes == network.to_vector().nbytes  # the one version that there is
+    again = actor.take_stats()
+    assert again.weight_bytes == 0
+    assert again.wall_s < stats.wall_s
+
+
 @settings(max_examples=25, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     core=st.sampled_from(["gru", "lstm", "none"]),

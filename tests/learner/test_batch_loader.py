@@ -98,6 +98,13 @@ def test_one_thread_gives_batches_in_the_order_of_the_samples() -> None:
         assert list(islice(numbers(loader), 50)) == list(range(50))
 
 
+def test_copies_to_the_device_are_timed_without_the_waiting_for_batches() -> None:
+    with prefetching(NumberedSamples(10), prefetch=3, threads=2) as loader:
+        began = time.perf_counter()
+        assert len(list(islice(numbers(loader), 10))) == 10
+        assert 0 < loader.transfer_s < time.perf_counter() - began
+
+
 def test_several_threads_lose_no_batch_and_give_none_twice() -> None:
     with prefetching(NumberedSamples(10**6), prefetch=2, threads=3) as loader:
         seen: list[int] = []

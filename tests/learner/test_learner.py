@@ -184,6 +184,20 @@ def test_statistics_are_means_since_they_were_last_asked_for() -> None:
     assert np.isnan(again.td_loss)
 
 
+def test_time_is_that_since_statistics_were_last_asked_for() -> None:
+    trained = bench(1, learner={"publish_period_updates": 2})
+    trained.learner.take_stats()
+    for _ in range(3):
+        trained.update()
+    stats = trained.learner.take_stats()
+    assert 0 < stats.publish_s < stats.train_s <= stats.wall_s
+    assert stats.cpu_s > 0
+    trained.update()
+    trained.learner.take_stats()
+    trained.update()
+    assert trained.learner.take_stats().publish_s == 0.0
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("replay", [{}, PRIORITIZED])
 def test_a_loss_that_is_not_finite_stops_training_before_it_is_reported_or_saved(

@@ -62,6 +62,24 @@ def test_a_new_replay_serves_nobody_before_it_has_its_counters(tmp_path: Path, p
     assert after.pulse() == second
 
 
+def test_a_replay_counts_its_calls_and_what_they_cost(tmp_path: Path, payloads: list[bytes]) -> None:
+    role = ReplayRole(maze_config(tmp_path, replay={"min_steps": 1}))
+    role.begin(None)
+    for payload in payloads[:10]:
+        role.push(payload)
+    before = role.work()
+    (sample,) = role.sample(1)
+    role.update_priorities(sample.ids, np.ones(len(sample.ids)))
+    after = role.work()
+    assert (before.calls, after.calls) == (
+        {"push": 10, "sample": 0, "priorities": 0},
+        {"push": 10, "sample": 1, "priorities": 1},
+    )
+    assert all(cost > 0 for cost in after.call_cpu_s.values())
+    assert after.call_cpu_s["push"] == before.call_cpu_s["push"]
+    assert after.cpu_s > before.cpu_s > before.call_cpu_s["push"]
+
+
 def test_patience_lasts_from_the_first_failure_on_and_only_while_a_role_is_started_again() -> None:
     unavailable = ActorUnavailableError("being started", None)
     patience = Patience(seconds=0)
