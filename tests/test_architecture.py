@@ -24,6 +24,8 @@ ONLY_UNDER = {
     "tyro": ["drqn_dist/run/"],
     "rich": ["drqn_dist/run/"],
     "matplotlib": ["drqn_dist/run/"],
+    "scipy": ["drqn_dist/run/"],
+    "simpy": ["drqn_dist/run/"],
 }
 NEVER = ("pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "gym")
 

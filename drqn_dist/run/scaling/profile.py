@@ -17,6 +17,8 @@ from drqn_dist.run.scaling.points import Key, Point, point_from
 
 BUSY = 0.9
 """A machine with more than this share of its cores at work has none to spare."""
+SPARE_CORES = 0.7
+"""With so many cores idle nobody waits for one."""
 
 
 @dataclass(frozen=True)
@@ -218,7 +220,7 @@ def _idle(points: Sequence[Point], cores: int) -> float:
     to spare, because waiting for a core would count too."""
     found = []
     for point in points:
-        if point.cores["machine"] < BUSY * cores:
+        if point.cores["machine"] < cores - SPARE_CORES:
             idle = point.actors * (1 - point.actor_time["push"]) - point.cores["actors"]
             found.append(max(0.0, idle) * _steps_s(point))
     return min(found, default=0.0)
