@@ -130,7 +130,7 @@ def read_points(path: Path) -> list[Point]:
         try:
             found.append(point_from(json.loads(line)))
         except (json.JSONDecodeError, TypeError, AttributeError) as error:
-            if torn and number == len(lines) + 1:
+            if number == len(lines) + 1:
                 break
             raise RunFolderError(f"line {number} of {path} is no measured point: {error}") from error
     return found

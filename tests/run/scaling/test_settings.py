@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from drqn_dist.envs.make import env_spec
 from drqn_dist.errors import ConfigError
 from drqn_dist.presets import preset
 from drqn_dist.run.arguments import parse
+from drqn_dist.run.bench.play import play
 from drqn_dist.run.cli import main
 from drqn_dist.run.scaling.settings import ScaleArgs, base_config, counts, point_config, with_settings
 from replay_server.replay import make_replay
@@ -50,11 +52,18 @@ def test_settings_take_numbers_words_and_tables() -> None:
 
 
 def test_without_a_learner_pushes_never_wait_and_nothing_can_be_drawn() -> None:
-    config = point_config(preset("gridworld"), 3, 4, learner=False)
+    base = with_settings(preset("gridworld"), ["replay.min_steps=1"])
+    config = point_config(base, 3, 4, learner=False)
     assert (config.actors, config.actor.envs_per_actor) == (3, 4)
-    replay = make_replay(config)
-    assert replay.can_push()
-    assert not replay.can_sample()
+    acting, training = make_replay(config), make_replay(point_config(base, 3, 4, learner=True))
+    for payload in play(config, env_spec(config.env), 2_000, None):
+        acting.push(payload)
+        if training.can_push():
+            training.push(payload)
+    assert training.can_sample()
+    assert not training.can_push()
+    assert acting.can_push()
+    assert not acting.can_sample()
     assert config.replay.capacity_bytes <= 2**29
     assert point_config(preset("gridworld"), 3, 4, learner=True).replay == preset("gridworld").replay
 
