@@ -99,7 +99,7 @@ def test_one_thread_gives_batches_in_the_order_of_the_samples() -> None:
 
 
 def test_copies_to_the_device_are_timed_without_the_waiting_for_batches() -> None:
-    with prefetching(NumberedSamples(10), prefetch=3, threads=2) as loader:
+    with prefetching(NumberedSamples(50), prefetch=3, threads=2) as loader:
         began = time.perf_counter()
         assert len(list(islice(numbers(loader), 10))) == 10
         assert 0 < loader.transfer_s < time.perf_counter() - began
