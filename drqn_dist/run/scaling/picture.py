@@ -17,8 +17,22 @@ from drqn_dist.run.scaling.report import by_key, fits, median, series
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe & Ito: told apart by colour-blind readers too.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+# Okabe & Ito, and Tol for the rest: told apart by colour-blind readers too.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_PARTS = {
+    "env": "#0072B2",
+    "inference": "#D55E00",
+    "build": "#009E73",
+    "encode": "#CC79A7",
+    "push": "#E69F00",
+    "weights": "#56B4E9",
+    "decode": "#117733",
+    "train": "#332288",
+    "publish": "#AA4499",
+    "wait": "#DDDDDD",
+    "idle": "#EEEEEE",
+    "other": "#AAAAAA",
+}
 _ROLES = {"actor": "A", "loader": "B", "learner": "L"}
 
 
@@ -61,7 +75,8 @@ def _draw_speed(axes: Axes, points: Sequence[Point]) -> None:
         grid = np.linspace(1, max(actors), 100)
         for law, style in (("amdahl", "--"), ("usl", "-")):
             if isinstance(found := laws[label][law], Fit):
-                axes.plot(grid, found.throughput(grid), style, color=colour, linewidth=1, alpha=0.8, label=f"{law}")
+                name = None if index else {"amdahl": "Amdahl's law", "usl": "Universal Scalability Law"}[law]
+                axes.plot(grid, found.throughput(grid), style, color=colour, linewidth=1, alpha=0.8, label=name)
     axes.set_xlabel("actors")
     axes.set_ylabel("agent steps per second")
     axes.set_ylim(bottom=0)
@@ -86,7 +101,7 @@ def _draw_efficiency(axes: Axes, points: Sequence[Point]) -> None:
 
 def _draw_time(axes: Axes, points: Sequence[Point]) -> None:
     """A stack for each point and role that was at work."""
-    colours: dict[str, str] = {}
+    shown: set[str] = set()
     ticks, labels, place = [], [], 0.0
     for group in by_key(points).values():
         row = median(group)
@@ -97,15 +112,13 @@ def _draw_time(axes: Axes, points: Sequence[Point]) -> None:
                 table, _, part = name.partition(".")
                 if table != f"{role}_time" or share <= 0:
                     continue
-                colour = colours.setdefault(part, _COLOURS[len(colours) % len(_COLOURS)])
-                hatch = "//" if list(colours).index(part) >= len(_COLOURS) else ""
-                new = part not in axes.get_legend_handles_labels()[1]
-                axes.bar(
-                    place, share, 0.8, bottom, color=colour, hatch=hatch, edgecolor="white", label=part if new else None
-                )
+                label = None if part in shown else part
+                shown.add(part)
+                axes.bar(place, share, 0.9, bottom, color=_PARTS[part], label=label)
                 bottom += share
             ticks.append(place)
-            labels.append(f"{letter}\n{row['actors']}x{row['envs_per_actor']}")
+            middle = letter == list(roles.values())[len(roles) // 2]
+            labels.append(letter + (f"\n{row['actors']}x{row['envs_per_actor']}" if middle else ""))
             place += 1
         place += 0.5
     axes.set_xticks(ticks, labels, fontsize=7)
