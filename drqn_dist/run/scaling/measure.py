@@ -201,7 +201,9 @@ def learner_shares(pieces: Sequence[LearnerStats]) -> dict[str, float]:
 def shares(spent: dict[str, float], whole: float, rest: str = "other") -> dict[str, float]:
     """Seconds as shares of the whole, with the rest; they add up to 1 even where clocks disagree a little."""
     whole = max(whole, sum(spent.values()), 1e-12)
-    return {name: seconds / whole for name, seconds in spent.items()} | {rest: 1 - sum(spent.values()) / whole}
+    return {name: seconds / whole for name, seconds in spent.items()} | {
+        rest: max(0.0, 1 - sum(spent.values()) / whole)
+    }
 
 
 def variation(seconds: Sequence[float], operations: Sequence[float]) -> float:
