@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import os
 import secrets
@@ -11,6 +12,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -62,7 +64,9 @@ class LocalRay:
         self._set("MALLOC_MMAP_THRESHOLD_", str(1024**3))
         self._set("MALLOC_TRIM_THRESHOLD_", str(1024**3))
         _reread_authentication()
+        _remove_leftovers(Path(_short_folder()))
         self._folder = tempfile.mkdtemp(prefix="drqn-ray-", dir=_short_folder())
+        self._lock = _locked(Path(self._folder))
         try:
             self._init(
                 address="local",  # whatever RAY_ADDRESS says
@@ -92,6 +96,7 @@ class LocalRay:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
+            os.close(self._lock)
         for name, value in self._environment.items():
             if value is None:
                 os.environ.pop(name, None)
@@ -127,6 +132,26 @@ def _short_folder() -> str:
     about 80 characters further down, and a socket's path may have 107."""
     usual = tempfile.gettempdir()
     return usual if len(usual) <= 20 else "/tmp"
+
+
+def _locked(folder: Path) -> int:
+    """Marks the folder as in use for as long as this process lives and the descriptor is open."""
+    lock = os.open(folder / "lock.new", os.O_CREAT | os.O_RDWR, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    (folder / "lock.new").rename(folder / "lock")  # seen only when it is held
+    return lock
+
+
+def _remove_leftovers(parent: Path) -> None:
+    """Removes the folders of runs that were killed before they could do so themselves."""
+    for lock in parent.glob("drqn-ray-*/lock"):
+        with contextlib.suppress(OSError):
+            held = os.open(lock, os.O_RDWR)
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(lock.parent, ignore_errors=True)
+            finally:
+                os.close(held)
 
 
 @contextlib.contextmanager
