@@ -30,6 +30,8 @@ RETRY_S = 300.0
 """How long a call to a role that is being started again is tried again."""
 ASK_S = 0.1
 """How long a shard may wait for its rate limiter before it answers that it must, and hears what the others counted."""
+ANSWER_S = 5.0
+"""A shard that takes longer than that to answer is left out until it does."""
 FIRST_WEIGHTS_S = 60.0
 """How long an actor without any weights waits for an answer."""
 
@@ -105,8 +107,7 @@ class RemoteSource:
         self._batch_windows, self._unroll_steps = batch_windows, unroll_steps
         self._ledger = ShardLedger(len(shards), seed)
         self._lost: dict[int, ray.ObjectRef[_Answer] | None] = {}
-        """Shards that failed, and the request that each has not answered since."""
-        self._failure: RayActorError | None = None
+        """Shards that failed or keep silent, and the request that each has not answered."""
 
     def sample(self, count: int) -> list[WindowSample]:
         """The next so many batches of windows. A shard that dies leaves the others to serve, until it is back.
@@ -116,10 +117,12 @@ class RemoteSource:
         """
         patience = Patience()
         while True:
-            for shard in list(self._lost):
-                self._look_for(shard)
-            if self._failure is not None and len(self._lost) == len(self._shards):
-                patience.wait(self._failure)
+            errors = [error for shard in list(self._lost) if (error := self._look_for(shard)) is not None]
+            if len(self._lost) == len(self._shards):
+                if errors:
+                    patience.wait(errors[0])
+                else:
+                    ray.wait([ref for ref in self._lost.values() if ref is not None], timeout=ASK_S)
                 continue
             split = self._ledger.split(count, self._batch_windows)
             parts = self._draw(split)
@@ -131,23 +134,28 @@ class RemoteSource:
         draw are asked too, and so hear what the others counted.
 
         Returns:
-            None if a shard died or was emptied meanwhile; what others drew for this call is dropped.
+            None if a shard was lost or emptied meanwhile; what others drew for this call is dropped.
         """
         steps = int(split.counts.sum()) * self._unroll_steps
         parts: list[list[WindowSample]] = [[] for _ in self._shards]
         waiting = [shard for shard in range(len(self._shards)) if shard not in self._lost]
         complete = True
         while waiting and complete:
-            asked = [(shard, self._ask(shard, split.counts[shard], steps, ASK_S)) for shard in waiting]
+            asked = {shard: self._ask(shard, split.counts[shard], steps, ASK_S) for shard in waiting}
+            _, silent = ray.wait(list(asked.values()), num_returns=len(asked), timeout=ANSWER_S)
             waiting = []
-            for shard, ref in asked:
+            for shard, ref in asked.items():
                 try:
+                    if ref in silent:
+                        self._lose(shard, ref)
+                        complete = False
+                        continue
                     samples, tally = ray.get(ref)
                 except RayTaskError as error:
                     raise error.cause or error from error
-                except RayActorError as error:
-                    self._ledger.lose(shard)
-                    self._lost[shard], self._failure, complete = None, error, False
+                except RayActorError:
+                    self._lose(shard, None)
+                    complete = False
                     continue
                 self._ledger.update(shard, tally)
                 if samples is not None:
@@ -163,8 +171,12 @@ class RemoteSource:
         )
         return ref
 
-    def _look_for(self, shard: int) -> None:
-        """Whether a shard that failed is back; does not wait."""
+    def _lose(self, shard: int, unanswered: ray.ObjectRef[_Answer] | None) -> None:
+        self._ledger.lose(shard)
+        self._lost[shard] = unanswered
+
+    def _look_for(self, shard: int) -> RayActorError | None:
+        """Takes a lost shard back if it answers by now; does not wait. Otherwise tells its error, if it gave one."""
         ref = self._lost[shard] or self._ask(shard, np.zeros(1, np.int64), 0, 0.0)
         self._lost[shard] = ref
         if ray.wait([ref], timeout=0)[0]:
@@ -172,7 +184,9 @@ class RemoteSource:
                 self._ledger.update(shard, ray.get(ref)[1])
                 del self._lost[shard]
             except RayActorError as error:
-                self._lost[shard], self._failure = None, error
+                self._lost[shard] = None
+                return error
+        return None
 
 
 class RemoteBatches:

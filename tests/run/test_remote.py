@@ -195,6 +195,7 @@ def test_a_dead_shard_leaves_the_other_to_serve_and_is_drawn_from_again_when_it_
 ) -> None:
     config = maze_config(tmp_path, actors=2, replay={"rate_tolerance_steps": 10**6, "shards": 2, "min_steps": 100})
     spec = env_spec(config.env)
+    others = len(role_processes("Replay"))
     shards = remote_replay.start_replay(config, spec, "test-of-shards")
     for number, payload in enumerate(payloads):
         ray.get(shards[number % 2].push.remote(payload))
@@ -212,7 +213,7 @@ def test_a_dead_shard_leaves_the_other_to_serve_and_is_drawn_from_again_when_it_
     until(lambda: drawn_from() == {0, 1}, "the new shard to be drawn from")
     for shard in shards:
         ray.kill(shard)
-    until(lambda: not role_processes("Replay"), "the shards to end")
+    until(lambda: len(role_processes("Replay")) == others, "the shards to end")
 
 
 @pytest.mark.ray
