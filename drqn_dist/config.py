@@ -312,8 +312,8 @@ class TrainConfig:
     seed: int = 0
     """Seed of everything random in the run."""
     actors: int = 1
-    """Actor processes, or «auto»: as many as the cluster, or this machine, has CPUs for. Those without room wait for
-    it. Serial mode steps that many actors in turn."""
+    """Actor processes, or «auto»: as many as the cluster, or this machine, has CPUs for now. Those without a CPU wait
+    for one, which an autoscaler sees. Serial mode steps that many actors in turn."""
     total_steps: int = 10_000_000
     """Stop after this many agent steps of all actors together."""
     minutes: float = 0.0
