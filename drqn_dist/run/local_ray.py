@@ -77,7 +77,7 @@ class LocalRay:
                 object_store_memory=store_bytes,
                 log_to_driver=False,
             )
-        except (OSError, RuntimeError, ValueError) as error:
+        except Exception as error:  # a node that does not start in time is told by a bare one
             raise ConfigError(f"cannot start a local Ray: {error}; or train with --mode serial") from error
 
     @property

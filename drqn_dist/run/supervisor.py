@@ -68,7 +68,8 @@ class _Role:
     """When it was last asked for a sign of life."""
     not_before_s: float = 0.0
     """It rests until then."""
-    failed_at_s: list[float] = field(default_factory=list)
+    failures: list[tuple[float, str | None]] = field(default_factory=list)
+    """When it failed, and on which node it was then."""
     under_way: Counter[Kind] = field(default_factory=Counter)
     """Calls that it has not answered yet."""
 
@@ -319,10 +320,12 @@ class RaySession:
     def _fail(self, role: _Role, cause: str, alive: bool) -> None:
         """Carries out the failure policy's decision; once per death, though several pieces may have died with it."""
         now = time.monotonic()
-        lost = role.node is not None and role.node not in living_nodes()
-        if not lost:
-            role.failed_at_s.append(now)
-        decision = decide(role.name, role.failed_at_s, now, cause, lost)
+        role.failures.append((now, role.node))
+        # Often a process is seen to be gone before its node is; once that is known too, the failure is forgiven.
+        nodes = living_nodes()
+        counted = [at for at, node in role.failures if node is None or node in nodes]
+        lost = role.node is not None and role.node not in nodes
+        decision = decide(role.name, counted, now, cause, lost)
         self._report.events.append(decision.reason)
         if decision.action == "stop":
             raise RoleFailedError(decision.reason)
