@@ -210,11 +210,13 @@ def test_shards_wait_for_the_rate_of_the_whole_and_not_for_their_own() -> None:
         tell(ledger, parts)
     before = parts[0].stats().sampled_steps
     assert before > 0
-    for env in range(4, ENVS):
-        fill([make_parts(2)[0], parts[1]], envs=[2 * env + 1])
-        tell(ledger, parts)
-        while sample(0):
+    for env in range(4, 3 * ENVS):
+        for piece in cut_episode(SHAPE, 40, np.random.default_rng(env), (env, 0, 0)):
+            assert parts[1].can_push()
+            parts[1].push(piece.payload)
             tell(ledger, parts)
+            while sample(0):
+                tell(ledger, parts)
     stats = total_stats([part.stats() for part in parts])
     assert parts[0].stats().sampled_steps > before
     assert abs(stats.sampled_steps - stats.counted_steps) <= 128 + call
