@@ -209,7 +209,7 @@ class ReplayConfig:
     importance_exponent: float = 0.4
     """Exponent of the importance weights (PER: 0.4 to 1, R2D2: 0.6); 0 turns them off."""
     shards: int = 1
-    """Processes that hold equal parts of the capacity, each fed by every so-manieth actor (Ray mode)."""
+    """Processes that hold equal parts of the capacity, fed by the actors in turn (Ray mode)."""
     max_fragment_bytes: int = 64 * 1024**2
     """A pushed fragment larger than this, packed or unpacked, is refused."""
 

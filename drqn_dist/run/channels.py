@@ -130,20 +130,26 @@ class RemoteSource:
                 return self._ledger.join(split, parts)
 
     def _draw(self, split: Split) -> list[list[WindowSample]] | None:
-        """Asks every shard for its part, again where the rate limiter did not allow it in time. Those with nothing to
-        draw are asked too, and so hear what the others counted.
+        """Asks every shard for its part, again where the rate limiter did not allow it in time. In every round those
+        with nothing (left) to draw are asked too: so all hear what the others counted meanwhile.
 
         Returns:
             None if a shard was lost or emptied meanwhile; what others drew for this call is dropped.
         """
-        steps = int(split.counts.sum()) * self._unroll_steps
+        nothing = np.zeros(1, np.int64)
         parts: list[list[WindowSample]] = [[] for _ in self._shards]
-        waiting = [shard for shard in range(len(self._shards)) if shard not in self._lost]
-        complete = True
-        while waiting and complete:
-            asked = {shard: self._ask(shard, split.counts[shard], steps, ASK_S) for shard in waiting}
-            _, silent = ray.wait(list(asked.values()), num_returns=len(asked), timeout=ANSWER_S)
-            waiting = []
+        left = {shard: split.counts[shard] for shard in range(len(self._shards)) if split.counts[shard].any()}
+        first = True
+        while left or first:
+            steps = sum(int(counts.sum()) for counts in left.values()) * self._unroll_steps
+            asked = {}
+            for shard in range(len(self._shards)):
+                if shard not in self._lost:
+                    patient = shard in left or not split.counts.any()
+                    asked[shard] = self._ask(shard, left.get(shard, nothing), steps, ASK_S if patient else 0.0)
+            alone = len(self._shards) == 1  # nobody else could serve meanwhile
+            _, silent = ray.wait(list(asked.values()), num_returns=len(asked), timeout=None if alone else ANSWER_S)
+            complete, first = True, False
             for shard, ref in asked.items():
                 try:
                     if ref in silent:
@@ -153,17 +159,21 @@ class RemoteSource:
                     samples, tally = ray.get(ref)
                 except RayTaskError as error:
                     raise error.cause or error from error
-                except RayActorError:
+                except (RayActorError, ObjectLostError):
                     self._lose(shard, None)
                     complete = False
                     continue
                 self._ledger.update(shard, tally)
-                if samples is not None:
+                if shard in left and samples is not None:
                     parts[shard] = samples
-                elif split.counts[shard].any():
-                    waiting.append(shard)
-                    complete = complete and tally.population > 0
-        return parts if complete else None
+                    del left[shard]
+                elif shard in left and not tally.population:
+                    complete = False
+            if not complete:
+                return None
+            for shard in list(self._lost):
+                self._look_for(shard)
+        return parts
 
     def _ask(self, shard: int, counts: npt.NDArray[np.int64], steps: int, timeout_s: float) -> ray.ObjectRef[_Answer]:
         ref: ray.ObjectRef[_Answer] = self._shards[shard].sample.remote(
@@ -183,6 +193,8 @@ class RemoteSource:
             try:
                 self._ledger.update(shard, ray.get(ref)[1])
                 del self._lost[shard]
+            except ObjectLostError:
+                self._lost[shard] = None
             except RayActorError as error:
                 self._lost[shard] = None
                 return error

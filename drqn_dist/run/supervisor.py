@@ -233,7 +233,8 @@ class RaySession:
             limit = self._hang_s if role.begun else START_S
             silent = time.monotonic() - role.seen_s
             if role.under_way.total() and silent > limit:
-                if role.index >= 0 and not role.begun and not has_free_cpu():
+                joined = self._config.address is not None  # a Ray of our own has a CPU for everyone
+                if joined and role.index >= 0 and not role.begun and not has_free_cpu():
                     role.seen_s = time.monotonic()
                     self._report.events.append(f"{role.name} waits for a CPU; add a node, or lower actors")
                 else:
