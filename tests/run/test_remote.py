@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import threading
 from collections.abc import Iterator
 from dataclasses import fields
@@ -15,7 +17,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError
 
 from actors.actor import Actor
 from drqn_dist.envs.make import env_spec
-from drqn_dist.errors import FragmentError
+from drqn_dist.errors import FragmentError, ReplayStopped
 from drqn_dist.fragment import WindowBatch
 from drqn_dist.interfaces import WeightSnapshot
 from drqn_dist.run import remote_replay
@@ -25,6 +27,9 @@ from learner.window_reader import WindowReader
 from replay_server.replay import make_shard
 from replay_server.shards import SHARD_STRIDE
 from tests.fakes import FakeSink, FakeWeights
+from tests.replay_server.fragments import cut_episode
+from tests.replay_server.test_replay import SHAPE
+from tests.replay_server.test_shards import fill, make_parts
 from tests.runs import maze_config, role_processes, until
 
 
@@ -214,6 +219,31 @@ def test_a_dead_shard_leaves_the_other_to_serve_and_is_drawn_from_again_when_it_
     for shard in shards:
         ray.kill(shard)
     until(lambda: len(role_processes("Replay")) == others, "the shards to end")
+
+
+@pytest.mark.ray
+def test_a_shard_that_nobody_feeds_does_not_hold_up_the_others(local_ray: None) -> None:
+    """Its own debt would forbid every draw; that of the whole allows them, and it must hear of that."""
+    parts = make_parts(2, min_steps=40, tolerance=128)
+    source = RemoteSource([_Answers(sample=part.sample_share) for part in parts], 16, 4, seed=0)
+    fill(parts, envs=[0, 1, 2, 3])
+
+    def feed() -> None:
+        with contextlib.suppress(ReplayStopped):
+            for env in itertools.count(4):
+                for piece in cut_episode(SHAPE, 40, np.random.default_rng(env), (env, 0, 0)):
+                    parts[1].push(piece.payload)
+
+    feeder = threading.Thread(target=feed)
+    feeder.start()
+    try:
+        for _ in range(20):
+            assert [len(sample.ids) for sample in source.sample(2)] == [16, 16]
+    finally:
+        for part in parts:
+            part.stop()
+        feeder.join(10)
+    assert not feeder.is_alive()
 
 
 @pytest.mark.ray
