@@ -46,7 +46,8 @@ class ShardLedger:
     """What one sampling process knows of K shards. Pure bookkeeping; used from one thread.
 
     Each window of a batch goes to shard k with probability mass_k / Σ mass, and there to window i with its weight_i /
-    mass_k: together the draws of one replay that holds everything. Where a mass has changed since it was told, draws
+    mass_k: together the draws of one replay that holds everything (but where windows enter at the largest priority of
+    late, that is the shard's own). Where a mass has changed since it was told, draws
     lag behind that, but the probability reported is the product of the two that were really used, so importance
     weights stay exact.
     """

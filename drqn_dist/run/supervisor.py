@@ -94,8 +94,8 @@ class RaySession:
     A dead actor is replaced by one of the same index, hence the same rungs of the ε ladder, and the next incarnation.
     A dead replay, or shard of it, comes back empty with the counters of its last pulse, a dead learner with the last
     saved state (`save`, called for every checkpoint). A role that hangs is killed first. Failures that repeat end the
-    run (`failure_policy`), but not those of a node that left the cluster: what was there starts again elsewhere, as
-    soon as there is room. Used from one thread.
+    run (`failure_policy`), but not those of a node that left the cluster: its actors start again as soon as there
+    is room. The other roles must find room within the failures that are allowed, about half an hour. Used from one thread.
     """
 
     def __init__(self, config: TrainConfig, restored: Saved | None = None, hang_s: float = HANG_S) -> None:
