@@ -365,7 +365,7 @@ class TrainConfig:
         )
         if self.actors == AUTO:
             return
-        shards = self.replay.shards
+        shards = self.replay.shards if self.mode == "ray" else 1
         _require(
             shards <= self.actors,
             f"replay.shards ({shards:,}) exceeds actors ({self.actors:,}): nobody would feed some of them",

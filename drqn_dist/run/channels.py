@@ -181,6 +181,7 @@ class RemoteSource:
         )
         return ref
 
+    # What a lost shard may still answer is dropped, though its rate limiter counted it: at most one call's windows.
     def _lose(self, shard: int, unanswered: ray.ObjectRef[_Answer] | None) -> None:
         self._ledger.lose(shard)
         self._lost[shard] = unanswered

@@ -73,7 +73,7 @@ class LocalRay:
                 num_cpus=cpus,
                 include_dashboard=False,
                 _node_ip_address="127.0.0.1",
-                _temp_dir=self._folder,
+                _temp_dir=f"{self._folder}/r",  # Ray opens it to everyone; the folder around it stays this user's own
                 object_store_memory=store_bytes,
                 log_to_driver=False,
             )
@@ -86,13 +86,17 @@ class LocalRay:
         return self._owned
 
     def close(self) -> None:
-        if self._owned and ray.is_initialized():
+        if self._owned:
             processes = self._processes()
-            ray.shutdown()
+            started = ray.is_initialized()
+            if started:
+                ray.shutdown()
             # They write into the folder to their last moment.
-            for process in psutil.wait_procs(processes, timeout=EXIT_S)[1]:
+            _, alive = psutil.wait_procs(processes, timeout=EXIT_S if started else 0.0)
+            for process in alive:
                 with contextlib.suppress(psutil.Error):
                     process.kill()
+            psutil.wait_procs(alive, timeout=EXIT_S)
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None

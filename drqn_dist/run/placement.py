@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 from contextlib import closing, suppress
 from typing import Any
 
 import psutil
 from ray.exceptions import RayError
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from drqn_dist.config import TrainConfig
@@ -47,12 +53,17 @@ class Placement:
         if self._group.wait(_FIRST_WORD_S):
             return
         say(f"waiting up to {JOIN_S:.0f} s for {needed}; the cluster has {_described()}")
-        if not self._group.wait(JOIN_S):
+        deadline = time.monotonic() + JOIN_S
+        try:
+            while not self._group.wait(1):  # a signal is only seen between two of these
+                if time.monotonic() > deadline:
+                    raise ConfigError(
+                        f"the cluster had no room for {needed} within {JOIN_S:.0f} s; it has {_described()}: add a "
+                        "node, or lower learner.loaders or replay.shards"
+                    )
+        except BaseException:
             self.close()
-            raise ConfigError(
-                f"the cluster had no room for {needed} within {JOIN_S:.0f} s; it has {_described()}: add a node, or "
-                "lower learner.loaders or replay.shards"
-            )
+            raise
 
     def learner(self) -> dict[str, Any]:
         """Ray options of the learner."""
@@ -69,6 +80,10 @@ class Placement:
     def evaluator(self) -> dict[str, Any]:
         """Ray options of the evaluator."""
         return self._in_bundle(self._evaluator)
+
+    def has_room(self) -> bool:
+        """Whether all of it is there; not while Ray looks for other nodes in place of one that left."""
+        return bool(placement_group_table(self._group)["state"] == "CREATED")
 
     def close(self) -> None:
         """Gives the room back; whoever still lives there ends."""
@@ -90,8 +105,8 @@ def learner_gpus(config: TrainConfig) -> int:
 
 
 def fitting_actors(config: TrainConfig) -> int:
-    """As many actors as there are CPUs left beside the other roles, at least one for each shard: of the cluster to
-    join, or of this machine, where the others share a CPU with the system.
+    """As many actors as there are CPUs free now beside the other roles, at least one for each shard: of the cluster
+    to join, or of this machine, where the others share a CPU with the system.
 
     Raises:
         ConfigError: the cluster cannot be joined.
@@ -101,7 +116,7 @@ def fitting_actors(config: TrainConfig) -> int:
     else:
         with closing(LocalRay(config.address, cpus=0, store_bytes=0)):
             others = 2 + config.replay.shards + config.learner.loaders
-            free = int(RAY.cluster_resources().get("CPU", 0)) - others
+            free = int(RAY.available_resources().get("CPU", 0)) - others
     return max(free, config.replay.shards)
 
 

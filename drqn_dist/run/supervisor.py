@@ -94,8 +94,8 @@ class RaySession:
     A dead actor is replaced by one of the same index, hence the same rungs of the ε ladder, and the next incarnation.
     A dead replay, or shard of it, comes back empty with the counters of its last pulse, a dead learner with the last
     saved state (`save`, called for every checkpoint). A role that hangs is killed first. Failures that repeat end the
-    run (`failure_policy`), but not those of a node that left the cluster: its actors start again as soon as there
-    is room. The other roles must find room within the failures that are allowed, about half an hour. Used from one thread.
+    run (`failure_policy`), but not those of a node that left the cluster: what was there starts again elsewhere, as
+    soon as there is room. Used from one thread.
     """
 
     def __init__(self, config: TrainConfig, restored: Saved | None = None, hang_s: float = HANG_S) -> None:
@@ -233,12 +233,20 @@ class RaySession:
             limit = self._hang_s if role.begun else START_S
             silent = time.monotonic() - role.seen_s
             if role.under_way.total() and silent > limit:
-                joined = self._config.address is not None  # a Ray of our own has a CPU for everyone
-                if joined and role.index >= 0 and not role.begun and not has_free_cpu():
-                    role.seen_s = time.monotonic()
-                    self._report.events.append(f"{role.name} waits for a CPU; add a node, or lower actors")
+                if not role.begun and (lack := self._lacks(role)):
+                    role.seen_s = role.started_s = time.monotonic()
+                    self._report.events.append(f"{role.name} waits for {lack}")
                 else:
                     self._fail(role, f"no sign of life for {silent:.0f} s", alive=True)
+
+    def _lacks(self, role: _Role) -> str:
+        """What a role that has not begun cannot start without, if that is why it is silent."""
+        if self._config.address is None:  # a Ray of our own has a CPU for everyone
+            return ""
+        if role.index >= 0:
+            return "" if has_free_cpu() else "a CPU; add a node, or lower actors"
+        assert self._placement is not None
+        return "" if self._placement.has_room() else "room on another node after its own left; add one"
 
     def _hand_out(self, role: _Role) -> None:
         if role is self._evaluator:

@@ -66,7 +66,8 @@ def train(config: TrainConfig, resume: Path | None = None) -> Summary:
         restored = Saved(checkpoint.tensors, checkpoint.meta)
     with ExitStack() as stack:
         stop = stack.enter_context(_signals())
-        session = _start_session(config, restored)
+        with stop.at_once():  # a cluster may take long to have room
+            session = _start_session(config, restored)
         stack.callback(session.close)
         if resume is None:
             folder = create_run(config, sys.argv)
@@ -111,6 +112,7 @@ class _Run:
             float(meta.get("wall_s", 0.0)),
         )
         self._resumed_at = int(meta["agent_steps"]) if restored else None
+        self._final_seed = config.seed
         self._started = self._checkpointed = time.monotonic()
 
     def run(self) -> Summary:
@@ -181,14 +183,15 @@ class _Run:
         return True
 
     def _evaluate(self, weights: WeightSnapshot | None, log: MetricsLog, progress: Progress) -> Evaluation | None:
-        """Evaluates these weights, or those just saved, in games of their own: those of the evaluations beside
-        training decide when to stop, and would flatter them.
+        """Evaluates these weights, or those just saved, in games that no evaluation before had: those that decided to
+        stop would flatter them, and those that once refused them would do so again.
 
         Returns:
             None if a signal broke it off.
         """
-        with self._stop.at_once():
-            evaluation = self._monitor.last_evaluation = self._session.evaluate(self._config.seed + 1, weights)
+        with suppress(KeyboardInterrupt), self._stop.at_once():
+            self._final_seed += 1
+            evaluation = self._monitor.last_evaluation = self._session.evaluate(self._final_seed, weights)
             self._log(log, evaluation_values(evaluation), progress)
             progress.message(f"evaluation at update {evaluation.version:,}: {_scores(evaluation)}")
             return evaluation
@@ -282,12 +285,10 @@ class _StopRequest:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """What is done in this context is broken off by the first signal already, and the run goes on after it."""
+        """What is done in this context is broken off by the first signal already, with a KeyboardInterrupt."""
         self._at_once = True
         try:
             yield
-        except KeyboardInterrupt:
-            pass
         finally:
             self._at_once = False
 

@@ -161,3 +161,27 @@ def test_a_run_starts_with_what_is_there_grows_and_survives_the_loss_of_a_node(
     (summary,) = tmp_path.glob("*/summary.json")
     assert json.loads(summary.read_text())["stopped_by"] == "signal"
     until(lambda: cluster.actors() == 0, "the run's processes to end")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_ctrl_c_ends_a_run_that_waits_for_room(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.add(cpus=ROLES - 1)
+    output = tmp_path / "output.txt"
+    with output.open("wb") as log:
+        run = subprocess.Popen(
+            [PROGRAM, "train", *TINY, "--address", cluster.address, "--run-dir", str(tmp_path / "runs")],
+            env=cluster.environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        until(lambda: "waiting up to" in output.read_text() or run.poll() is not None, "the run to wait for room")
+        run.send_signal(signal.SIGINT)
+        assert run.wait(60) == 130, output.read_text()
+    finally:
+        if run.poll() is None:
+            run.kill()
+    assert "for 4 CPUs for all roles but the actors; the cluster has 3 CPUs" in output.read_text()
+    assert "Traceback" not in output.read_text()
+    assert not list(tmp_path.glob("runs/*"))
