@@ -208,6 +208,8 @@ class ReplayConfig:
     draws each of them soon and so learns more from fresh experience."""
     importance_exponent: float = 0.4
     """Exponent of the importance weights (PER: 0.4 to 1, R2D2: 0.6); 0 turns them off."""
+    shards: int = 1
+    """Processes that hold equal parts of the capacity, fed by the actors in turn (Ray mode)."""
     max_fragment_bytes: int = 64 * 1024**2
     """A pushed fragment larger than this, packed or unpacked, is refused."""
 
@@ -221,6 +223,7 @@ class ReplayConfig:
         _require_range("replay", "priority_exponent", self.priority_exponent, 0, 4)
         _require_range("replay", "priority_eta", self.priority_eta, 0, 1)
         _require_range("replay", "importance_exponent", self.importance_exponent, 0, 4)
+        _require_range("replay", "shards", self.shards, 1, 4096)
         _require_range("replay", "max_fragment_bytes", self.max_fragment_bytes, 1, 2**40)
         _require(
             self.min_steps <= self.capacity_steps,
@@ -283,6 +286,8 @@ class EvalConfig:
     """An evaluation starts every this many updates, unless the previous one still runs; 0 = never."""
     episodes: int = 20
     """Episodes of one evaluation."""
+    final_episodes: int = AUTO
+    """Episodes of the evaluation that confirms stop_at_return or ends a run; 0 = as many as the others have."""
     envs: int = AUTO
     """Environments stepped as one batch, each plays an equal share; 0 = one per episode, at most 32."""
     epsilon: float = 0.0
@@ -291,6 +296,7 @@ class EvalConfig:
     def __post_init__(self) -> None:
         _require_range("eval", "period_updates", self.period_updates, 0, 10**12)
         _require_range("eval", "episodes", self.episodes, 1, 1_000_000)
+        _require_range("eval", "final_episodes", self.final_episodes, 0, 1_000_000)
         _require_range("eval", "envs", self.envs, 0, 65_536)
         _require_range("eval", "epsilon", self.epsilon, 0, 1)
 
@@ -306,7 +312,8 @@ class TrainConfig:
     seed: int = 0
     """Seed of everything random in the run."""
     actors: int = 1
-    """Actor processes; serial mode steps that many actors in turn."""
+    """Actor processes, or «auto»: as many as the cluster, or this machine, has CPUs for now. Those without a CPU wait
+    for one, which an autoscaler sees. Serial mode steps that many actors in turn."""
     total_steps: int = 10_000_000
     """Stop after this many agent steps of all actors together."""
     minutes: float = 0.0
@@ -332,7 +339,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _require_range("train", "seed", self.seed, 0, 2**31 - 1)
-        _require_range("train", "actors", self.actors, 1, 100_000)
+        _require_range("train", "actors", self.actors, AUTO, 100_000)
         _require_range("train", "total_steps", self.total_steps, 1, 10**15)
         _require_range("train", "minutes", self.minutes, 0, 10**7)
         _require_range("train", "log_period_s", self.log_period_s, 0.01, 86_400)
@@ -356,15 +363,23 @@ class TrainConfig:
             f"{shape.n_step}) does not fit a replay of {self.replay.capacity_steps:,} steps; "
             "raise replay.capacity_steps or shorten the window",
         )
-        # Fragments of all environments arrive in turn, and the oldest is evicted first.
-        spread = (shape.most_fragments - 1) * self.total_envs + 1
+        if self.actors == AUTO:
+            return
+        shards = self.replay.shards if self.mode == "ray" else 1
         _require(
-            spread * shape.fragment <= self.replay.capacity_steps,
+            shards <= self.actors,
+            f"replay.shards ({shards:,}) exceeds actors ({self.actors:,}): nobody would feed some of them",
+        )
+        # Fragments of all environments arrive in turn, and the oldest is evicted first.
+        envs = -(-self.actors // shards) * self.actor.envs_per_actor
+        spread = (shape.most_fragments - 1) * envs + 1
+        _require(
+            spread * shape.fragment <= self.replay.capacity_steps // shards,
             f"a window can lie in {shape.most_fragments} fragments of {shape.fragment:,} steps, and those of "
-            f"{self.total_envs:,} environments arrive in between, so that {spread:,} fragments = "
+            f"{envs:,} environments arrive in between, so that {spread:,} fragments = "
             f"{spread * shape.fragment:,} steps must fit the replay, but replay.capacity_steps is "
-            f"{self.replay.capacity_steps:,}: windows would be evicted before they can be drawn; raise it, or lower "
-            "actors, actor.envs_per_actor or actor.fragment_steps",
+            f"{self.replay.capacity_steps:,}{f' in {shards} shards' if shards > 1 else ''}: windows would be evicted "
+            "before they can be drawn; raise it, or lower actors, actor.envs_per_actor or actor.fragment_steps",
         )
 
     @property
@@ -383,8 +398,8 @@ class TrainConfig:
 
     @property
     def total_envs(self) -> int:
-        """Environments of all actors together."""
-        return self.actors * self.actor.envs_per_actor
+        """Environments of all actors together; as if there were one while their number is automatic."""
+        return max(1, self.actors) * self.actor.envs_per_actor
 
     @property
     def rate_tolerance_steps(self) -> int:

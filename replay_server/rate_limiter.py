@@ -6,10 +6,25 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
 from drqn_dist.errors import ConfigError, ReplayStopped
+
+
+@dataclass(frozen=True)
+class Balance:
+    """What one rate limiter has counted; those of several shards add up to that of the whole replay."""
+
+    filled_steps: int = 0
+    """Steps inserted since the limiter was made."""
+    debt: Fraction = Fraction(0)
+    drawable: bool = False
+    """Whether anything can be sampled."""
+
+    def __add__(self, other: Balance) -> Balance:
+        return Balance(self.filled_steps + other.filled_steps, self.debt + other.debt, self.drawable or other.drawable)
 
 
 class RateLimiter:
@@ -26,6 +41,9 @@ class RateLimiter:
     Inserts count once `min_steps` were inserted since this object was made and something can be drawn. Those before
     are free: filling the replay, at the start or again after a resume, neither waits nor earns a burst of updates.
     Debt is an exact fraction, so the ratio does not drift.
+
+    The ratio is that of the whole replay: a limiter of one shard of several adds what those elsewhere have counted,
+    as far as it was told (`set_elsewhere`). Each counts its own inserts and samples alone, so that the sum is exact.
 
     All methods may be called from any thread. Waiting is done on `condition`; a caller who holds it across
     `await_*` and `record_*` makes both one atomic step.
@@ -57,7 +75,7 @@ class RateLimiter:
         if tolerance_steps < needed:
             raise ConfigError(
                 f"replay.rate_tolerance_steps ({tolerance_steps:,}) is too small: one fragment inserts up to "
-                f"{insert_steps:,} steps and one batch trains {sample_steps:,} steps, worth "
+                f"{insert_steps:,} steps and one call samples {sample_steps:,} steps, worth "
                 f"{float(sample_steps / ratio):,.1f} inserted ones at {samples_per_insert:g} samples per insert, so "
                 f"actors and learner could wait for each other; set it to {needed:,} or more, or to 0 for automatic"
             )
@@ -74,20 +92,22 @@ class RateLimiter:
         """Seconds that samples have waited."""
         self._ratio = ratio
         self._tolerance = tolerance_steps * ratio
-        self._debt = Fraction(0)
-        self._steps_until_ready = min_steps
-        self._drawable = False
+        self._min_steps = min_steps
+        self._own = Balance()
+        self._elsewhere = Balance()
         self._stopped = False
 
     def can_insert(self, steps: int) -> bool:
         """Whether an insert would not wait."""
         with self.condition:
-            return not self._ready or self._debt + steps * self._ratio <= self._tolerance
+            balance = self._own + self._elsewhere
+            return not self._ready(balance) or balance.debt + steps * self._ratio <= self._tolerance
 
     def can_sample(self, steps: int) -> bool:
         """Whether a sample would not wait."""
         with self.condition:
-            return self._ready and self._debt - steps >= -self._tolerance
+            balance = self._own + self._elsewhere
+            return self._ready(balance) and balance.debt - steps >= -self._tolerance
 
     def await_insert(
         self, steps: int, timeout_s: float | None = None, unless: Callable[[], bool] = lambda: False
@@ -121,18 +141,29 @@ class RateLimiter:
         """Counts an insert; `drawable` tells whether anything can be sampled after it."""
         with self.condition:
             self.inserted_steps += steps
-            if self._ready:
+            debt = self._own.debt
+            if self._ready(self._own + self._elsewhere):
                 self.counted_steps += steps
-                self._debt += steps * self._ratio
-            self._steps_until_ready = max(0, self._steps_until_ready - steps)
-            self._drawable = drawable
+                debt += steps * self._ratio
+            self._own = Balance(self._own.filled_steps + steps, debt, drawable)
             self.condition.notify_all()
 
     def record_sample(self, steps: int) -> None:
         """Counts a sample."""
         with self.condition:
             self.sampled_steps += steps
-            self._debt -= steps
+            self._own = replace(self._own, debt=self._own.debt - steps)
+            self.condition.notify_all()
+
+    def balance(self) -> Balance:
+        """What this one has counted, without what it was told of others."""
+        with self.condition:
+            return self._own
+
+    def set_elsewhere(self, balance: Balance) -> None:
+        """Takes in what the limiters of all other shards have counted together."""
+        with self.condition:
+            self._elsewhere = balance
             self.condition.notify_all()
 
     def stop(self) -> None:
@@ -148,7 +179,8 @@ class RateLimiter:
                 "inserted_steps": self.inserted_steps,
                 "counted_steps": self.counted_steps,
                 "sampled_steps": self.sampled_steps,
-                "debt": str(self._debt),
+                "debt": str(self._own.debt),
+                "bounds": [str(self._ratio), str(self._tolerance)],
             }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
@@ -158,12 +190,12 @@ class RateLimiter:
             self.counted_steps = int(state["counted_steps"])
             self.sampled_steps = int(state["sampled_steps"])
             # With another ratio or tolerance than before, the saved debt could lie out of reach of both sides.
-            self._debt = min(max(Fraction(state["debt"]), -self._tolerance), self._tolerance)
+            same = state["bounds"] == [str(self._ratio), str(self._tolerance)]
+            self._own = replace(self._own, debt=Fraction(state["debt"]) if same else Fraction(0))
             self.condition.notify_all()
 
-    @property
-    def _ready(self) -> bool:
-        return self._drawable and self._steps_until_ready == 0
+    def _ready(self, balance: Balance) -> bool:
+        return balance.drawable and balance.filled_steps >= self._min_steps
 
     def _await(self, predicate: Callable[[], bool], timeout_s: float | None) -> bool:
         held = self.condition.wait_for(lambda: self._stopped or predicate(), timeout_s)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -14,11 +14,13 @@ from drqn_dist.codec import FragmentHeader, decode_header
 from drqn_dist.config import ReplayConfig, TrainConfig, WindowShape
 from drqn_dist.errors import ConfigError, FragmentError
 from drqn_dist.interfaces import FragmentSpan, WindowRef, WindowSample
+from drqn_dist.seeding import derive_seed
 from replay_server import windows
 from replay_server.journal import Journal, NullJournal
-from replay_server.rate_limiter import RateLimiter
+from replay_server.rate_limiter import Balance, RateLimiter
 from replay_server.sampler import WindowSampler
 from replay_server.seen import SeenNumbers
+from replay_server.shards import SHARD_STRIDE, ShardTally
 from replay_server.storage import FragmentStore, StoredFragment
 
 
@@ -37,8 +39,8 @@ class ReplayStats:
     inserted_steps: int
     """Over the whole run, like all counts below."""
     sampled_steps: int
-    samples_per_insert: float
-    """Steps sampled per inserted step that counts (those that fill the replay to `min_steps` do not)."""
+    counted_steps: int
+    """Inserted steps that count towards the ratio; those that fill the replay to `min_steps` do not."""
     duplicates: int
     """Fragments that had come before."""
     rejected: int
@@ -50,6 +52,11 @@ class ReplayStats:
     """Seconds that pushes waited for the rate limiter since this start, of all threads together."""
     blocked_sample_s: float
     """Seconds that samples waited."""
+
+    @property
+    def samples_per_insert(self) -> float:
+        """Steps sampled per inserted step that counts."""
+        return self.sampled_steps / max(1, self.counted_steps)
 
 
 class Replay:
@@ -71,18 +78,27 @@ class Replay:
         tolerance_steps: int,
         seed: int,
         journal: Journal | None = None,
+        shard: int = 0,
+        shards: int = 1,
+        batches_per_call: int = 1,
     ) -> None:
         """
+        Args:
+            shard, shards: which of how many equal parts of the whole replay this one is.
+            batches_per_call: of `sample_share`, at most.
+
         Raises:
             ConfigError: a window does not fit the capacity, or the rate limiter would deadlock.
         """
         fragments = window.most_fragments
-        if fragments * window.fragment > config.capacity_steps:
+        capacity_steps = config.capacity_steps // shards
+        if fragments * window.fragment > capacity_steps:
             first, end = windows.steps_read(window, window.burn_in + window.history)
             raise ConfigError(
                 f"a window reads {end - first:,} steps, which can lie in {fragments} fragments of {window.fragment:,} "
-                f"steps = {fragments * window.fragment:,}, but replay.capacity_steps is {config.capacity_steps:,}; "
-                "raise it, or shorten the window or actor.fragment_steps"
+                f"steps = {fragments * window.fragment:,}, but replay.capacity_steps is {config.capacity_steps:,}"
+                f"{f' in {shards} shards' if shards > 1 else ''}; raise it, or shorten the window or "
+                "actor.fragment_steps"
             )
         self._config = config
         self._window = window
@@ -90,12 +106,20 @@ class Replay:
         self._batch_windows = batch_windows
         self._sample_steps = batch_windows * window.unroll
         self._limiter = RateLimiter(
-            config.samples_per_insert, config.min_steps, tolerance_steps, window.fragment, self._sample_steps
+            config.samples_per_insert,
+            config.min_steps,
+            tolerance_steps,
+            window.fragment,
+            batches_per_call * self._sample_steps,
         )
         self._lock = self._limiter.condition
-        self._store = FragmentStore(config.capacity_steps, config.capacity_bytes, window.fragment)
+        self._store = FragmentStore(capacity_steps, config.capacity_bytes // shards, window.fragment)
         self._sampler = WindowSampler(
-            config.prioritized, config.priority_exponent, seed, config.initial_priority == "largest"
+            config.prioritized,
+            config.priority_exponent,
+            seed,
+            enter_at_largest=config.initial_priority == "largest",
+            first_id=shard * SHARD_STRIDE,
         )
         self._journal: Journal = NullJournal() if journal is None else journal
         self._seen: defaultdict[tuple[int, int], SeenNumbers] = defaultdict(SeenNumbers)
@@ -138,28 +162,66 @@ class Replay:
         """
         with self._lock:
             self._limiter.await_sample(self._sample_steps)
-            ids, probabilities = self._sampler.draw(self._batch_windows)
-            fragments: list[bytes] = []
-            spans: dict[int, FragmentSpan] = {}
-            refs = []
-            for window, serial in zip(ids.tolist(), self._sampler.owners(ids).tolist(), strict=True):
-                owner = self._store[serial]
-                start = owner.first_step + (window - owner.first_window) * self._window.stride
-                held = self._fragments_of(owner, start)
-                for fragment in held:
-                    if fragment.serial not in spans:
-                        spans[fragment.serial] = FragmentSpan(len(fragments), fragment.first_step)
-                        fragments.append(fragment.payload)
-                refs.append(WindowRef(start, tuple(spans[fragment.serial] for fragment in held)))
-            self._limiter.record_sample(self._sample_steps)
-            return WindowSample(
-                ids=ids,
-                probabilities=probabilities,
-                population=self._sampler.population,
-                inserted_steps=self._limiter.inserted_steps,
-                windows=tuple(refs),
-                fragments=tuple(fragments),
-            )
+            return self._draw(self._batch_windows)
+
+    def sample_share(
+        self, counts: Sequence[int], call_steps: int, elsewhere: Balance | None, timeout_s: float
+    ) -> tuple[list[WindowSample] | None, ShardTally]:
+        """Draws this shard's part of some batches, as `shards.ShardLedger` has split them.
+
+        Args:
+            counts: windows to draw for each batch.
+            call_steps: steps that all shards together sample in this call, which the rate limiter must allow.
+            elsewhere: what all other shards have counted; None leaves what was told before.
+            timeout_s: how long to wait for the rate limiter.
+
+        Returns:
+            one sample for each batch, and what this shard holds; None instead if the rate limiter did not allow it in
+            time, or nothing can be drawn here.
+
+        Raises:
+            ReplayStopped: `stop` was called.
+        """
+        with self._lock:
+            if elsewhere is not None:
+                self._limiter.set_elsewhere(elsewhere)
+            allowed = self._limiter.await_sample(call_steps, timeout_s)
+            samples = None
+            if allowed and (self._sampler.population or not any(counts)):
+                samples = [self._draw(count) for count in counts if count]
+            return samples, self._tally()
+
+    def _draw(self, count: int) -> WindowSample:
+        ids, probabilities = self._sampler.draw(count)
+        fragments: list[bytes] = []
+        spans: dict[int, FragmentSpan] = {}
+        refs = []
+        for window, serial in zip(ids.tolist(), self._sampler.owners(ids).tolist(), strict=True):
+            owner = self._store[serial]
+            start = owner.first_step + (window - owner.first_window) * self._window.stride
+            held = self._fragments_of(owner, start)
+            for fragment in held:
+                if fragment.serial not in spans:
+                    spans[fragment.serial] = FragmentSpan(len(fragments), fragment.first_step)
+                    fragments.append(fragment.payload)
+            refs.append(WindowRef(start, tuple(spans[fragment.serial] for fragment in held)))
+        self._limiter.record_sample(count * self._window.unroll)
+        return WindowSample(
+            ids=ids,
+            probabilities=probabilities,
+            population=self._sampler.population,
+            inserted_steps=self._limiter.inserted_steps,
+            windows=tuple(refs),
+            fragments=tuple(fragments),
+        )
+
+    def _tally(self) -> ShardTally:
+        return ShardTally(
+            balance=self._limiter.balance(),
+            mass=self._sampler.mass(),
+            population=self._sampler.population,
+            inserted_steps=self._limiter.inserted_steps,
+        )
 
     def update_priorities(self, ids: npt.NDArray[np.int64], priorities: npt.NDArray[np.float64]) -> None:
         """Sets new priorities float64 [N] of windows int64 [N]; those of evicted windows are counted and ignored.
@@ -185,7 +247,7 @@ class Replay:
                 windows=self._sampler.population,
                 inserted_steps=self._limiter.inserted_steps,
                 sampled_steps=self._limiter.sampled_steps,
-                samples_per_insert=self._limiter.sampled_steps / max(1, self._limiter.counted_steps),
+                counted_steps=self._limiter.counted_steps,
                 blocked_push_s=self._limiter.blocked_insert_s,
                 blocked_sample_s=self._limiter.blocked_sample_s,
                 **self._counts,
@@ -298,9 +360,32 @@ class Replay:
 
 
 def make_replay(config: TrainConfig) -> Replay:
-    """The replay that this configuration asks for.
+    """The replay that this configuration asks for, as a whole.
 
     Raises:
         ConfigError: its rate limiter would deadlock.
     """
     return Replay(config.replay, config.window, config.learner.batch_windows, config.rate_tolerance_steps, config.seed)
+
+
+def make_shard(config: TrainConfig, shard: int, batches_per_call: int) -> Replay:
+    """One of its `replay.shards` parts.
+
+    Raises:
+        ConfigError: its rate limiter would deadlock.
+    """
+    return Replay(
+        config.replay,
+        config.window,
+        config.learner.batch_windows,
+        config.rate_tolerance_steps,
+        derive_seed(config.seed, "replay", shard),
+        shard=shard,
+        shards=config.replay.shards,
+        batches_per_call=batches_per_call,
+    )
+
+
+def total_stats(parts: Sequence[ReplayStats]) -> ReplayStats:
+    """What the shards of one replay hold and have done together."""
+    return ReplayStats(**{f.name: sum(getattr(part, f.name) for part in parts) for f in fields(ReplayStats)})

@@ -33,11 +33,14 @@ class WindowSampler:
     read, for all changed slots at once. Not thread-safe.
     """
 
-    def __init__(self, prioritized: bool, exponent: float, seed: int, enter_at_largest: bool = False) -> None:
+    def __init__(
+        self, prioritized: bool, exponent: float, seed: int, enter_at_largest: bool = False, first_id: int = 0
+    ) -> None:
         """
         Args:
             prioritized: draw in proportion to priority ** exponent, otherwise uniformly.
             enter_at_largest: new windows get the largest weight of late instead of that of their own priority.
+            first_id: of the first window; later ones count up from there.
         """
         self._prioritized = prioritized
         self._exponent = exponent
@@ -49,8 +52,8 @@ class WindowSampler:
         self._drawable: npt.NDArray[np.bool_] = np.zeros(1024, np.bool_)
         self._owners: Ints = np.zeros(1024, np.int64)
         self._unflushed: list[Ints] = []
-        self.oldest_id = 0
-        self.next_id = 0
+        self.oldest_id = first_id
+        self.next_id = first_id
         self.population = 0
         """Windows that can be drawn."""
 
@@ -92,6 +95,11 @@ class WindowSampler:
         slots = self._tree.draw(count, self._rng)
         ids = self.oldest_id + (slots - self.oldest_id) % self._tree.capacity
         return ids, self._tree.get(slots) / self._tree.total
+
+    def mass(self) -> float:
+        """Sum of the weights of all windows that can be drawn."""
+        self._flush()
+        return self._tree.total
 
     def owners(self, ids: Ints) -> Ints:
         """The owners int64 [N] given to `append` for living windows int64 [N]."""

@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from drqn_dist.config import TrainConfig
+from drqn_dist.config import AUTO, TrainConfig
 from drqn_dist.errors import ConfigError
 from drqn_dist.presets import preset
 from drqn_dist.run.settings import RESUMABLE, differences
@@ -42,6 +42,10 @@ def parse_train(argv: Sequence[str], program: str) -> tuple[TrainConfig, Path | 
         SystemExit: help was asked for and printed.
     """
     arguments = [re.sub(r"^--env(?==|$)", "--env.id", argument) for argument in argv]
+    arguments = [
+        str(AUTO) if argument == "auto" and before == "--actors" else re.sub(r"^--actors=auto$", "--actors=0", argument)
+        for before, argument in zip(["", *arguments], arguments, strict=False)
+    ]
     resume = _value_of("--resume", arguments)
     if resume is not None:
         from drqn_dist.run.run_folder import open_run  # imports torch, which takes seconds

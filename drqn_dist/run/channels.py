@@ -6,8 +6,11 @@ A call to a role that is being started again is tried again; a role that stays a
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,6 +20,7 @@ from ray.exceptions import ActorUnavailableError, ObjectLostError, RayActorError
 
 from drqn_dist.fragment import WindowBatch
 from drqn_dist.interfaces import WeightSnapshot, WindowSample
+from replay_server.shards import SHARD_STRIDE, ShardLedger, ShardTally, Split
 
 RAY: Any = ray
 """Ray's annotations do not know all of its own options."""
@@ -24,8 +28,28 @@ PRIORITIES_IN_FLIGHT = 16
 """Calls with priorities sent but not acknowledged, before the learner waits."""
 RETRY_S = 300.0
 """How long a call to a role that is being started again is tried again."""
+ASK_S = 0.1
+"""How long a shard may wait for its rate limiter before it answers that it must, and hears what the others counted."""
+ANSWER_S = 5.0
+"""A shard that takes longer than that to answer is left out until it does."""
 FIRST_WEIGHTS_S = 60.0
 """How long an actor without any weights waits for an answer."""
+
+
+def _node_id() -> str:
+    # Asked without a Ray, it would start one.
+    return str(ray.get_runtime_context().get_node_id()) if ray.is_initialized() else ""
+
+
+@dataclass(frozen=True)
+class Pulse:
+    """A sign of life of a role."""
+
+    process: int = field(default_factory=os.getpid)
+    node: str = field(default_factory=_node_id)
+
+
+_Answer = tuple[list[WindowSample] | None, ShardTally]
 
 
 class Patience:
@@ -76,22 +100,106 @@ class RemoteSink:
 
 
 class RemoteSource:
-    """Draws from the replay, for one loader process."""
+    """Draws from the shards of the replay, for one loader process. Used from one thread."""
 
-    def __init__(self, replay: Any) -> None:
-        self._replay = replay
+    def __init__(self, shards: Sequence[Any], batch_windows: int, unroll_steps: int, seed: int) -> None:
+        self._shards = shards
+        self._batch_windows, self._unroll_steps = batch_windows, unroll_steps
+        self._ledger = ShardLedger(len(shards), seed)
+        self._lost: dict[int, ray.ObjectRef[_Answer] | None] = {}
+        """Shards that failed or keep silent, and the request that each has not answered."""
 
     def sample(self, count: int) -> list[WindowSample]:
-        """The next so many batches of windows."""
+        """The next so many batches of windows. A shard that dies leaves the others to serve, until it is back.
+
+        Raises:
+            RayActorError: no shard comes back.
+        """
         patience = Patience()
         while True:
+            errors = [error for shard in list(self._lost) if (error := self._look_for(shard)) is not None]
+            if len(self._lost) == len(self._shards):
+                if errors:
+                    patience.wait(errors[0])
+                else:
+                    ray.wait([ref for ref in self._lost.values() if ref is not None], timeout=ASK_S)
+                continue
+            split = self._ledger.split(count, self._batch_windows)
+            parts = self._draw(split)
+            if parts is not None and split.counts.any():
+                return self._ledger.join(split, parts)
+
+    def _draw(self, split: Split) -> list[list[WindowSample]] | None:
+        """Asks every shard for its part, again where the rate limiter did not allow it in time. In every round those
+        with nothing (left) to draw are asked too: so all hear what the others counted meanwhile.
+
+        Returns:
+            None if a shard was lost or emptied meanwhile; what others drew for this call is dropped.
+        """
+        nothing = np.zeros(1, np.int64)
+        parts: list[list[WindowSample]] = [[] for _ in self._shards]
+        left = {shard: split.counts[shard] for shard in range(len(self._shards)) if split.counts[shard].any()}
+        first = True
+        while left or first:
+            steps = sum(int(counts.sum()) for counts in left.values()) * self._unroll_steps
+            asked = {}
+            for shard in range(len(self._shards)):
+                if shard not in self._lost:
+                    patient = shard in left or not split.counts.any()
+                    asked[shard] = self._ask(shard, left.get(shard, nothing), steps, ASK_S if patient else 0.0)
+            alone = len(self._shards) == 1  # nobody else could serve meanwhile
+            _, silent = ray.wait(list(asked.values()), num_returns=len(asked), timeout=None if alone else ANSWER_S)
+            complete, first = True, False
+            for shard, ref in asked.items():
+                try:
+                    if ref in silent:
+                        self._lose(shard, ref)
+                        complete = False
+                        continue
+                    samples, tally = ray.get(ref)
+                except RayTaskError as error:
+                    raise error.cause or error from error
+                except (RayActorError, ObjectLostError):
+                    self._lose(shard, None)
+                    complete = False
+                    continue
+                self._ledger.update(shard, tally)
+                if shard in left and samples is not None:
+                    parts[shard] = samples
+                    del left[shard]
+                elif shard in left and not tally.population:
+                    complete = False
+            if not complete:
+                return None
+            for shard in list(self._lost):
+                self._look_for(shard)
+        return parts
+
+    def _ask(self, shard: int, counts: npt.NDArray[np.int64], steps: int, timeout_s: float) -> ray.ObjectRef[_Answer]:
+        ref: ray.ObjectRef[_Answer] = self._shards[shard].sample.remote(
+            counts.tolist(), steps if counts.any() else 0, self._ledger.elsewhere(shard), timeout_s
+        )
+        return ref
+
+    # What a lost shard may still answer is dropped, though its rate limiter counted it: at most one call's windows.
+    def _lose(self, shard: int, unanswered: ray.ObjectRef[_Answer] | None) -> None:
+        self._ledger.lose(shard)
+        self._lost[shard] = unanswered
+
+    def _look_for(self, shard: int) -> RayActorError | None:
+        """Takes a lost shard back if it answers by now; does not wait. Otherwise tells its error, if it gave one."""
+        ref = self._lost[shard] or self._ask(shard, np.zeros(1, np.int64), 0, 0.0)
+        self._lost[shard] = ref
+        if ray.wait([ref], timeout=0)[0]:
             try:
-                samples: list[WindowSample] = ray.get(self._replay.sample.remote(count))
-                return samples
-            except RayTaskError as error:
-                raise error.cause or error from error
+                self._ledger.update(shard, ray.get(ref)[1])
+                del self._lost[shard]
+            except ObjectLostError:
+                self._lost[shard] = None
             except RayActorError as error:
-                patience.wait(error)
+                self._lost[shard] = None
+                return error
+        return None
 
 
 class RemoteBatches:
@@ -119,11 +227,11 @@ class RemoteBatches:
 
 
 class RemotePriorities:
-    """Sends priorities without waiting for them, up to a bound, those of several updates in one call. Those on their
-    way to a replay that dies are lost with the windows they belong to."""
+    """Sends priorities to the shards that hold the windows, without waiting for them, up to a bound, those of several
+    updates in one call. Those on their way to a shard that dies are lost with the windows they belong to."""
 
-    def __init__(self, replay: Any, updates_per_call: int) -> None:
-        self._replay, self._updates_per_call = replay, updates_per_call
+    def __init__(self, shards: Sequence[Any], updates_per_call: int) -> None:
+        self._shards, self._updates_per_call = shards, updates_per_call
         self._kept: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]] = []
         self._in_flight: deque[ray.ObjectRef[None]] = deque()
 
@@ -131,7 +239,7 @@ class RemotePriorities:
         self._kept.append((ids, priorities))
         if len(self._kept) < self._updates_per_call:
             return
-        while len(self._in_flight) >= PRIORITIES_IN_FLIGHT:
+        while len(self._in_flight) >= PRIORITIES_IN_FLIGHT * len(self._shards):
             try:
                 ray.get(self._in_flight.popleft())
             except RayTaskError as error:
@@ -141,7 +249,11 @@ class RemotePriorities:
         # Where a window was drawn twice, the replay keeps the later value.
         ids, priorities = (np.concatenate(arrays) for arrays in zip(*self._kept, strict=True))
         self._kept.clear()
-        self._in_flight.append(self._replay.update_priorities.remote(ids, priorities))
+        owners = ids // SHARD_STRIDE
+        for shard in np.unique(owners):
+            theirs = owners == shard
+            call = self._shards[shard].update_priorities.remote(ids[theirs], priorities[theirs])
+            self._in_flight.append(call)
 
 
 class RemoteWeights:

@@ -22,7 +22,7 @@ class Decision:
     reason: str
 
 
-def decide(role: str, failed_at_s: Sequence[float], now_s: float, cause: str) -> Decision:
+def decide(role: str, failed_at_s: Sequence[float], now_s: float, cause: str, node_lost: bool = False) -> Decision:
     """Restart a failed role with a growing delay, unless it keeps failing.
 
     Args:
@@ -30,7 +30,10 @@ def decide(role: str, failed_at_s: Sequence[float], now_s: float, cause: str) ->
         failed_at_s: times of its failures so far, the present one included.
         now_s: the time now, on the same clock.
         cause: what was seen.
+        node_lost: it went with its node, which is no failure of its own; spot machines come and go.
     """
+    if node_lost:
+        return Decision("restart", 0.0, f"{role} went with its node, starting it again where there is room: {cause}")
     recent = sum(1 for at in failed_at_s if now_s - at <= WINDOW_S)
     history = f"failure {recent} within {WINDOW_S:.0f} s"
     if recent > MAX_FAILURES:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import os
 import secrets
@@ -11,6 +12,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -62,18 +64,20 @@ class LocalRay:
         self._set("MALLOC_MMAP_THRESHOLD_", str(1024**3))
         self._set("MALLOC_TRIM_THRESHOLD_", str(1024**3))
         reread_authentication()
+        _remove_leftovers(Path(_short_folder()))
         self._folder = tempfile.mkdtemp(prefix="drqn-ray-", dir=_short_folder())
+        self._lock = _locked(Path(self._folder))
         try:
             self._init(
                 address="local",  # whatever RAY_ADDRESS says
                 num_cpus=cpus,
                 include_dashboard=False,
                 _node_ip_address="127.0.0.1",
-                _temp_dir=self._folder,
+                _temp_dir=f"{self._folder}/r",  # Ray opens it to everyone; the folder around it stays this user's own
                 object_store_memory=store_bytes,
                 log_to_driver=False,
             )
-        except (OSError, RuntimeError, ValueError) as error:
+        except Exception as error:  # a node that does not start in time is told by a bare one
             raise ConfigError(f"cannot start a local Ray: {error}; or train with --mode serial") from error
 
     @property
@@ -82,16 +86,21 @@ class LocalRay:
         return self._owned
 
     def close(self) -> None:
-        if self._owned and ray.is_initialized():
+        if self._owned:
             processes = self._processes()
-            ray.shutdown()
+            started = ray.is_initialized()
+            if started:
+                ray.shutdown()
             # They write into the folder to their last moment.
-            for process in psutil.wait_procs(processes, timeout=EXIT_S)[1]:
+            _, alive = psutil.wait_procs(processes, timeout=EXIT_S if started else 0.0)
+            for process in alive:
                 with contextlib.suppress(psutil.Error):
                     process.kill()
+            psutil.wait_procs(alive, timeout=EXIT_S)
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
+            os.close(self._lock)
         for name, value in self._environment.items():
             if value is None:
                 os.environ.pop(name, None)
@@ -127,6 +136,26 @@ def _short_folder() -> str:
     about 80 characters further down, and a socket's path may have 107."""
     usual = tempfile.gettempdir()
     return usual if len(usual) <= 20 else "/tmp"
+
+
+def _locked(folder: Path) -> int:
+    """Marks the folder as in use for as long as this process lives and the descriptor is open."""
+    lock = os.open(folder / "lock.new", os.O_CREAT | os.O_RDWR, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    (folder / "lock.new").rename(folder / "lock")  # seen only when it is held
+    return lock
+
+
+def _remove_leftovers(parent: Path) -> None:
+    """Removes the folders of runs that were killed before they could do so themselves."""
+    for lock in parent.glob("drqn-ray-*/lock"):
+        with contextlib.suppress(OSError):
+            held = os.open(lock, os.O_RDWR)
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(lock.parent, ignore_errors=True)
+            finally:
+                os.close(held)
 
 
 @contextlib.contextmanager

@@ -60,10 +60,9 @@ def estimate_memory(config: TrainConfig, spec: EnvSpec) -> dict[str, int]:
     copies = 5 + 2 * (config.actors + 1) + 1
     in_flight = config.actors * config.actor.max_pushes_in_flight * (window.fragment + 1) * step
     open_fragments = config.total_envs * (window.fragment + window.total + 1) * step
-    # Ray mode: each actor and loader, the evaluator, the learner and the replay have a process, besides the driver.
-    processes = PROCESS_BYTES
-    if config.mode == "ray":
-        processes += (config.actors + loaders + 3) * PROCESS_BYTES + RAY_BYTES
+    resident = PROCESS_BYTES
+    if config.mode == "ray":  # besides the driver
+        resident += processes(config) * PROCESS_BYTES + RAY_BYTES
     return {
         "replay": stored + fragments * FRAGMENT_OVERHEAD_BYTES,
         "batches": (learner.prefetch_batches + 1 + loaders * CALLS_PER_LOADER * batches_per_call(config, spec))
@@ -71,8 +70,14 @@ def estimate_memory(config: TrainConfig, spec: EnvSpec) -> dict[str, int]:
         "training step": batch_steps * activations * 4,
         "network": copies * parameters * 4,
         "actors": in_flight + open_fragments,
-        "processes": processes,
+        "processes": resident,
     }
+
+
+def processes(config: TrainConfig) -> int:
+    """Roles with a process of their own in Ray mode: each wants one CPU, and with fewer cores than that the operating
+    system shares them out."""
+    return config.actors + config.learner.loaders + config.replay.shards + 2  # learner, evaluator
 
 
 def object_store_bytes(config: TrainConfig, spec: EnvSpec) -> int:

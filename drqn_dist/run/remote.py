@@ -7,6 +7,7 @@ A new replay or learner must not serve anyone before it has what the one before 
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from dataclasses import replace
@@ -19,22 +20,32 @@ from actors.actor import Actor, ActorStats
 from actors.evaluator import Evaluation, Evaluator
 from drqn_dist.config import TrainConfig
 from drqn_dist.interfaces import EnvSpec, WeightSnapshot
-from drqn_dist.run.channels import RAY, RemoteBatches, RemotePriorities, RemoteSink, RemoteWeights, newest_weights
+from drqn_dist.run.channels import (
+    RAY,
+    Pulse,
+    RemoteBatches,
+    RemotePriorities,
+    RemoteSink,
+    RemoteWeights,
+    newest_weights,
+)
 from drqn_dist.run.memory import batches_per_call
-from drqn_dist.run.remote_replay import loader_name
+from drqn_dist.run.placement import ACTOR_OPTIONS, Placement
+from drqn_dist.run.remote_replay import find_loaders, find_replay
 from drqn_dist.run.session import Saved
 from learner.batch_loader import PrefetchLoader
 from learner.learner import Learner, LearnerStats, resolve_device
 from learner.weight_publisher import WeightPublisher
 from learner.window_reader import WindowReader
 
+EVALUATOR_NICENESS = 4
+"""Added to the 15 that Ray gives its workers; 19 is the end of the scale."""
+
 
 class LearnerRole:
     """Learner in a process of its own; weights are served from a thread beside the training."""
 
-    def __init__(self, config: TrainConfig, spec: EnvSpec, replay_name: str) -> None:
-        replay = ray.get_actor(replay_name)
-        loaders = [ray.get_actor(loader_name(replay_name, index)) for index in range(config.learner.loaders)]
+    def __init__(self, config: TrainConfig, spec: EnvSpec, run: str) -> None:
         # Training runs thousands of short operations a second and takes the interpreter's lock after each; by default
         # another thread that holds it would give it up only after 5 ms.
         sys.setswitchinterval(2e-4)
@@ -44,16 +55,16 @@ class LearnerRole:
         self._ref: tuple[int, ray.ObjectRef[WeightSnapshot]] | None = None
         reader = WindowReader(config, spec)
         self._loader = PrefetchLoader(
-            [RemoteBatches(loader) for loader in loaders],
+            [RemoteBatches(loader) for loader in find_loaders(config, run)],
             lambda: reader.empty(config.learner.batch_windows),
             resolve_device(config.learner.device),
             config.learner.prefetch_batches,
         )
-        priorities = RemotePriorities(replay, batches_per_call(config, spec))
+        priorities = RemotePriorities(find_replay(config, run), batches_per_call(config, spec))
         self._learner = Learner(config, spec, self._loader, priorities, self._publisher)
         self._transferred_s = 0.0
 
-    def begin(self, saved: Saved | None) -> None:
+    def begin(self, saved: Saved | None) -> Pulse:
         """Goes on from there, or from fresh weights.
 
         Raises:
@@ -62,6 +73,7 @@ class LearnerRole:
         if saved is not None:
             self._learner.load(saved.tensors, saved.meta["learner"])
         self._begun = True
+        return Pulse()
 
     def run(self, seconds: float) -> LearnerStats | None:
         """Trains for about this long, also where no batch comes; None before `begin`."""
@@ -115,48 +127,50 @@ class ActorRole:
         return self._actor.run(seconds)
 
     @ray.method(concurrency_group="pulse")
-    def pulse(self) -> bool:
+    def pulse(self) -> Pulse:
         """A sign of life, also while the rate limiter keeps the actor waiting."""
-        return True
+        return Pulse()
 
 
 class EvaluatorRole:
     """Evaluator in a process of its own."""
 
     def __init__(self, config: TrainConfig) -> None:
+        # It takes what the roles that train leave of the cores: the next evaluation can wait, they cannot.
+        os.nice(EVALUATOR_NICENESS)
         self._config = config
-        self._evaluator = Evaluator(config, config.eval.episodes)
+        self._evaluators: dict[int, Evaluator] = {}
 
-    def evaluate(self, source: Any, seed: int) -> Evaluation:
+    def evaluate(self, source: Any, seed: int, episodes: int) -> Evaluation:
         """Plays with these weights (a WeightSnapshot), or with the newest of this learner (its handle)."""
         torch.set_num_threads(self._config.actor.torch_threads)
+        if episodes not in self._evaluators:
+            self._evaluators[episodes] = Evaluator(self._config, episodes)
         weights = source if isinstance(source, WeightSnapshot) else newest_weights(source)
-        return self._evaluator.evaluate(weights, seed)
+        return self._evaluators[episodes].evaluate(weights, seed)
 
     @ray.method(concurrency_group="pulse")
-    def pulse(self) -> bool:
+    def pulse(self) -> Pulse:
         """A sign of life while games are played."""
-        return True
+        return Pulse()
 
 
-def start_learner(config: TrainConfig, spec: EnvSpec, replay_name: str) -> Any:
-    """A learner process, on a GPU if it is to use one, fed by the loaders of this replay; Ray starts it again if it
-    dies. It waits for `begin`."""
-    gpus = 1 if config.learner.device.startswith("cuda") else 0
-    if config.learner.device == "auto" and RAY.cluster_resources().get("GPU", 0) >= 1:
-        gpus = 1
-    if gpus:  # Ray shows its process this one alone
+def start_learner(config: TrainConfig, spec: EnvSpec, run: str, where: Placement) -> Any:
+    """A learner process, on a GPU if it is to use one, fed by the loaders of this run; Ray starts it again if it dies.
+    It waits for `begin`."""
+    if where.gpus:  # Ray shows its process this one alone
         config = replace(config, learner=replace(config.learner, device="cuda"))
-    remote = RAY.remote(num_cpus=1, num_gpus=gpus, max_restarts=-1, concurrency_groups={"weights": 1})(LearnerRole)
-    return remote.remote(config, spec, replay_name)
+    remote = RAY.remote(num_cpus=1, max_restarts=-1, concurrency_groups={"weights": 1})(LearnerRole)
+    return remote.options(**where.learner()).remote(config, spec, run)
 
 
 def start_actor(config: TrainConfig, index: int, replay: Any, learner: Any, agent_steps: int, incarnation: int) -> Any:
     """An actor process; if it dies the supervisor starts another incarnation."""
-    remote = RAY.remote(num_cpus=1, concurrency_groups={"pulse": 1})(ActorRole)
+    remote = RAY.remote(num_cpus=1, concurrency_groups={"pulse": 1}, **ACTOR_OPTIONS)(ActorRole)
     return remote.remote(config, index, replay, learner, agent_steps, incarnation)
 
 
-def start_evaluator(config: TrainConfig) -> Any:
+def start_evaluator(config: TrainConfig, where: Placement) -> Any:
     """An evaluator process; if it dies the supervisor starts another one."""
-    return RAY.remote(num_cpus=1, concurrency_groups={"pulse": 1})(EvaluatorRole).remote(config)
+    remote = RAY.remote(num_cpus=1, concurrency_groups={"pulse": 1})(EvaluatorRole)
+    return remote.options(**where.evaluator()).remote(config)

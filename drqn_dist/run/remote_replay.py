@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,18 +16,22 @@ import ray
 from drqn_dist.config import TrainConfig
 from drqn_dist.fragment import WindowBatch
 from drqn_dist.interfaces import EnvSpec, WindowSample
-from drqn_dist.run.channels import RAY, RemoteSource
+from drqn_dist.run.channels import RAY, Pulse, RemoteSource
 from drqn_dist.run.memory import batches_per_call
+from drqn_dist.run.placement import Placement
+from drqn_dist.seeding import derive_seed
 from learner.window_reader import WindowReader
-from replay_server.replay import ReplayStats, make_replay
+from replay_server.rate_limiter import Balance
+from replay_server.replay import ReplayStats, make_shard
+from replay_server.shards import ShardTally
 
 
 @dataclass(frozen=True)
-class ReplayPulse:
-    """A sign of life of the replay, and what a new one would need to go on counting."""
+class ReplayPulse(Pulse):
+    """What the replay holds, and what a new one would need to go on counting."""
 
-    stats: ReplayStats
-    state: dict[str, Any]
+    stats: ReplayStats | None = None
+    state: dict[str, Any] | None = None
 
 
 @dataclass
@@ -37,8 +40,8 @@ class ReplayWork:
 
     cpu_s: float = 0.0
     """CPU seconds of the process, Ray's threads included."""
-    calls: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("push", "sample", "priorities"), 0))
-    """Finished calls by kind; a sample is one batch."""
+    calls: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("push", "sample", "priorities"), 0.0))
+    """Finished calls by kind; a sample is one batch, or the part of it that this shard gave."""
     call_cpu_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("push", "sample", "priorities"), 0.0))
     """CPU seconds of our own code in them, without Ray's."""
 
@@ -59,61 +62,73 @@ class LoaderWork:
 
 
 class ReplayRole:
-    """Replay in a process of its own. Pushes, samples and everything else have threads of their own, so that a
-    push that waits for the rate limiter does not keep a sample from being answered."""
+    """Replay, or a shard of it, in a process of its own. Pushes, samples and everything else have threads of their own,
+    so that a push that waits for the rate limiter does not keep a sample from being answered."""
 
-    def __init__(self, config: TrainConfig) -> None:
-        self._replay = make_replay(config)
+    def __init__(self, config: TrainConfig, shard: int, batches_per_call: int) -> None:
+        self._replay = make_shard(config, shard, batches_per_call)
+        self._batch_windows = config.learner.batch_windows
         self._begun = threading.Event()
         self._work, self._work_lock = ReplayWork(), threading.Lock()
 
-    def begin(self, state: dict[str, Any] | None) -> None:
+    def begin(self, state: dict[str, Any] | None) -> Pulse:
         """Goes on from these counters, if there are any, and lets waiting pushes and samples in."""
         if not self._begun.is_set():
             if state is not None:
                 self._replay.set_state(state)
             self._begun.set()
+        return Pulse()
 
     @ray.method(concurrency_group="push")
     def push(self, payload: bytes) -> bool:
         self._begun.wait()
-        with self._counted("push"):
+        with self._counted("push") as work:
+            work.calls["push"] += 1
             return self._replay.push(payload)
 
     @ray.method(concurrency_group="sample")
-    def sample(self, count: int) -> list[WindowSample]:
+    def sample(
+        self, counts: Sequence[int], call_steps: int, elsewhere: Balance | None, timeout_s: float
+    ) -> tuple[list[WindowSample] | None, ShardTally]:
         self._begun.wait()
-        with self._counted("sample", count):
-            return [self._replay.sample() for _ in range(count)]
+        with self._counted("sample") as work:
+            samples, tally = self._replay.sample_share(counts, call_steps, elsewhere, timeout_s)
+            work.calls["sample"] += sum(counts) / self._batch_windows if samples is not None else 0
+        return samples, tally
 
     def update_priorities(self, ids: npt.NDArray[np.int64], priorities: npt.NDArray[np.float64]) -> None:
-        with self._counted("priorities"):
+        with self._counted("priorities") as work:
+            work.calls["priorities"] += 1
             self._replay.update_priorities(ids, priorities)
 
     def pulse(self) -> ReplayPulse | None:
         """None before `begin`."""
-        return ReplayPulse(self._replay.stats(), self._replay.get_state()) if self._begun.is_set() else None
+        if not self._begun.is_set():
+            return None
+        return ReplayPulse(stats=self._replay.stats(), state=self._replay.get_state())
 
     def work(self) -> ReplayWork:
         with self._work_lock:
             return ReplayWork(time.process_time(), dict(self._work.calls), dict(self._work.call_cpu_s))
 
     @contextmanager
-    def _counted(self, kind: str, count: int = 1) -> Iterator[None]:
+    def _counted(self, kind: str) -> Iterator[ReplayWork]:
+        done = ReplayWork()
         start = time.thread_time()  # which stands still while the rate limiter keeps a call waiting
-        yield
+        yield done
         spent = time.thread_time() - start
         with self._work_lock:
-            self._work.calls[kind] += count
+            self._work.calls[kind] += done.calls[kind]
             self._work.call_cpu_s[kind] += spent
 
 
 class LoaderRole:
     """Draws and decodes batches in a process of its own, beside the learner's."""
 
-    def __init__(self, config: TrainConfig, spec: EnvSpec, replay_name: str) -> None:
-        # By name, because Ray cannot promise to start an actor again whose arguments hold handles.
-        self._source = RemoteSource(ray.get_actor(replay_name))
+    def __init__(self, config: TrainConfig, spec: EnvSpec, run: str, index: int) -> None:
+        seed = derive_seed(config.seed, "loader", index)
+        learner = config.learner
+        self._source = RemoteSource(find_replay(config, run), learner.batch_windows, learner.unroll_steps, seed)
         self._reader = WindowReader(config, spec)
         count = batches_per_call(config, spec)
         self._buffers = [self._reader.empty(config.learner.batch_windows) for _ in range(count)]
@@ -137,34 +152,67 @@ class LoaderRole:
         return batches
 
     @ray.method(concurrency_group="pulse")
-    def pulse(self) -> int:
-        """A sign of life, also while the rate limiter keeps a sample waiting: the process's id."""
-        return os.getpid()
+    def pulse(self) -> Pulse:
+        """A sign of life, also while the rate limiter keeps a sample waiting."""
+        return Pulse()
 
     @ray.method(concurrency_group="pulse")
     def work(self) -> LoaderWork:
         return replace(self._work, cpu_s=time.process_time())
 
 
-def start_replay(config: TrainConfig, name: str, state: dict[str, Any] | None = None) -> Any:
-    """A replay process, told to begin; Ray starts it again if it dies, and then it waits for another `begin`."""
+def start_replay(
+    config: TrainConfig,
+    spec: EnvSpec,
+    run: str,
+    states: Sequence[dict[str, Any] | None] | None = None,
+    where: Placement | None = None,
+) -> list[Any]:
+    """The processes of the replay's shards, told to begin; Ray starts each again if it dies, and then it waits for
+    another `begin`.
+
+    Args:
+        run: a name that no other run has; find_replay finds them by it.
+        states: of the shards, to go on from.
+        where: room reserved for them; None leaves it to Ray.
+    """
     groups = {"push": 4, "sample": config.learner.loaders}
     remote = RAY.remote(num_cpus=1, max_restarts=-1, concurrency_groups=groups)(ReplayRole)
-    replay = remote.options(name=name).remote(config)
-    replay.begin.remote(state)
-    return replay
+    shards = []
+    for shard in range(config.replay.shards):
+        options = where.replay(shard) if where else {}
+        named = remote.options(name=_replay_name(run, shard), **options)
+        handle = named.remote(config, shard, batches_per_call(config, spec))
+        handle.begin.remote(states[shard] if states is not None else None)
+        shards.append(handle)
+    return shards
 
 
-def start_loaders(config: TrainConfig, spec: EnvSpec, replay_name: str) -> list[Any]:
+def find_replay(config: TrainConfig, run: str) -> list[Any]:
+    """The shards that `start_replay` started. By name, because Ray cannot promise to start an actor again whose
+    arguments hold handles."""
+    return [ray.get_actor(_replay_name(run, shard)) for shard in range(config.replay.shards)]
+
+
+def start_loaders(config: TrainConfig, spec: EnvSpec, run: str, where: Placement | None = None) -> list[Any]:
     """Loader processes; Ray starts them again if they die. They live as long as these handles."""
-    groups = {"pulse": 1}
-    remote = RAY.remote(num_cpus=1, max_restarts=-1, concurrency_groups=groups)(LoaderRole)
+    remote = RAY.remote(num_cpus=1, max_restarts=-1, concurrency_groups={"pulse": 1})(LoaderRole)
     return [
-        remote.options(name=loader_name(replay_name, index)).remote(config, spec, replay_name)
+        remote.options(name=_loader_name(run, index), **(where.loader(index) if where else {})).remote(
+            config, spec, run, index
+        )
         for index in range(config.learner.loaders)
     ]
 
 
-def loader_name(replay_name: str, index: int) -> str:
-    """Under which Ray knows a loader of this replay."""
-    return f"{replay_name}-loader-{index}"
+def find_loaders(config: TrainConfig, run: str) -> list[Any]:
+    """The loaders that `start_loaders` started."""
+    return [ray.get_actor(_loader_name(run, index)) for index in range(config.learner.loaders)]
+
+
+def _replay_name(run: str, shard: int) -> str:
+    return f"{run}-replay-{shard}"
+
+
+def _loader_name(run: str, index: int) -> str:
+    return f"{run}-loader-{index}"

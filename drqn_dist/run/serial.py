@@ -45,14 +45,14 @@ class SerialSession:
         meta = restored.meta if restored else {}
         if restored:
             self.learner.load(restored.tensors, meta["learner"])
-            self.replay.set_state(meta["replay"])
+            self.replay.set_state(meta["replay"][0])
         self._incarnation = int(meta.get("incarnation", -1)) + 1
         self.agent_steps = int(meta.get("agent_steps", 0))
         self.actors = [
             Actor(config, index, _Sink(self.replay), self.publisher, self.agent_steps, self._incarnation)
             for index in range(config.actors)
         ]
-        self._evaluator: Evaluator | None = None
+        self._evaluators: dict[int, Evaluator] = {}
         self._turn = 0
         self._next_eval = next_multiple(self.learner.state.updates, config.eval.period_updates)
 
@@ -79,7 +79,7 @@ class SerialSession:
             self.learner.update()
             if self.learner.state.updates == self._next_eval:
                 self._next_eval += self._config.eval.period_updates
-                report.evaluations.append(self.evaluate(self._config.seed))
+                report.evaluations.append(self._evaluate(self._config.seed, None, self._config.eval.episodes))
 
     def save(self) -> Saved:
         tensors, learner = self.learner.save()
@@ -87,19 +87,22 @@ class SerialSession:
             tensors,
             {
                 "learner": learner,
-                "replay": self.replay.get_state(),
+                "replay": [self.replay.get_state()],
                 "incarnation": self._incarnation,
                 "agent_steps": self.agent_steps,
             },
         )
 
     def evaluate(self, seed: int, weights: WeightSnapshot | None = None) -> Evaluation:
-        if self._evaluator is None:
-            self._evaluator = Evaluator(self._config, self._config.eval.episodes)
+        return self._evaluate(seed, weights, self._config.eval.final_episodes or self._config.eval.episodes)
+
+    def _evaluate(self, seed: int, weights: WeightSnapshot | None, episodes: int) -> Evaluation:
+        if episodes not in self._evaluators:
+            self._evaluators[episodes] = Evaluator(self._config, episodes)
         if weights is None:
             state = self.learner.state
             weights = WeightSnapshot(state.updates, state.network.to_vector())
-        return self._evaluator.evaluate(weights, seed)
+        return self._evaluators[episodes].evaluate(weights, seed)
 
     def adopt(self, weights: WeightSnapshot) -> None:
         self.learner.adopt(weights)
@@ -108,9 +111,9 @@ class SerialSession:
         for actor in self.actors:
             actor.close()
         self.actors = []
-        if self._evaluator is not None:
-            self._evaluator.close()
-            self._evaluator = None
+        for evaluator in self._evaluators.values():
+            evaluator.close()
+        self._evaluators = {}
         self.replay.stop()
 
 

@@ -72,7 +72,7 @@ class Session(Protocol):
         ...
 
     def evaluate(self, seed: int, weights: WeightSnapshot | None = None) -> Evaluation:
-        """Plays `eval.episodes` with these weights, or those of the last `save`, and waits for the result.
+        """Plays `eval.final_episodes` with these weights, or those of the last `save`, and waits for the result.
 
         Raises:
             RoleFailedError: the evaluator failed too often.

@@ -20,12 +20,15 @@ from drqn_dist.errors import DrqnError, RoleFailedError
 from drqn_dist.interfaces import WeightSnapshot
 from drqn_dist.network.q_network import QNetwork
 from drqn_dist.run import remote, remote_replay
+from drqn_dist.run.channels import Pulse
 from drqn_dist.run.failure_policy import decide
 from drqn_dist.run.local_ray import LocalRay
-from drqn_dist.run.memory import object_store_bytes
+from drqn_dist.run.memory import object_store_bytes, processes
+from drqn_dist.run.placement import Placement, has_free_cpu, living_nodes
 from drqn_dist.run.serial import next_multiple
 from drqn_dist.run.session import Report, Saved, never
 from learner.train_state import load_network
+from replay_server.replay import ReplayStats, total_stats
 
 PIECE_S = 1.0
 """Work is handed out for this long at a time; also the precision with which a run stops."""
@@ -48,6 +51,8 @@ class _Role:
     name: str
     index: int = -1
     """Of an actor."""
+    shard: int = -1
+    """Of a replay."""
     handle: Any = None
     begun: bool = False
     """It was told what to go on from (learner, replay), or gave a first sign of life."""
@@ -56,12 +61,15 @@ class _Role:
     started_s: float = 0.0
     """When Ray began to start it (learner, replay, loader)."""
     process: int | None = None
-    """Id of its process, as the last pulse told (loader)."""
+    """Id of its process, as the last pulse told."""
+    node: str | None = None
+    """Id of the node on which it was seen last."""
     pulse_s: float = 0.0
     """When it was last asked for a sign of life."""
     not_before_s: float = 0.0
     """It rests until then."""
-    failed_at_s: list[float] = field(default_factory=list)
+    failures: list[tuple[float, str | None]] = field(default_factory=list)
+    """When it failed, and on which node it was then."""
     under_way: Counter[Kind] = field(default_factory=Counter)
     """Calls that it has not answered yet."""
 
@@ -77,16 +85,17 @@ class _Role:
     @property
     def waits_to_begin(self) -> bool:
         """It has to be told what to go on from."""
-        return self.name in ("learner", "replay")
+        return self.name == "learner" or self.shard >= 0
 
 
 class RaySession:
     """Replay, loaders, learner, actors and evaluator as processes of a local or joined Ray.
 
     A dead actor is replaced by one of the same index, hence the same rungs of the ε ladder, and the next incarnation.
-    A dead replay comes back empty with the counters of its last pulse, a dead learner with the last saved state
-    (`save`, called for every checkpoint). A role that hangs is killed first. Failures that repeat end the run
-    (`failure_policy`). Used from one thread.
+    A dead replay, or shard of it, comes back empty with the counters of its last pulse, a dead learner with the last
+    saved state (`save`, called for every checkpoint). A role that hangs is killed first. Failures that repeat end the
+    run (`failure_policy`), but not those of a node that left the cluster: what was there starts again elsewhere, as
+    soon as there is room. Used from one thread.
     """
 
     def __init__(self, config: TrainConfig, restored: Saved | None = None, hang_s: float = HANG_S) -> None:
@@ -103,29 +112,35 @@ class RaySession:
         self._spec = env_spec(config.env)
         self._report = Report()
         self._under_way: dict[Any, tuple[_Role, Kind]] = {}
-        self._replay, self._learner, self._evaluator = _Role("replay"), _Role("learner"), _Role("evaluator")
+        self._learner, self._evaluator = _Role("learner"), _Role("evaluator")
+        shards = range(config.replay.shards)
+        self._replay = [_Role(f"replay {shard}" if len(shards) > 1 else "replay", shard=shard) for shard in shards]
         self._actors = [_Role(f"actor {index}", index) for index in range(config.actors)]
         self._loaders = [_Role(f"loader {index}") for index in range(config.learner.loaders)]
-        self._roles = [self._replay, self._learner, *self._loaders, *self._actors, self._evaluator]
+        self._roles = [*self._replay, self._learner, *self._loaders, *self._actors, self._evaluator]
         meta = restored.meta if restored else {}
         self.agent_steps = int(meta.get("agent_steps", 0))
         self._updates = int(restored.meta["learner"]["updates"]) if restored else 0
         self._saved = restored
         self._incarnations = [int(meta.get("incarnation", -1)) + 1] * config.actors
-        self._replay_state: dict[str, Any] | None = meta.get("replay")
+        self._replay_states: list[dict[str, Any] | None] = list(meta.get("replay", [None] * len(shards)))
+        self._replay_stats: list[ReplayStats | None] = [None] * len(shards)
         self._next_eval = next_multiple(self._updates, config.eval.period_updates)
-        # One logical CPU per process; with fewer cores the operating system shares them out.
         store = object_store_bytes(config, self._spec)
-        self._ray = LocalRay(config.address, cpus=config.actors + config.learner.loaders + 3, store_bytes=store)
+        self._ray = LocalRay(config.address, cpus=processes(config), store_bytes=store)
+        self._placement: Placement | None = None
         try:
-            name = f"replay-{uuid.uuid4().hex}"  # unique: a cluster may hold several runs
-            self._replay.handle = remote_replay.start_replay(config, name, self._replay_state)
-            for role, handle in zip(self._loaders, remote_replay.start_loaders(config, self._spec, name), strict=True):
-                role.handle = handle
-            self._learner.handle = remote.start_learner(config, self._spec, name)
-            for role in (self._replay, *self._loaders, self._learner):
-                role.started_s = time.monotonic()
-            self._turn_until(lambda: self._learner.begun, [self._replay, self._learner])
+            where = self._placement = Placement(config)
+            run = f"drqn-{uuid.uuid4().hex}"  # unique: a cluster may hold several
+            roles = [*self._replay, *self._loaders, self._learner]
+            handles = [
+                *remote_replay.start_replay(config, self._spec, run, self._replay_states, where),
+                *remote_replay.start_loaders(config, self._spec, run, where),
+                remote.start_learner(config, self._spec, run, where),
+            ]
+            for role, handle in zip(roles, handles, strict=True):
+                role.handle, role.started_s = handle, time.monotonic()
+            self._turn_until(lambda: self._learner.begun, [*self._replay, self._learner])
         except BaseException:
             self.close()
             raise
@@ -158,7 +173,7 @@ class RaySession:
         tensors, learner = saved
         meta = {
             "learner": learner,
-            "replay": self._replay_state,
+            "replay": self._replay_states,
             "incarnation": max(self._incarnations),
             "agent_steps": self.agent_steps,
         }
@@ -175,7 +190,7 @@ class RaySession:
             self._end(self._evaluator)
         self._report.evaluations.clear()
         while not self._report.evaluations:
-            self._play(weights, seed)
+            self._play(weights, seed, self._config.eval.final_episodes or self._config.eval.episodes)
             self._turn([self._evaluator], PULSE_S)
         return self._report.evaluations.pop()
 
@@ -186,13 +201,13 @@ class RaySession:
             raise RoleFailedError(f"the learner did not answer: {_cause(error)}") from error
 
     def work(self) -> tuple[list[remote_replay.ReplayWork], list[remote_replay.LoaderWork]]:
-        """What the replay and each loader have done since they were started.
+        """What each shard of the replay and each loader have done since they were started.
 
         Raises:
             RoleFailedError: one does not answer.
         """
         try:
-            replays = [self._replay.handle.work.remote()]
+            replays = [role.handle.work.remote() for role in self._replay]
             loaders = [role.handle.work.remote() for role in self._loaders]
             return ray.get(replays, timeout=self._hang_s), ray.get(loaders, timeout=self._hang_s)
         except RayError as error:
@@ -202,6 +217,8 @@ class RaySession:
         if not self._ray.owned:  # nobody else ends them
             for role in self._roles:
                 _kill(role, for_good=True)
+            if self._placement is not None:
+                self._placement.close()
         self._under_way.clear()
         self._ray.close()
 
@@ -229,25 +246,38 @@ class RaySession:
             limit = self._hang_s if role.begun else START_S
             silent = time.monotonic() - role.seen_s
             if role.under_way.total() and silent > limit:
-                self._fail(role, f"no sign of life for {silent:.0f} s", alive=True)
+                if not role.begun and (lack := self._lacks(role)):
+                    role.seen_s = role.started_s = time.monotonic()
+                    self._report.events.append(f"{role.name} waits for {lack}")
+                else:
+                    self._fail(role, f"no sign of life for {silent:.0f} s", alive=True)
+
+    def _lacks(self, role: _Role) -> str:
+        """What a role that has not begun cannot start without, if that is why it is silent."""
+        if self._config.address is None:  # a Ray of our own has a CPU for everyone
+            return ""
+        if role.index >= 0:
+            return "" if has_free_cpu() else "a CPU; add a node, or lower actors"
+        assert self._placement is not None
+        return "" if self._placement.has_room() else "room on another node after its own left; add one"
 
     def _hand_out(self, role: _Role) -> None:
         if role is self._evaluator:
             if 0 < self._next_eval <= self._updates and not role.under_way["evaluate"]:
                 self._next_eval = next_multiple(self._updates, self._config.eval.period_updates)
-                self._play(self._learner.handle, self._config.seed)
+                self._play(self._learner.handle, self._config.seed, self._config.eval.episodes)
         elif role.index >= 0 and role.handle is None:
             role.handle = remote.start_actor(
                 self._config,
                 role.index,
-                self._replay.handle,
+                self._replay[role.index % len(self._replay)].handle,
                 self._learner.handle,
                 self.agent_steps,
                 self._incarnations[role.index],
             )
         if role.waits_to_begin and not role.begun:
             if not role.under_way["begin"]:
-                state = self._saved if role is self._learner else self._replay_state
+                state = self._saved if role is self._learner else self._replay_states[role.shard]
                 self._expect(role, "begin", role.handle.begin.remote(state))
             return
         if role is self._learner or role.index >= 0:
@@ -258,14 +288,15 @@ class RaySession:
             role.pulse_s = time.monotonic()
             self._expect(role, "pulse", role.handle.pulse.remote())
 
-    def _play(self, source: Any, seed: int) -> None:
+    def _play(self, source: Any, seed: int, episodes: int) -> None:
         """Sends the evaluator to work, unless it is or rests."""
         role = self._evaluator
         if role.under_way["evaluate"] or time.monotonic() < role.not_before_s:
             return
         if role.handle is None:
-            role.handle = remote.start_evaluator(self._config)
-        self._expect(role, "evaluate", role.handle.evaluate.remote(source, seed))
+            assert self._placement is not None
+            role.handle = remote.start_evaluator(self._config, self._placement)
+        self._expect(role, "evaluate", role.handle.evaluate.remote(source, seed, episodes))
 
     def _collect(self, ref: Any) -> None:
         role, kind = self._under_way.pop(ref)
@@ -288,15 +319,17 @@ class RaySession:
             self._fail(role, _cause(error), alive=False)
             return
         unknown = role.waits_to_begin and kind != "begin" and result is None
-        changed = role in self._loaders and role.process not in (None, result)
+        pulse = result if isinstance(result, Pulse) else None
+        changed = pulse is not None and role in self._loaders and role.process not in (None, pulse.process)
         if unknown or changed:  # Ray was quicker to start another one than we to ask
             self._fail(role, "its process died", alive=False)
             return
         role.seen_s, role.begun = now, True
-        if role in self._loaders:
-            role.process = result
-        elif kind == "pulse" and role is self._replay:
-            self._report.replay, self._replay_state = result.stats, result.state
+        if pulse is not None:
+            role.process, role.node = pulse.process, pulse.node
+        if kind == "pulse" and role.shard >= 0:
+            self._replay_stats[role.shard], self._replay_states[role.shard] = result.stats, result.state
+            self._report.replay = total_stats([stats for stats in self._replay_stats if stats is not None])
         elif kind == "evaluate":
             self._report.evaluations.append(result)
         elif kind == "run" and role is self._learner:
@@ -309,8 +342,12 @@ class RaySession:
     def _fail(self, role: _Role, cause: str, alive: bool) -> None:
         """Carries out the failure policy's decision; once per death, though several pieces may have died with it."""
         now = time.monotonic()
-        role.failed_at_s.append(now)
-        decision = decide(role.name, role.failed_at_s, now, cause)
+        role.failures.append((now, role.node))
+        # Often a process is seen to be gone before its node is; once that is known too, the failure is forgiven.
+        nodes = living_nodes()
+        counted = [at for at, node in role.failures if node is None or node in nodes]
+        lost = role.node is not None and role.node not in nodes
+        decision = decide(role.name, counted, now, cause, lost)
         self._report.events.append(decision.reason)
         if decision.action == "stop":
             raise RoleFailedError(decision.reason)
@@ -322,7 +359,7 @@ class RaySession:
             if alive:
                 _kill(role, for_good=False)
                 role.not_before_s = now + max(decision.delay_s, 1.0)  # the old process must not get the next call
-        role.begun, role.process, role.started_s = False, None, role.not_before_s
+        role.begun, role.process, role.node, role.started_s = False, None, None, role.not_before_s
         if role.index >= 0:
             self._incarnations[role.index] += 1
         if role is self._learner:

@@ -15,20 +15,20 @@ from types import FrameType
 import torch
 
 from actors.evaluator import Evaluation
-from drqn_dist.config import TrainConfig
+from drqn_dist.config import AUTO, TrainConfig
 from drqn_dist.envs.make import env_spec
 from drqn_dist.errors import CheckpointError, DrqnError
 from drqn_dist.interfaces import EnvSpec, WeightSnapshot
 from drqn_dist.metrics import MetricsLog
 from drqn_dist.network.q_network import QNetwork
 from drqn_dist.run.console import Progress
-from drqn_dist.run.memory import check_memory
+from drqn_dist.run.memory import batches_per_call, check_memory
 from drqn_dist.run.monitor import Monitor, evaluation_values, mean_score, std_score
 from drqn_dist.run.run_folder import RunFolder, Summary, create_run, open_run
 from drqn_dist.run.serial import SerialSession
 from drqn_dist.run.session import Saved, Session
 from learner.learner import resolve_device
-from replay_server.replay import make_replay
+from replay_server.replay import make_replay, make_shard
 
 
 def train(config: TrainConfig, resume: Path | None = None) -> Summary:
@@ -45,12 +45,18 @@ def train(config: TrainConfig, resume: Path | None = None) -> Summary:
         RoleFailedError: a process failed too often; the last checkpoint stays.
     """
     spec = env_spec(config.env)
+    if config.actors == AUTO:
+        config = replace(config, actors=_fitting_actors(config))
     with torch.device("meta"):  # refuses a network that does not fit the observations, without memory
         QNetwork(config.network, spec, config.env.stack_frames)
     if config.address is None:  # otherwise the cluster's machines decide
         check_memory(config, spec)
         resolve_device(config.learner.device)
-    make_replay(config)  # refuses a rate limiter that would deadlock, before any process is started
+    # Refuses a rate limiter that would deadlock, before any process is started.
+    if config.mode == "serial":
+        make_replay(config)
+    else:
+        make_shard(config, 0, batches_per_call(config, spec))
     restored = None
     if resume is not None:
         folder = replace(open_run(resume), config=config)
@@ -60,11 +66,20 @@ def train(config: TrainConfig, resume: Path | None = None) -> Summary:
         restored = Saved(checkpoint.tensors, checkpoint.meta)
     with ExitStack() as stack:
         stop = stack.enter_context(_signals())
-        session = _start_session(config, restored)
+        with stop.at_once():  # a cluster may take long to have room
+            session = _start_session(config, restored)
         stack.callback(session.close)
         if resume is None:
             folder = create_run(config, sys.argv)
         return _Run(config, spec, session, folder, restored, stop).run()
+
+
+def _fitting_actors(config: TrainConfig) -> int:
+    if config.mode == "serial":
+        return 1
+    from drqn_dist.run.placement import fitting_actors  # Ray takes a second to import
+
+    return fitting_actors(config)
 
 
 def _start_session(config: TrainConfig, restored: Saved | None) -> Session:
@@ -97,6 +112,7 @@ class _Run:
             float(meta.get("wall_s", 0.0)),
         )
         self._resumed_at = int(meta["agent_steps"]) if restored else None
+        self._final_seed = config.seed
         self._started = self._checkpointed = time.monotonic()
 
     def run(self) -> Summary:
@@ -116,7 +132,7 @@ class _Run:
             saved = self._save()
             not_written = self._write(saved, progress)
             if stopped_by not in ("signal", "stop_at_return"):
-                progress.message(f"final evaluation: {config.eval.episodes} episodes …")
+                progress.message(f"final evaluation: {config.eval.final_episodes or config.eval.episodes} episodes …")
                 self._evaluate(None, log, progress)
             evaluation = monitor.last_evaluation
             summary = Summary(
@@ -167,14 +183,15 @@ class _Run:
         return True
 
     def _evaluate(self, weights: WeightSnapshot | None, log: MetricsLog, progress: Progress) -> Evaluation | None:
-        """Evaluates these weights, or those just saved, in games of their own: those of the evaluations beside
-        training decide when to stop, and would flatter them.
+        """Evaluates these weights, or those just saved, in games that no evaluation before had: those that decided to
+        stop would flatter them, and those that once refused them would do so again.
 
         Returns:
             None if a signal broke it off.
         """
-        with self._stop.at_once():
-            evaluation = self._monitor.last_evaluation = self._session.evaluate(self._config.seed + 1, weights)
+        with suppress(KeyboardInterrupt), self._stop.at_once():
+            self._final_seed += 1
+            evaluation = self._monitor.last_evaluation = self._session.evaluate(self._final_seed, weights)
             self._log(log, evaluation_values(evaluation), progress)
             progress.message(f"evaluation at update {evaluation.version:,}: {_scores(evaluation)}")
             return evaluation
@@ -268,12 +285,10 @@ class _StopRequest:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """What is done in this context is broken off by the first signal already, and the run goes on after it."""
+        """What is done in this context is broken off by the first signal already, with a KeyboardInterrupt."""
         self._at_once = True
         try:
             yield
-        except KeyboardInterrupt:
-            pass
         finally:
             self._at_once = False
 

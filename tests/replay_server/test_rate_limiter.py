@@ -4,6 +4,7 @@ import json
 import threading
 from fractions import Fraction
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -206,7 +207,47 @@ def test_another_ratio_after_a_resume_neither_bursts_nor_deadlocks() -> None:
     for ratio in (1.0, 16.0):
         after = resumed(before.get_state(), samples_per_insert=ratio)
         after.record_insert(1000)
-        assert updates_allowed(after) <= 2 * 10 * ratio // 10
-    tight = resumed(before.get_state() | {"debt": "1000000"})
-    tight.record_insert(1000)
-    assert updates_allowed(tight) == 2 * 10 * 2 // 10
+        assert updates_allowed(after) <= 10 * ratio // 10
+    tighter = resumed(before.get_state() | {"debt": "1000000", "bounds": ["2", "1000000"]})
+    tighter.record_insert(1000)
+    assert updates_allowed(tighter) == 10 * 2 // 10
+
+
+def test_shards_that_hear_of_each_other_hold_the_ratio_of_the_whole() -> None:
+    """Two thirds of the inserts come to one limiter, and nine tenths of the samples: alone they would block."""
+    limiters = [RateLimiter(2.0, 100, 50, 10, 10) for _ in range(2)]
+    rng = np.random.default_rng(0)
+
+    def tell() -> None:
+        for mine, other in (limiters, limiters[::-1]):
+            mine.set_elsewhere(other.balance())
+
+    inserted = sampled = 0
+    for _ in range(20_000):
+        shard = int(rng.random() < 1 / 3)
+        if limiters[shard].can_insert(10):
+            limiters[shard].record_insert(10)
+            inserted += 10
+        shard = int(rng.random() < 1 / 10)
+        if limiters[shard].can_sample(10):
+            limiters[shard].record_sample(10)
+            sampled += 10
+        tell()
+    assert sampled > 50_000
+    assert abs(sampled - 2 * (inserted - 100)) <= 2 * 50 + 20
+    assert abs(limiters[0].balance().debt) > 10 * 50  # what they could not bear alone
+
+
+def test_a_shard_is_ready_when_all_together_hold_enough_and_one_can_be_drawn_from() -> None:
+    first, second = (RateLimiter(1.0, 100, 50, 10, 10) for _ in range(2))
+    first.record_insert(60)
+    second.record_insert(60, drawable=False)
+    assert not first.can_sample(10)
+    assert not second.can_sample(10)
+    first.set_elsewhere(second.balance())
+    second.set_elsewhere(first.balance())
+    assert first.can_sample(10)
+    assert second.can_sample(10)
+    for limiter in (first, second):
+        limiter.record_insert(10)
+    assert [limiter.counted_steps for limiter in (first, second)] == [10, 10]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import drqn_dist
-from drqn_dist.config import TrainConfig
+from drqn_dist.config import AUTO, TrainConfig
 from drqn_dist.errors import ConfigError
 from drqn_dist.presets import preset
 from drqn_dist.run.arguments import parse_train
@@ -37,6 +37,15 @@ def test_every_documented_flag_is_understood() -> None:
     assert (config.preset, config.env.id, config.seed, config.mode) == ("r2d2", "ALE/Breakout-v5", 1, "serial")
     assert (config.actors, config.total_steps, config.minutes) == (2, 1000, 1.0)
     assert (config.run_dir, config.stop_at_return) == ("elsewhere", 18.0)
+
+
+def test_actors_are_a_number_or_as_many_as_fit() -> None:
+    assert _parse("--actors auto").actors == AUTO
+    assert _parse("--actors=auto").actors == AUTO
+
+
+def test_shards_count_only_where_there_are_any() -> None:
+    assert _parse("--mode serial --actors 1 --replay.shards 2").replay.shards == 2
 
 
 @pytest.mark.parametrize("flag", ["--env.frame-skip", "--env.frame_skip"])

@@ -34,3 +34,9 @@ def test_old_failures_are_forgiven(age_s: float, counted: bool) -> None:
     decision = decide("actor 0", [now - age_s] * MAX_FAILURES + [now], now, "it died")
     assert decision.action == ("stop" if counted else "restart")
     assert counted or decision.delay_s == 0.0
+
+
+def test_a_node_that_leaves_is_no_failure_of_its_roles() -> None:
+    decision = decide("actor 3", [1.0] * 99, 1.0, "it died", node_lost=True)
+    assert (decision.action, decision.delay_s) == ("restart", 0.0)
+    assert decision.reason == "actor 3 went with its node, starting it again where there is room: it died"

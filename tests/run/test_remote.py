@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import threading
 from collections.abc import Iterator
 from dataclasses import fields
@@ -15,15 +17,19 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError
 
 from actors.actor import Actor
 from drqn_dist.envs.make import env_spec
-from drqn_dist.errors import FragmentError
+from drqn_dist.errors import FragmentError, ReplayStopped
 from drqn_dist.fragment import WindowBatch
 from drqn_dist.interfaces import WeightSnapshot
 from drqn_dist.run import remote_replay
-from drqn_dist.run.channels import Patience, RemoteBatches, RemotePriorities, RemoteSink, RemoteWeights
+from drqn_dist.run.channels import Patience, RemoteBatches, RemotePriorities, RemoteSink, RemoteSource, RemoteWeights
 from drqn_dist.run.remote_replay import ReplayRole
 from learner.window_reader import WindowReader
-from replay_server.replay import make_replay
+from replay_server.replay import make_shard
+from replay_server.shards import SHARD_STRIDE
 from tests.fakes import FakeSink, FakeWeights
+from tests.replay_server.fragments import cut_episode
+from tests.replay_server.test_replay import SHAPE
+from tests.replay_server.test_shards import fill, make_parts
 from tests.runs import maze_config, role_processes, until
 
 
@@ -40,7 +46,7 @@ def payloads(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
 
 def test_a_new_replay_serves_nobody_before_it_has_its_counters(tmp_path: Path, payloads: list[bytes]) -> None:
     config = maze_config(tmp_path)
-    before = ReplayRole(config)
+    before = ReplayRole(config, 0, 1)
     before.begin(None)
     for payload in payloads[:10]:
         before.push(payload)
@@ -48,7 +54,7 @@ def test_a_new_replay_serves_nobody_before_it_has_its_counters(tmp_path: Path, p
     assert first is not None
     assert first.stats.inserted_steps > 0
 
-    after = ReplayRole(config)
+    after = ReplayRole(config, 0, 1)
     assert after.pulse() is None
     pushing = threading.Thread(target=after.push, args=(payloads[10],))
     pushing.start()
@@ -128,7 +134,7 @@ def test_an_actor_takes_the_weights_of_a_learner_that_was_set_back(local_ray: No
 def test_priorities_of_several_updates_go_in_one_call_in_their_order(local_ray: None) -> None:
     calls: list[tuple[list[int], list[float]]] = []
     replay = _Answers(update_priorities=lambda ids, priorities: calls.append((ids.tolist(), priorities.tolist())))
-    sink = RemotePriorities(replay, updates_per_call=2)
+    sink = RemotePriorities([replay], updates_per_call=2)
     for ids in ([1, 2], [2, 3], [4, 5]):
         sink.update_priorities(np.array(ids), np.array(ids) / 10 + len(calls))
     assert calls == [([1, 2, 2, 3], [0.1, 0.2, 0.2, 0.3])]
@@ -138,10 +144,20 @@ def test_priorities_of_several_updates_go_in_one_call_in_their_order(local_ray: 
 
 @pytest.fixture(scope="module")
 def replay(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    handle = remote_replay.start_replay(maze_config(tmp_path_factory.mktemp("unused")), "replay-of-test-remote")
+    config = maze_config(tmp_path_factory.mktemp("unused"))
+    (handle,) = remote_replay.start_replay(config, env_spec(config.env), "test-remote")
     yield handle
     ray.kill(handle)
     until(lambda: not role_processes("Replay"), "the replay to end")
+
+
+def _begun(replay: Any) -> bool:
+    """Whether a replay that is being started again could be told to begin."""
+    try:
+        ray.get(replay.begin.remote(None), timeout=60)
+    except ActorUnavailableError:
+        return False
+    return True
 
 
 @pytest.mark.ray
@@ -163,13 +179,13 @@ def test_a_loader_process_gives_the_batches_that_decoding_here_would(
 ) -> None:
     config = maze_config(tmp_path, replay={"rate_tolerance_steps": 10**6})  # nobody blocks
     spec = env_spec(config.env)
-    name = "replay-of-the-loader-test"
-    replay = remote_replay.start_replay(config, name)
-    twin = make_replay(config)  # of the same seed, hence with the same draws
+    run = "test-of-the-loader"
+    (replay,) = remote_replay.start_replay(config, spec, run)
+    twin = make_shard(config, 0, 2)  # of the same seed, hence with the same draws
     for payload in payloads:
         ray.get(replay.push.remote(payload))
         twin.push(payload)
-    loaders = remote_replay.start_loaders(config, spec, name)
+    loaders = remote_replay.start_loaders(config, spec, run)
     batches, reader = RemoteBatches(loaders[0]), WindowReader(config, spec)
     here, there = (reader.empty(config.learner.batch_windows) for _ in range(2))
     arrays = {field.name: getattr(there, field.name) for field in fields(WindowBatch)}
@@ -185,6 +201,70 @@ def test_a_loader_process_gives_the_batches_that_decoding_here_would(
 
 
 @pytest.mark.ray
+def test_priorities_go_to_the_shard_that_holds_the_window(local_ray: None) -> None:
+    calls: list[tuple[int, list[int], list[float]]] = []
+
+    def note(shard: int) -> Any:
+        return lambda ids, priorities: calls.append((shard, ids.tolist(), priorities.tolist()))
+
+    sink = RemotePriorities([_Answers(update_priorities=note(shard)) for shard in range(3)], updates_per_call=1)
+    sink.update_priorities(np.array([2 * SHARD_STRIDE + 7, 5, 2 * SHARD_STRIDE]), np.array([0.1, 0.2, 0.3]))
+    assert calls == [(0, [5], [0.2]), (2, [2 * SHARD_STRIDE + 7, 2 * SHARD_STRIDE], [0.1, 0.3])]
+
+
+@pytest.mark.ray
+def test_a_dead_shard_leaves_the_other_to_serve_and_is_drawn_from_again_when_it_is_back(
+    local_ray: None, tmp_path: Path, payloads: list[bytes]
+) -> None:
+    config = maze_config(tmp_path, actors=2, replay={"rate_tolerance_steps": 10**6, "shards": 2, "min_steps": 100})
+    spec = env_spec(config.env)
+    others = len(role_processes("Replay"))
+    shards = remote_replay.start_replay(config, spec, "test-of-shards")
+    for number, payload in enumerate(payloads):
+        ray.get(shards[number % 2].push.remote(payload))
+    source = RemoteSource(shards, batch_windows=16, unroll_steps=8, seed=0)
+
+    def drawn_from() -> set[int]:
+        return {int(shard) for sample in source.sample(2) for shard in sample.ids // SHARD_STRIDE}
+
+    assert drawn_from() == {0, 1}
+    ray.kill(shards[1], no_restart=False)
+    until(lambda: drawn_from() == {0}, "the other one to serve alone")
+    until(lambda: _begun(shards[1]), "Ray to start the shard again")
+    for payload in payloads[1::2]:
+        ray.get(shards[1].push.remote(payload))
+    until(lambda: drawn_from() == {0, 1}, "the new shard to be drawn from")
+    for shard in shards:
+        ray.kill(shard)
+    until(lambda: len(role_processes("Replay")) == others, "the shards to end")
+
+
+@pytest.mark.ray
+def test_a_shard_that_nobody_feeds_does_not_hold_up_the_others(local_ray: None) -> None:
+    """Its own debt would forbid every draw; that of the whole allows them, and it must hear of that."""
+    parts = make_parts(2, min_steps=40, tolerance=128)
+    source = RemoteSource([_Answers(sample=part.sample_share) for part in parts], 16, 4, seed=0)
+    fill(parts, envs=[0, 1, 2, 3])
+
+    def feed() -> None:
+        with contextlib.suppress(ReplayStopped):
+            for env in itertools.count(4):
+                for piece in cut_episode(SHAPE, 40, np.random.default_rng(env), (env, 0, 0)):
+                    parts[1].push(piece.payload)
+
+    feeder = threading.Thread(target=feed)
+    feeder.start()
+    try:
+        for _ in range(20):
+            assert [len(sample.ids) for sample in source.sample(2)] == [16, 16]
+    finally:
+        for part in parts:
+            part.stop()
+        feeder.join(10)
+    assert not feeder.is_alive()
+
+
+@pytest.mark.ray
 def test_pushes_to_a_replay_that_dies_are_sent_again(replay: Any, payloads: list[bytes]) -> None:
     sink = RemoteSink(replay, limit=4)
     sink.push(payloads[12])
@@ -195,14 +275,7 @@ def test_pushes_to_a_replay_that_dies_are_sent_again(replay: Any, payloads: list
     for payload in payloads[13:17]:  # as many as fit in flight: the next would wait for the new replay to begin
         sink._in_flight.append((replay.push.remote(payload), payload))
 
-    def begun() -> bool:
-        try:
-            ray.get(replay.begin.remote(None), timeout=60)
-        except ActorUnavailableError:
-            return False
-        return True
-
-    until(begun, "Ray to start the replay again")
+    until(lambda: _begun(replay), "Ray to start the replay again")
     for payload in payloads[17:25]:
         sink.push(payload)
     while sink._in_flight:

@@ -78,7 +78,7 @@ def test_save_load_and_go_on_equals_never_having_stopped(core: str, tmp_path: Pa
         loader = DirectLoader(stopped.replay, WindowReader(config, spec), config.learner.batch_windows, CPU)
         stopped.learner = Learner(config, spec, loader, stopped.replay, stopped.publisher)
         stopped.learner.load(tensors, meta["learner"])
-        stopped.replay.set_state(meta["replay"])
+        stopped.replay.set_state(meta["replay"][0])
         run_until(stopped, 60)
         found = stopped.learner.state.to_tensors()
     assert found.keys() == expected.keys()
@@ -114,7 +114,7 @@ def test_a_resumed_session_begins_new_incarnations_and_goes_on_counting(tmp_path
     with session(config, saved) as second:
         assert second.agent_steps == saved.meta["agent_steps"] > config.replay.min_steps
         assert second.save().meta["incarnation"] == 1
-        assert second.replay.stats().inserted_steps == saved.meta["replay"]["limiter"]["inserted_steps"]
+        assert second.replay.stats().inserted_steps == saved.meta["replay"][0]["limiter"]["inserted_steps"]
         again = second.save()
     assert again.tensors.keys() == saved.tensors.keys()
     assert all(torch.equal(again.tensors[name], saved.tensors[name]) for name in saved.tensors)

@@ -32,6 +32,7 @@ def test_a_run_trains_evaluates_checkpoints_and_leaves_no_process(local_ray: Non
         checkpoint_period_s=0.5,
         eval={"period_updates": 20, "episodes": 4},
         learner={"loaders": 2},
+        replay={"shards": 2},
     )
     summary = train(config)
     assert summary.stopped_by == "total_steps"

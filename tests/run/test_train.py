@@ -10,11 +10,14 @@ from pathlib import Path
 import pytest
 
 import drqn_dist
+from actors.evaluator import Evaluation
 from drqn_dist import checkpoint
 from drqn_dist.config import TrainConfig
 from drqn_dist.errors import CheckpointError, ConfigError, RunFolderError
+from drqn_dist.interfaces import WeightSnapshot
 from drqn_dist.metrics import read_metrics
 from drqn_dist.run.run_folder import Summary, open_run
+from drqn_dist.run.serial import SerialSession
 from drqn_dist.run.train import train, weights_sha256
 from tests.runs import SUMMARY_KEYS, maze_config
 
@@ -108,6 +111,27 @@ def test_a_run_stops_at_a_return(tmp_path: Path) -> None:
     assert stopped.summary.stopped_by == "stop_at_return"
     assert stopped.summary.updates in range(10, 15)  # as many updates as one turn allows
     assert stopped.summary.eval_mean_return is not None
+
+
+def test_a_return_is_confirmed_in_other_games_each_time_and_in_as_many_as_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    played: list[tuple[int, int]] = []
+    evaluate = SerialSession.evaluate
+
+    def poor_at_first(session: SerialSession, seed: int, weights: WeightSnapshot | None = None) -> Evaluation:
+        evaluation = evaluate(session, seed, weights)
+        played.append((seed, len(evaluation.scores)))
+        return replace(evaluation, scores=(-1.0,)) if len(played) < 3 else evaluation
+
+    monkeypatch.setattr(SerialSession, "evaluate", poor_at_first)
+    config = maze_config(
+        tmp_path, seed=7, total_steps=10**6, stop_at_return=0.0, eval={"period_updates": 10, "final_episodes": 3}
+    )
+    stopped = _train(config)
+    assert stopped.summary.stopped_by == "stop_at_return"
+    assert played == [(8, 3), (9, 3), (10, 3)]
+    assert stopped.summary.updates in range(30, 45)
 
 
 def test_a_run_stops_after_minutes_however_seldom_it_reports(tmp_path: Path) -> None:

@@ -37,19 +37,19 @@ def bench_learner(
     Returns:
         updates_per_s, bare_updates_per_s, ratio, spread; env, frames_from, batch_windows, unroll_steps.
     """
-    config = replace(config, replay=unblocked(config.replay, config.replay.capacity_steps))
+    config = replace(config, replay=replace(unblocked(config.replay, config.replay.capacity_steps), shards=1))
     spec = env_spec(config.env)
     payloads = play(config, spec, settings.play_steps, weights)
     figures = Figures()
     untyped: Any = ray  # its annotations know neither of these
     with closing(LocalRay(None, cpus=2 + config.learner.loaders, store_bytes=object_store_bytes(config, spec))):
-        name = f"bench-replay-{uuid.uuid4().hex}"
-        replay = remote_replay.start_replay(config, name)
+        run = f"bench-{uuid.uuid4().hex}"
+        (replay,) = remote_replay.start_replay(config, spec, run)
         ray.get([replay.push.remote(payload) for payload in payloads])
         gpus = int(config.learner.device != "cpu" and untyped.cluster_resources().get("GPU", 0) >= 1)
         role = untyped.remote(num_cpus=1, num_gpus=gpus, concurrency_groups={"weights": 1})(_LearnerRole)
-        loaders = remote_replay.start_loaders(config, spec, name)
-        learner = role.remote(config, spec, name)
+        loaders = remote_replay.start_loaders(config, spec, run)
+        learner = role.remote(config, spec, run)
         for _ in range(settings.repeats):
             bare = ray.get(learner.bare_updates_per_s.remote(settings.seconds))
             full = ray.get(learner.updates_per_s.remote(settings.seconds))
@@ -66,8 +66,8 @@ def bench_learner(
 class _LearnerRole(remote.LearnerRole):
     """The real role, and a second learner beside it that trains on one batch."""
 
-    def __init__(self, config: TrainConfig, spec: EnvSpec, replay_name: str) -> None:
-        super().__init__(config, spec, replay_name)
+    def __init__(self, config: TrainConfig, spec: EnvSpec, run: str) -> None:
+        super().__init__(config, spec, run)
         self._bare = bare_learner(config, spec, self._loader.next())
 
     def updates_per_s(self, seconds: float) -> float:

@@ -18,9 +18,6 @@ from drqn_dist.interfaces import EnvSpec
 from drqn_dist.run.local_ray import reread_authentication
 from drqn_dist.run.memory import object_store_bytes
 
-_HEAD_ROLES = 2
-"""Replay and learner; loaders come to them."""
-
 
 @contextmanager
 def on_nodes(config: TrainConfig, spec: EnvSpec, count: int) -> Iterator[TrainConfig]:
@@ -50,7 +47,7 @@ def on_nodes(config: TrainConfig, spec: EnvSpec, count: int) -> Iterator[TrainCo
         each = -(-config.actors // (count - 1))
         try:
             cluster.add_node(
-                num_cpus=_HEAD_ROLES + config.learner.loaders,
+                num_cpus=2 + config.replay.shards + config.learner.loaders,  # learner and evaluator besides
                 object_store_memory=store,
                 temp_dir=folder,
                 include_dashboard=False,

@@ -1,0 +1,128 @@
+"""Several replays that together are one: whom to ask for how many windows, and what their answers amount to.
+
+Nobody stands between the shards. Whoever samples (a loader) keeps a ledger of what each shard told last, asks all of
+them at once, and tells each what the others have counted; so the rate limiters of all shards see the whole replay's
+ratio, as of the last call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from drqn_dist.interfaces import FragmentSpan, WindowRef, WindowSample
+from replay_server.rate_limiter import Balance
+
+SHARD_STRIDE = 2**48
+"""Ids of a shard's windows begin so far above those of the shard before it."""
+
+
+@dataclass(frozen=True)
+class ShardTally:
+    """What a shard tells of itself with every answer."""
+
+    balance: Balance
+    mass: float
+    """Sum of the weights of its windows: priority ** exponent, or 1 each where windows are drawn uniformly."""
+    population: int
+    """Windows that can be drawn."""
+    inserted_steps: int
+
+
+@dataclass(frozen=True)
+class Split:
+    """Who draws how much in one call."""
+
+    counts: npt.NDArray[np.int64]
+    """int64 [K, batches], windows."""
+    probabilities: npt.NDArray[np.float64]
+    """float64 [K], with which each window of the call was given to a shard."""
+
+
+class ShardLedger:
+    """What one sampling process knows of K shards. Pure bookkeeping; used from one thread.
+
+    Each window of a batch goes to shard k with probability mass_k / Σ mass, and there to window i with its weight_i /
+    mass_k: together the draws of one replay that holds everything (but where windows enter at the largest priority of
+    late, that is the shard's own). Where a mass has changed since it was told, draws
+    lag behind that, but the probability reported is the product of the two that were really used, so importance
+    weights stay exact.
+    """
+
+    def __init__(self, shards: int, seed: int) -> None:
+        self._tallies: list[ShardTally | None] = [None] * shards
+        self._rng = np.random.default_rng(seed)
+
+    def update(self, shard: int, tally: ShardTally) -> None:
+        """Takes in what a shard told."""
+        self._tallies[shard] = tally
+
+    def lose(self, shard: int) -> None:
+        """A shard died: nothing can be drawn from it until it tells of itself again. What it counted stays counted."""
+        tally = self._tallies[shard]
+        if tally is not None:
+            balance = replace(tally.balance, drawable=False)
+            self._tallies[shard] = replace(tally, balance=balance, mass=0.0, population=0)
+
+    def split(self, batches: int, windows: int) -> Split:
+        """Gives every window of the next call to a shard; to none of them while nothing can be drawn anywhere."""
+        masses = np.array([tally.mass if tally is not None else 0.0 for tally in self._tallies])
+        if not masses.sum() > 0:
+            return Split(np.zeros((len(masses), batches), np.int64), masses)
+        probabilities = masses / masses.sum()
+        counts = self._rng.multinomial(windows, probabilities, size=batches).T
+        return Split(counts.astype(np.int64), probabilities)
+
+    def elsewhere(self, shard: int) -> Balance | None:
+        """What all other shards have counted; None until all have told."""
+        total = Balance()
+        for other, tally in enumerate(self._tallies):
+            if tally is None:
+                return None
+            if other != shard:
+                total += tally.balance
+        return total
+
+    def join(self, split: Split, parts: Sequence[Sequence[WindowSample]]) -> list[WindowSample]:
+        """The batches of one call.
+
+        Args:
+            split: as it was asked for.
+            parts: of each shard, its samples, one for each batch in which it had windows to draw.
+        """
+        told = [tally for tally in self._tallies if tally is not None]
+        population = sum(tally.population for tally in told)
+        inserted = sum(tally.inserted_steps for tally in told)
+        left = [iter(samples) for samples in parts]
+        batches = []
+        for counts in split.counts.T:
+            drawn = [(k, next(left[k])) for k in np.flatnonzero(counts).tolist()]
+            batches.append(_join(drawn, split.probabilities, population, inserted))
+        return batches
+
+
+def _join(
+    drawn: Sequence[tuple[int, WindowSample]],
+    probabilities: npt.NDArray[np.float64],
+    population: int,
+    inserted_steps: int,
+) -> WindowSample:
+    fragments: list[bytes] = []
+    windows: list[WindowRef] = []
+    for _, sample in drawn:
+        base = len(fragments)
+        fragments.extend(sample.fragments)
+        for window in sample.windows:
+            spans = tuple(FragmentSpan(base + span.fragment, span.first_step) for span in window.spans)
+            windows.append(WindowRef(window.unroll_start, spans) if base else window)
+    return WindowSample(
+        ids=np.concatenate([sample.ids for _, sample in drawn]),
+        probabilities=np.concatenate([sample.probabilities * probabilities[k] for k, sample in drawn]),
+        population=population,
+        inserted_steps=inserted_steps,
+        windows=tuple(windows),
+        fragments=tuple(fragments),
+    )

@@ -1,0 +1,187 @@
+"""A run on a cluster whose nodes come and go: raylets on this machine, each with an address of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.run.test_cli_train import TINY
+from tests.runs import until
+
+RAY = str(Path(sys.executable).with_name("ray"))
+PROGRAM = str(Path(sys.executable).with_name("drqn-dist"))
+ROLES = 4
+"""Learner, replay, one loader, evaluator."""
+
+
+class Cluster:
+    """Nodes started and killed one by one, with a token that only they and their users know."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.address = f"127.0.0.1:{probe.getsockname()[1]}"
+        self.environment = {
+            **os.environ,
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            "RAY_raylet_start_wait_time_s": "120",  # a busy machine takes longer than the usual 30 s
+        }
+        self.nodes: list[subprocess.Popen[bytes]] = []
+
+    def add(self, cpus: int) -> subprocess.Popen[bytes]:
+        """Starts a node and waits until it serves."""
+        number = len(self.nodes) + 1
+        role = (
+            [
+                "--head",
+                f"--port={self.address.split(':')[1]}",
+                "--include-dashboard=false",
+                f"--temp-dir={self._folder}",
+            ]
+            if number == 1
+            else [f"--address={self.address}"]
+        )
+        output = self._folder.parent / f"{self._folder.name}-node-{number}.log"
+        with output.open("wb") as log:
+            node = subprocess.Popen(
+                [
+                    RAY,
+                    "start",
+                    *role,
+                    "--block",
+                    "--disable-usage-stats",
+                    f"--node-ip-address=127.0.0.{number}",
+                    f"--num-cpus={cpus}",
+                    f"--object-store-memory={128 * 1024**2}",
+                ],
+                env=self.environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        self.nodes.append(node)
+        until(lambda: b"Ray runtime started" in output.read_bytes() or node.poll() is not None, f"node {number}")
+        assert node.poll() is None, output.read_text()
+        return node
+
+    def actors(self) -> int:
+        """Actor processes on all nodes."""
+        titles = []
+        for node in self.nodes:
+            with suppress(psutil.Error):
+                titles += [_title(child) for child in psutil.Process(node.pid).children(recursive=True)]
+        return sum(title.startswith("ray::ActorRole") for title in titles)
+
+    def close(self) -> None:
+        for node in reversed(self.nodes):
+            kill(node)
+            Path(f"{self._folder}-node-{self.nodes.index(node) + 1}.log").unlink()
+
+
+def kill(node: subprocess.Popen[bytes]) -> None:
+    """As when its plug is pulled."""
+    with suppress(psutil.Error):
+        for process in [*psutil.Process(node.pid).children(recursive=True), psutil.Process(node.pid)]:
+            with suppress(psutil.Error):
+                process.kill()
+    node.wait(30)
+
+
+def _title(process: psutil.Process) -> str:
+    with suppress(psutil.Error):
+        words = process.cmdline()
+        return words[0] if words else ""
+    return ""
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    folder = Path(tempfile.mkdtemp(prefix="drqn-", dir="/tmp"))  # Ray's sockets need a short path
+    made = Cluster(folder)
+    try:
+        yield made
+    finally:
+        made.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_run_starts_with_what_is_there_grows_and_survives_the_loss_of_a_node(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    cluster.add(cpus=ROLES + 1)
+    lost = cluster.add(cpus=1)
+    arguments = ["--address", cluster.address, "--actors", "3", "--run-dir", str(tmp_path), f"--total-steps={10**9}"]
+    output = tmp_path / "output.txt"
+    with output.open("wb") as log:
+        run = subprocess.Popen(
+            [PROGRAM, "train", *TINY, *arguments], env=cluster.environment, stdout=log, stderr=subprocess.STDOUT
+        )
+
+    def steps() -> int:
+        found = list(tmp_path.glob("*/metrics.jsonl"))
+        lines = found[0].read_text().splitlines() if found else []
+        return int(json.loads(lines[-1])["agent_steps"]) if lines else 0
+
+    def goes_on(actors: int, what: str) -> None:
+        until(lambda: cluster.actors() == actors or run.poll() is not None, what)
+        assert run.poll() is None, output.read_text()
+        before = steps()
+        until(lambda: steps() > before + 500, f"agent steps to grow with {what}")
+
+    try:
+        goes_on(2, "the actors that have a CPU")
+        cluster.add(cpus=1)
+        goes_on(3, "the third actor on the new node")
+        kill(lost)
+        until(lambda: "starting it again" in output.read_text(), "the loss to be noticed")
+        goes_on(2, "the actors that are left")
+        cluster.add(cpus=1)
+        goes_on(3, "the lost actor on another node")
+        run.send_signal(signal.SIGINT)
+        assert run.wait(120) == 0, output.read_text()
+    finally:
+        run.kill()
+        run.wait(30)
+    (summary,) = tmp_path.glob("*/summary.json")
+    assert json.loads(summary.read_text())["stopped_by"] == "signal"
+    until(lambda: cluster.actors() == 0, "the run's processes to end")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_ctrl_c_ends_a_run_that_waits_for_room(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.add(cpus=ROLES - 1)
+    output = tmp_path / "output.txt"
+    with output.open("wb") as log:
+        run = subprocess.Popen(
+            [PROGRAM, "train", *TINY, "--address", cluster.address, "--run-dir", str(tmp_path / "runs")],
+            env=cluster.environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        until(lambda: "waiting up to" in output.read_text() or run.poll() is not None, "the run to wait for room")
+        run.send_signal(signal.SIGINT)
+        assert run.wait(60) == 130, output.read_text()
+    finally:
+        if run.poll() is None:
+            run.kill()
+    assert "for 4 CPUs for all roles but the actors; the cluster has 3 CPUs" in output.read_text()
+    assert "Traceback" not in output.read_text()
+    assert not list(tmp_path.glob("runs/*"))

@@ -1,0 +1,56 @@
+"""What a local Ray leaves behind, and what it clears away. Ray itself: test_cli_train."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from drqn_dist.run.local_ray import _locked, _remove_leftovers
+
+
+def test_folders_of_killed_runs_are_removed_and_those_in_use_stay(tmp_path: Path) -> None:
+    folders = {name: tmp_path / f"drqn-ray-{name}" for name in ("killed", "running", "starting", "other")}
+    for folder in folders.values():
+        (folder / "session").mkdir(parents=True)
+    locks = {name: _locked(folders[name]) for name in ("killed", "running")}
+    os.close(locks["killed"])  # as the kernel does when a process dies
+    folders["other"].rename(tmp_path / "not-ours")
+    (tmp_path / "not-ours" / "lock").touch()
+    _remove_leftovers(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"drqn-ray-running", "drqn-ray-starting", "not-ours"}
+    os.close(locks["running"])
+
+
+HALF_STARTED = """
+import psutil
+from ray._private.node import Node
+from drqn_dist.errors import ConfigError
+from drqn_dist.run.local_ray import LocalRay
+
+def breaks(node):
+    print("before:", len(psutil.Process().children(recursive=True)))
+    raise OSError("no raylet today")
+
+Node.start_ray_processes = breaks
+try:
+    LocalRay(None, cpus=1, store_bytes=80 * 1024**2)
+except ConfigError as error:
+    print(error)
+print("after:", len(psutil.Process().children(recursive=True)))
+"""
+
+
+@pytest.mark.ray
+def test_a_ray_that_starts_only_in_part_leaves_nothing_behind() -> None:
+    folders = set(Path("/tmp").glob("drqn-ray-*"))
+    command = [sys.executable, "-c", HALF_STARTED]
+    output = subprocess.run(
+        command, env={**os.environ, "TMPDIR": "/tmp"}, capture_output=True, text=True, timeout=240, check=True
+    ).stdout.splitlines()
+    assert int(output[0].removeprefix("before: ")) >= 1
+    assert output[1:] == ["cannot start a local Ray: no raylet today; or train with --mode serial", "after: 0"]
+    assert set(Path("/tmp").glob("drqn-ray-*")) <= folders
