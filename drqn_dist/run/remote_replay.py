@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from drqn_dist.config import TrainConfig
 from drqn_dist.fragment import WindowBatch
 from drqn_dist.interfaces import EnvSpec, WindowSample
 from drqn_dist.run.channels import RAY, Pulse, RemoteSource
-from drqn_dist.run.memory import batches_per_call
+from drqn_dist.run.memory import batches_per_call, batches_per_draw
 from drqn_dist.run.placement import Placement
 from drqn_dist.seeding import derive_seed
 from learner.window_reader import WindowReader
@@ -36,8 +37,8 @@ class ReplayRole:
     """Replay, or a shard of it, in a process of its own. Pushes, samples and everything else have threads of their own,
     so that a push that waits for the rate limiter does not keep a sample from being answered."""
 
-    def __init__(self, config: TrainConfig, shard: int, batches_per_call: int) -> None:
-        self._replay = make_shard(config, shard, batches_per_call)
+    def __init__(self, config: TrainConfig, shard: int, batches_per_draw: int) -> None:
+        self._replay = make_shard(config, shard, batches_per_draw)
         self._begun = threading.Event()
 
     def begin(self, state: dict[str, Any] | None) -> Pulse:
@@ -78,13 +79,16 @@ class LoaderRole:
         learner = config.learner
         self._source = RemoteSource(find_replay(config, run), learner.batch_windows, learner.unroll_steps, seed)
         self._reader = WindowReader(config, spec)
+        self._batches_per_draw = batches_per_draw(config, spec)
+        self._drawn: deque[WindowSample] = deque()
         count = batches_per_call(config, spec)
         self._buffers = [self._reader.empty(config.learner.batch_windows) for _ in range(count)]
 
     def load(self) -> list[WindowBatch]:
         """The next batches; Ray copies them before the next call overwrites them."""
-        samples = self._source.sample(len(self._buffers))
-        return [self._reader.read(sample, buffer) for sample, buffer in zip(samples, self._buffers, strict=True)]
+        if not self._drawn:
+            self._drawn.extend(self._source.sample(self._batches_per_draw))
+        return [self._reader.read(self._drawn.popleft(), buffer) for buffer in self._buffers]
 
     @ray.method(concurrency_group="pulse")
     def pulse(self) -> Pulse:
@@ -113,7 +117,7 @@ def start_replay(
     for shard in range(config.replay.shards):
         options = where.replay(shard) if where else {}
         named = remote.options(name=_replay_name(run, shard), **options)
-        handle = named.remote(config, shard, batches_per_call(config, spec))
+        handle = named.remote(config, shard, batches_per_draw(config, spec))
         handle.begin.remote(states[shard] if states is not None else None)
         shards.append(handle)
     return shards
