@@ -1,6 +1,8 @@
 # make pong    set-up, then learn Pong on this machine (the main job)
 # make test    set-up, then format, lint and type checks, and the tests with coverage
 # make check   the checks alone
+# make cluster-test   a real `ray up` over hosts in network namespaces: minutes, root, and Debian's iproute2,
+#                     openssh-server, openssh-client and rsync
 # make venv    the set-up alone
 #
 # PYTHON=/path/to/python3.11 names the interpreter (3.11 or newer), ARGS="--seed 1" goes on to `drqn-dist train`.
@@ -10,13 +12,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: pong test check venv clean
+.PHONY: pong test cluster-test check venv clean
 
 pong: $(STAMP)
 	$(BIN)/drqn-dist train --preset pong-cpu $(ARGS)
 
 test: check
 	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=90
+
+cluster-test: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cluster]'
+	DRQN_CLUSTER_TEST=1 $(BIN)/python -m pytest tests/cluster -rs -s
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

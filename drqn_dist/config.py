@@ -406,12 +406,12 @@ class TrainConfig:
         """Slack of the rate limiter in inserted steps, with its automatic value filled in.
 
         All environments of an actor cut their fragments at about the same moment, and the learner takes whole
-        batches; the automatic slack is four times what one such burst amounts to.
+        batches, several at once from shards; the automatic slack is four times what one such burst amounts to.
         """
         if self.replay.rate_tolerance_steps:
             return self.replay.rate_tolerance_steps
         batch = self.learner.batch_windows * self.learner.unroll_steps / self.replay.samples_per_insert
-        return 4 * int(max(self.total_envs * self.window.fragment, batch, 1))
+        return 4 * int(max(self.total_envs * self.window.fragment, batch * self.replay.shards, 1))
 
 
 @dataclass(frozen=True)

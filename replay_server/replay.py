@@ -80,12 +80,12 @@ class Replay:
         journal: Journal | None = None,
         shard: int = 0,
         shards: int = 1,
-        batches_per_call: int = 1,
+        batches_per_draw: int = 1,
     ) -> None:
         """
         Args:
             shard, shards: which of how many equal parts of the whole replay this one is.
-            batches_per_call: of `sample_share`, at most.
+            batches_per_draw: of `sample_share`, at most.
 
         Raises:
             ConfigError: a window does not fit the capacity, or the rate limiter would deadlock.
@@ -110,7 +110,7 @@ class Replay:
             config.min_steps,
             tolerance_steps,
             window.fragment,
-            batches_per_call * self._sample_steps,
+            batches_per_draw * self._sample_steps,
         )
         self._lock = self._limiter.condition
         self._store = FragmentStore(capacity_steps, config.capacity_bytes // shards, window.fragment)
@@ -162,7 +162,7 @@ class Replay:
         """
         with self._lock:
             self._limiter.await_sample(self._sample_steps)
-            return self._draw(self._batch_windows)
+            return self._draw([self._batch_windows])[0]
 
     def sample_share(
         self, counts: Sequence[int], call_steps: int, elsewhere: Balance | None, timeout_s: float
@@ -188,15 +188,30 @@ class Replay:
             allowed = self._limiter.await_sample(call_steps, timeout_s)
             samples = None
             if allowed and (self._sampler.population or not any(counts)):
-                samples = [self._draw(count) for count in counts if count]
+                samples = self._draw(counts) if any(counts) else []
             return samples, self._tally()
 
-    def _draw(self, count: int) -> WindowSample:
-        ids, probabilities = self._sampler.draw(count)
+    def _draw(self, counts: Sequence[int]) -> list[WindowSample]:
+        """One sample for each count that is not 0, all from one pass through the tree."""
+        ids, probabilities = self._sampler.draw(sum(counts), shuffle=len(counts) > 1)
+        owners = self._sampler.owners(ids).tolist()
+        self._limiter.record_sample(len(ids) * self._window.unroll)
+        samples, first = [], 0
+        for count in counts:
+            if count:
+                part = slice(first, first + count)
+                samples.append(self._read(ids[part], probabilities[part], owners[part]))
+                first += count
+        return samples
+
+    def _read(
+        self, ids: npt.NDArray[np.int64], probabilities: npt.NDArray[np.float64], owners: Sequence[int]
+    ) -> WindowSample:
+        """These windows with all that they read."""
         fragments: list[bytes] = []
         spans: dict[int, FragmentSpan] = {}
         refs = []
-        for window, serial in zip(ids.tolist(), self._sampler.owners(ids).tolist(), strict=True):
+        for window, serial in zip(ids.tolist(), owners, strict=True):
             owner = self._store[serial]
             start = owner.first_step + (window - owner.first_window) * self._window.stride
             held = self._fragments_of(owner, start)
@@ -205,7 +220,6 @@ class Replay:
                     spans[fragment.serial] = FragmentSpan(len(fragments), fragment.first_step)
                     fragments.append(fragment.payload)
             refs.append(WindowRef(start, tuple(spans[fragment.serial] for fragment in held)))
-        self._limiter.record_sample(count * self._window.unroll)
         return WindowSample(
             ids=ids,
             probabilities=probabilities,
@@ -368,7 +382,7 @@ def make_replay(config: TrainConfig) -> Replay:
     return Replay(config.replay, config.window, config.learner.batch_windows, config.rate_tolerance_steps, config.seed)
 
 
-def make_shard(config: TrainConfig, shard: int, batches_per_call: int) -> Replay:
+def make_shard(config: TrainConfig, shard: int, batches_per_draw: int) -> Replay:
     """One of its `replay.shards` parts.
 
     Raises:
@@ -382,7 +396,7 @@ def make_shard(config: TrainConfig, shard: int, batches_per_call: int) -> Replay
         derive_seed(config.seed, "replay", shard),
         shard=shard,
         shards=config.replay.shards,
-        batches_per_call=batches_per_call,
+        batches_per_draw=batches_per_draw,
     )
 
 

@@ -83,8 +83,12 @@ class WindowSampler:
         """Drops all windows before `oldest_id`; none of them may be drawable."""
         self.oldest_id = oldest_id
 
-    def draw(self, count: int) -> tuple[Ints, Floats]:
+    def draw(self, count: int, shuffle: bool = False) -> tuple[Ints, Floats]:
         """Ids int64 [count] and the probabilities float64 [count] they were drawn with; O(count log windows).
+
+        Args:
+            shuffle: put them in random order, so that any part of them is drawn from all windows. Otherwise each comes
+                from the next of `count` equal shares of the total.
 
         Raises:
             ValueError: nothing can be drawn.
@@ -93,6 +97,8 @@ class WindowSampler:
             raise ValueError("no window can be drawn")
         self._flush()
         slots = self._tree.draw(count, self._rng)
+        if shuffle:
+            slots = self._rng.permutation(slots)
         ids = self.oldest_id + (slots - self.oldest_id) % self._tree.capacity
         return ids, self._tree.get(slots) / self._tree.total
 

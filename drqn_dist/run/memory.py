@@ -91,6 +91,13 @@ def batches_per_call(config: TrainConfig, spec: EnvSpec) -> int:
     return max(1, min(CALL_BATCHES, CALL_BYTES // _batch_bytes(config, spec)))
 
 
+def batches_per_draw(config: TrainConfig, spec: EnvSpec) -> int:
+    """Batches that a loader asks the shards of the replay for, and updates whose priorities go back to them, in one
+    call to each: so many more than it gives at once that a call to a shard carries as much as it would to a single
+    one."""
+    return batches_per_call(config, spec) * config.replay.shards
+
+
 def _batch_bytes(config: TrainConfig, spec: EnvSpec) -> int:
     frame = math.prod(spec.observation_shape) * np.dtype(spec.observation_dtype).itemsize
     steps = config.learner.batch_windows * (config.window.total + config.window.history)

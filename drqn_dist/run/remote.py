@@ -29,7 +29,7 @@ from drqn_dist.run.channels import (
     RemoteWeights,
     newest_weights,
 )
-from drqn_dist.run.memory import batches_per_call
+from drqn_dist.run.memory import batches_per_draw
 from drqn_dist.run.placement import ACTOR_OPTIONS, Placement
 from drqn_dist.run.remote_replay import find_loaders, find_replay
 from drqn_dist.run.session import Saved
@@ -60,7 +60,7 @@ class LearnerRole:
             resolve_device(config.learner.device),
             config.learner.prefetch_batches,
         )
-        priorities = RemotePriorities(find_replay(config, run), batches_per_call(config, spec))
+        priorities = RemotePriorities(find_replay(config, run), batches_per_draw(config, spec))
         self._learner = Learner(config, spec, self._loader, priorities, self._publisher)
         self._transferred_s = 0.0
 

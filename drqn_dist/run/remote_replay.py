@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,7 @@ from drqn_dist.config import TrainConfig
 from drqn_dist.fragment import WindowBatch
 from drqn_dist.interfaces import EnvSpec, WindowSample
 from drqn_dist.run.channels import RAY, Pulse, RemoteSource
-from drqn_dist.run.memory import batches_per_call
+from drqn_dist.run.memory import batches_per_call, batches_per_draw
 from drqn_dist.run.placement import Placement
 from drqn_dist.seeding import derive_seed
 from learner.window_reader import WindowReader
@@ -65,8 +66,8 @@ class ReplayRole:
     """Replay, or a shard of it, in a process of its own. Pushes, samples and everything else have threads of their own,
     so that a push that waits for the rate limiter does not keep a sample from being answered."""
 
-    def __init__(self, config: TrainConfig, shard: int, batches_per_call: int) -> None:
-        self._replay = make_shard(config, shard, batches_per_call)
+    def __init__(self, config: TrainConfig, shard: int, batches_per_draw: int) -> None:
+        self._replay = make_shard(config, shard, batches_per_draw)
         self._batch_windows = config.learner.batch_windows
         self._begun = threading.Event()
         self._work, self._work_lock = ReplayWork(), threading.Lock()
@@ -130,6 +131,8 @@ class LoaderRole:
         learner = config.learner
         self._source = RemoteSource(find_replay(config, run), learner.batch_windows, learner.unroll_steps, seed)
         self._reader = WindowReader(config, spec)
+        self._batches_per_draw = batches_per_draw(config, spec)
+        self._drawn: deque[WindowSample] = deque()
         count = batches_per_call(config, spec)
         self._buffers = [self._reader.empty(config.learner.batch_windows) for _ in range(count)]
         self._batch_bytes = sum(value.nbytes for value in vars(self._buffers[0]).values() if hasattr(value, "nbytes"))
@@ -138,7 +141,9 @@ class LoaderRole:
     def load(self) -> list[WindowBatch]:
         """The next batches; Ray copies them before the next call overwrites them."""
         start = time.perf_counter()
-        samples = self._source.sample(len(self._buffers))
+        if not self._drawn:
+            self._drawn.extend(self._source.sample(self._batches_per_draw))
+        samples = [self._drawn.popleft() for _ in self._buffers]
         received = time.perf_counter()
         batches = [self._reader.read(sample, buffer) for sample, buffer in zip(samples, self._buffers, strict=True)]
         done = self._work
@@ -182,7 +187,7 @@ def start_replay(
     for shard in range(config.replay.shards):
         options = where.replay(shard) if where else {}
         named = remote.options(name=_replay_name(run, shard), **options)
-        handle = named.remote(config, shard, batches_per_call(config, spec))
+        handle = named.remote(config, shard, batches_per_draw(config, spec))
         handle.begin.remote(states[shard] if states is not None else None)
         shards.append(handle)
     return shards

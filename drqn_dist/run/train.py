@@ -22,7 +22,7 @@ from drqn_dist.interfaces import EnvSpec, WeightSnapshot
 from drqn_dist.metrics import MetricsLog
 from drqn_dist.network.q_network import QNetwork
 from drqn_dist.run.console import Progress
-from drqn_dist.run.memory import batches_per_call, check_memory
+from drqn_dist.run.memory import batches_per_draw, check_memory
 from drqn_dist.run.monitor import Monitor, evaluation_values, mean_score, std_score
 from drqn_dist.run.run_folder import RunFolder, Summary, create_run, open_run
 from drqn_dist.run.serial import SerialSession
@@ -56,7 +56,7 @@ def train(config: TrainConfig, resume: Path | None = None) -> Summary:
     if config.mode == "serial":
         make_replay(config)
     else:
-        make_shard(config, 0, batches_per_call(config, spec))
+        make_shard(config, 0, batches_per_draw(config, spec))
     restored = None
     if resume is not None:
         folder = replace(open_run(resume), config=config)

@@ -1,0 +1,159 @@
+"""Hosts on this machine: network namespaces with addresses, processes, home, /tmp and sshd of their own, on one bridge.
+
+What they share is the disk outside of those folders, the clock and the cores. Of this project they see nothing but what
+is sent to them: its packages are hidden there.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+from tests.runs import until
+
+ROOT = Path(__file__).parents[2]
+SSHD = "/usr/sbin/sshd"
+NETWORK = "10.77.213"
+"""/24 of the hosts; this machine is .1 in it."""
+
+_INSIDE = """
+set -e
+mount --make-rprivate /
+mount --bind {home} /root
+for folder in /tmp /run /mnt /dev/shm; do mount -t tmpfs tmpfs $folder; done
+mkdir -m 755 /run/sshd
+mkdir {runs}
+mount --bind {disk} {runs}
+for package in actors drqn_dist learner replay_server; do mount -t tmpfs tmpfs {root}/$package; done
+hostname {name}
+exec {sshd} -D -e -f {folder}/sshd_config
+"""
+_SSHD = """
+ListenAddress {address}
+HostKey {key}
+AuthorizedKeysFile {public}
+PermitRootLogin prohibit-password
+PasswordAuthentication no
+StrictModes no
+UsePAM no
+PidFile none
+"""
+RUNS = "/mnt/drqn-runs"
+
+
+def why_not() -> str | None:
+    """What this machine lacks, if anything."""
+    if os.geteuid() != 0:
+        return "needs root, to make network namespaces"
+    for program, package in (
+        ("ip", "iproute2"),
+        (SSHD, "openssh-server"),
+        ("ssh", "openssh-client"),
+        ("rsync", "rsync"),
+    ):
+        if shutil.which(program) is None:
+            return f"needs Debian's package {package}: {program} is missing"
+    made = subprocess.run(["ip", "netns", "add", "drqn-probe"], capture_output=True, text=True)
+    if made.returncode:
+        return f"cannot make network namespaces here: {made.stderr.strip()}"
+    _ip("netns", "del", "drqn-probe")
+    return None
+
+
+class Host:
+    """One of them; runs until `close`."""
+
+    def __init__(self, number: int, folder: Path, bridge: str, public_key: Path) -> None:
+        self.address = f"{NETWORK}.{number}"
+        self._name, self._link = f"drqn-host-{number}", f"drqn-veth-{number}"
+        self.home, self.disk = folder / "home", folder / "disk"
+        for part in (self.home, self.disk):
+            part.mkdir(parents=True)
+        key = folder / "host_key"
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
+        (folder / "sshd_config").write_text(_SSHD.format(address=self.address, key=key, public=public_key))
+        _ip("netns", "add", self._name)
+        _ip("link", "add", self._link, "type", "veth", "peer", "name", "eth0", "netns", self._name)
+        _ip("link", "set", self._link, "master", bridge, "up")
+        _ip("-n", self._name, "address", "add", f"{self.address}/24", "dev", "eth0")
+        for device in ("lo", "eth0"):
+            _ip("-n", self._name, "link", "set", device, "up")
+        script = _INSIDE.format(
+            home=self.home, runs=RUNS, disk=self.disk, root=ROOT, name=self._name, sshd=SSHD, folder=folder
+        )
+        apart = ["unshare", "--pid", "--fork", "--kill-child", "--mount", "--mount-proc", "--uts"]
+        with (folder / "sshd.log").open("wb") as log:
+            self._process = subprocess.Popen(
+                ["ip", "netns", "exec", self._name, *apart, "bash", "-c", script], stdout=log, stderr=subprocess.STDOUT
+            )
+        listening = b"Server listening"
+        until(lambda: listening in (folder / "sshd.log").read_bytes() or self._process.poll() is not None, "sshd", 30)
+        assert self._process.poll() is None, (folder / "sshd.log").read_text()
+
+    def processes(self) -> list[str]:
+        """First words of the command lines of all that runs there."""
+        titles = []
+        for process in psutil.Process(self._process.pid).children(recursive=True):
+            with suppress(psutil.Error):
+                titles += process.cmdline()[:1]
+        return titles
+
+    def received_bytes(self) -> int:
+        """Over the network so far."""
+        return int(Path(f"/sys/class/net/{self._link}/statistics/tx_bytes").read_text())  # this machine's end sends
+
+    def cut_off(self) -> None:
+        """Takes its cable out."""
+        _ip("link", "set", self._link, "down")
+
+    def reconnect(self) -> None:
+        _ip("link", "set", self._link, "up")
+
+    def close(self) -> None:
+        """With all its processes: the first one of its process namespace takes the others along."""
+        for process in psutil.Process(self._process.pid).children():
+            with suppress(psutil.Error):
+                process.kill()
+        self._process.kill()
+        self._process.wait(30)
+        _ip("netns", "del", self._name)  # and the link with it
+
+
+class Network:
+    """A bridge, and the hosts on it."""
+
+    def __init__(self, folder: Path, public_key: Path) -> None:
+        self._folder, self._public_key, self._bridge = folder, public_key, "drqn-bridge"
+        self.hosts: list[Host] = []
+        for namespace in left_behind():  # of a test that was killed
+            _ip("netns", "del", namespace)
+        with suppress(subprocess.CalledProcessError):
+            _ip("link", "del", self._bridge)
+        _ip("link", "add", self._bridge, "type", "bridge")
+        _ip("address", "add", f"{NETWORK}.1/24", "dev", self._bridge)
+        _ip("link", "set", self._bridge, "up")
+
+    def add(self) -> Host:
+        number = 10 + len(self.hosts)
+        host = Host(number, self._folder / f"host-{number}", self._bridge, self._public_key)
+        self.hosts.append(host)
+        return host
+
+    def close(self) -> None:
+        for host in self.hosts:
+            host.close()
+        _ip("link", "del", self._bridge)
+
+
+def left_behind() -> list[str]:
+    """Namespaces of hosts that are there now."""
+    return [line.split()[0] for line in _ip("netns", "list").splitlines() if line.startswith("drqn-host-")]
+
+
+def _ip(*arguments: str) -> str:
+    return subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True).stdout
