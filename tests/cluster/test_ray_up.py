@@ -137,7 +137,7 @@ def place() -> Iterator[tuple[Laptop, Network]]:
     if reason:
         pytest.skip(reason)
     folder = Path(tempfile.mkdtemp(prefix="drqn-cluster-", dir="/var/tmp"))  # the hosts have a /tmp of their own
-    sockets = set(Path("/tmp").glob("ray_ssh_*"))
+    before = launcher_files()
     laptop = Laptop(folder)
     network = Network(folder, laptop.key.with_suffix(".pub"))
     try:
@@ -146,9 +146,14 @@ def place() -> Iterator[tuple[Laptop, Network]]:
         laptop.close()
         network.close()
         shutil.rmtree(folder)
-        for made in set(Path("/tmp").glob("ray_ssh_*")) - sockets:  # Ray's, for its ssh connections
-            shutil.rmtree(made)
+        for made in launcher_files() - before:
+            shutil.rmtree(made) if made.is_dir() else made.unlink()
     assert not left_behind()
+
+
+def launcher_files() -> set[Path]:
+    """What `ray up` keeps on the machine that it is called on: ssh connections, and which hosts it has started."""
+    return {*Path("/tmp").glob("ray_ssh_*"), *Path("/tmp").glob("ray/cluster-*")}
 
 
 def installed(host: Host) -> Host:
@@ -167,7 +172,7 @@ def actors(host: Host) -> int:
 def metrics(head: Host) -> dict[str, Any]:
     """The latest of each."""
     found = list(head.disk.glob("*/metrics.jsonl"))
-    lines = found[0].read_text().splitlines() if found else []
+    lines = found[0].read_text().split("\n")[:-1] if found else []  # the last one may be half written
     merged: dict[str, Any] = {"agent_steps": 0, "time/updates": 0, "actors/policy_lag_updates": 0}
     for line in lines:
         merged |= json.loads(line)
