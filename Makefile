@@ -3,6 +3,7 @@
 # make check   the checks alone
 # make cluster-test   a real `ray up` over hosts in network namespaces: minutes, root, and Debian's iproute2,
 #                     openssh-server, openssh-client and rsync
+# make soak-test      32 actors on this machine for some minutes
 # make venv    the set-up alone
 #
 # PYTHON=/path/to/python3.11 names the interpreter (3.11 or newer), ARGS="--seed 1" goes on to `drqn-dist train`.
@@ -12,7 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: pong test cluster-test check venv clean
+.PHONY: pong test cluster-test soak-test check venv clean
 
 pong: $(STAMP)
 	$(BIN)/drqn-dist train --preset pong-cpu $(ARGS)
@@ -23,6 +24,9 @@ test: check
 cluster-test: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cluster]'
 	DRQN_CLUSTER_TEST=1 $(BIN)/python -m pytest tests/cluster -rs -s
+
+soak-test: $(STAMP)
+	DRQN_SOAK_TEST=1 $(BIN)/python -m pytest tests/soak -rs -s
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -98,6 +98,19 @@ class Laptop:
         assert done.returncode == 0, f"{' '.join(command)}:\n{done.stdout}"
         return done.stdout
 
+    def succeeds(self, *command: str) -> bool:
+        try:
+            self.run(*command)
+        except AssertionError:
+            return False
+        return True
+
+    def start(self) -> None:
+        """`ray up`, and the way to its dashboard."""
+        self.run("ray", "up", "--yes", str(self.file))
+        self.leave_open("ray", "dashboard", str(self.file))
+        until(lambda: self.succeeds("ray", "job", "list"), "the dashboard to answer", 120)
+
     def leave_open(self, *command: str) -> None:
         with (self.home / "left-open.log").open("ab") as log:
             self._left.append(
@@ -123,7 +136,8 @@ def place() -> Iterator[tuple[Laptop, Network]]:
     reason = why_not()
     if reason:
         pytest.skip(reason)
-    folder = Path(tempfile.mkdtemp(prefix="drqn-cluster-"))
+    folder = Path(tempfile.mkdtemp(prefix="drqn-cluster-", dir="/var/tmp"))  # the hosts have a /tmp of their own
+    before = launcher_files()
     laptop = Laptop(folder)
     network = Network(folder, laptop.key.with_suffix(".pub"))
     try:
@@ -132,7 +146,14 @@ def place() -> Iterator[tuple[Laptop, Network]]:
         laptop.close()
         network.close()
         shutil.rmtree(folder)
+        for made in launcher_files() - before:
+            shutil.rmtree(made) if made.is_dir() else made.unlink()
     assert not left_behind()
+
+
+def launcher_files() -> set[Path]:
+    """What `ray up` keeps on the machine that it is called on: ssh connections, and which hosts it has started."""
+    return {*Path("/tmp").glob("ray_ssh_*"), *Path("/tmp").glob("ray/cluster-*")}
 
 
 def installed(host: Host) -> Host:
@@ -151,7 +172,7 @@ def actors(host: Host) -> int:
 def metrics(head: Host) -> dict[str, Any]:
     """The latest of each."""
     found = list(head.disk.glob("*/metrics.jsonl"))
-    lines = found[0].read_text().splitlines() if found else []
+    lines = found[0].read_text().split("\n")[:-1] if found else []  # the last one may be half written
     merged: dict[str, Any] = {"agent_steps": 0, "time/updates": 0, "actors/policy_lag_updates": 0}
     for line in lines:
         merged |= json.loads(line)
@@ -162,8 +183,7 @@ def test_pong_trains_on_hosts_that_come_and_go(place: tuple[Laptop, Network]) ->
     laptop, network = place
     head, steady, cut = (installed(network.add()) for _ in range(3))
     laptop.write(network.hosts)
-    laptop.run("ray", "up", "--yes", str(laptop.file))
-    laptop.leave_open("ray", "dashboard", str(laptop.file))
+    laptop.start()
 
     def goes_on() -> None:
         before = metrics(head)
@@ -179,7 +199,7 @@ def test_pong_trains_on_hosts_that_come_and_go(place: tuple[Laptop, Network]) ->
     submit = ["ray", "job", "submit", "--working-dir", ".", "--submission-id", "pong-0"]
     train = ["drqn-dist", "train", "--preset", "pong-cpu", "--address", "auto", "--actors", "4", "--run-dir", RUNS]
     small = ["--actor.envs-per-actor", "4", "--eval.period-updates", "0", "--eval.episodes", "1", "--minutes", "0"]
-    until(lambda: "pong-0" in laptop.run(*submit, "--no-wait", "--", *train, *small), "the job to be taken")
+    laptop.run(*submit, "--no-wait", "--", *train, *small)
     until(lambda: actors(head) + actors(steady) + actors(cut) == 3, "an actor on every host", CUT_S)
     goes_on()
 
@@ -211,8 +231,7 @@ def test_one_copy_of_the_weights_crosses_the_network_to_each_host(place: tuple[L
     period, per_host = 10, 8
     head, *workers = (installed(network.add()) for _ in range(5))
     laptop.write(network.hosts, head_cpus=ROLES, worker_cpus=per_host)
-    laptop.run("ray", "up", "--yes", str(laptop.file))
-    laptop.leave_open("ray", "dashboard", str(laptop.file))
+    laptop.start()
     settings = {
         "actors": 4 * per_host,
         "actor.envs-per-actor": 2,
@@ -231,7 +250,7 @@ def test_one_copy_of_the_weights_crosses_the_network_to_each_host(place: tuple[L
     config, _ = parse_train(["--preset", "gridworld", *flags], "drqn-dist train")
     train = ["drqn-dist", "train", "--preset", "gridworld", "--address", "auto", "--run-dir", RUNS, *flags]
     submit = ["ray", "job", "submit", "--working-dir", ".", "--submission-id", "weights", "--no-wait", "--", *train]
-    until(lambda: "weights" in laptop.run(*submit), "the job to be taken")
+    laptop.run(*submit)
     until(lambda: all(actors(host) == per_host for host in workers), "the actors to start", 400)
     until(lambda: metrics(head)["time/updates"] > 10 * period, "ten versions", CUT_S)
 

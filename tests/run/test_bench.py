@@ -80,6 +80,10 @@ def test_replay_figures_have_their_names_and_the_ratio_is_their_quotient() -> No
     assert result["steps_per_push"] == 32
     assert result["memory_steps"] == 5_000
     assert 0 < result["memory_bytes_per_million_steps"] * 5_000 / 1_000_000 < result["memory_bytes"]
+    # Of its own code's time on this thread, a push or window cannot take more than all of the time.
+    assert 0 < result["cpu_us_per_push"] < 1e6
+    assert 0 < result["cpu_us_per_window"] < 1e6
+    assert {f"shards_{k}_{what}_cost" for k in (2, 4) for what in ("push", "window")} < result["spread"].keys()
 
 
 @pytest.mark.ray

@@ -18,6 +18,7 @@ from drqn_dist.run.bench.figures import Figures, rate
 from drqn_dist.run.bench.fill import copies, fill, measure_memory, unblocked
 from drqn_dist.run.bench.learner import bare_learner, updates_per_s
 from drqn_dist.run.bench.play import frames_from, play
+from drqn_dist.run.bench.shards import shard_costs
 from learner.batch_loader import DirectLoader
 from learner.learner import resolve_device
 from learner.window_reader import WindowReader
@@ -35,8 +36,8 @@ def bench_replay(config: TrainConfig, settings: BenchSettings, weights: WeightSn
 
     Returns:
         bytes_per_frame (everything stored, per agent step), raw_bytes_per_frame, pushes_per_s, windows_per_s,
-        learner_windows_per_s, ratio, spread; steps_per_push, frames_from, env; memory_steps, memory_bytes (the whole
-        process that holds them) and memory_bytes_per_million_steps (its growth, scaled).
+        learner_windows_per_s, ratio, those of `shard_costs`, spread; steps_per_push, frames_from, env; memory_steps,
+        memory_bytes (the whole process that holds them) and memory_bytes_per_million_steps (its growth, scaled).
     """
     spec = env_spec(config.env)
     payloads = play(config, spec, settings.play_steps, weights)
@@ -69,8 +70,9 @@ def bench_replay(config: TrainConfig, settings: BenchSettings, weights: WeightSn
         trained = windows * updates_per_s(learner, settings.seconds)
         figures.add(pushes_per_s=pushes, windows_per_s=drawn, learner_windows_per_s=trained, ratio=drawn / trained)
 
+    costs = shard_costs(config, spec, supply, capacity, settings.repeats)
     before, after = measure_memory(payloads, config.replay, config.window, settings.memory_steps)
-    return figures.result() | {
+    return figures.joined(costs).result() | {
         "steps_per_push": config.window.fragment,
         "frames_from": frames_from(weights),
         "env": config.env.id,
