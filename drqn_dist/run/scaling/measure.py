@@ -7,6 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 
 import numpy as np
 import psutil
@@ -15,7 +16,7 @@ from actors.actor import ActorStats
 from drqn_dist.config import TrainConfig
 from drqn_dist.envs.make import env_spec
 from drqn_dist.errors import RoleFailedError
-from drqn_dist.run.memory import check_memory
+from drqn_dist.run.memory import FRAGMENT_OVERHEAD_BYTES, check_memory
 from drqn_dist.run.remote_replay import LoaderWork, ReplayWork
 from drqn_dist.run.scaling.nodes import on_nodes
 from drqn_dist.run.scaling.points import Point
@@ -53,7 +54,7 @@ def measure(
     """
     config = point_config(config, actors, envs_per_actor, learner)
     spec = env_spec(config.env)
-    check_memory(config, spec)
+    check_memory(config if learner else _as_bytes_allow(config), spec)
     with on_nodes(config, spec, nodes) as config, closing(RaySession(config)) as session:
         _start_up(session, actors, learner)
         deadline = time.monotonic() + warmup_s
@@ -63,6 +64,13 @@ def measure(
         while (left := window.began + seconds - time.monotonic()) > 0:
             window.add(_advance(session, min(left, _REPORT_S)))
         return window.point(config, nodes, learner, spec.frames_per_step, repeat)
+
+
+def _as_bytes_allow(config: TrainConfig) -> TrainConfig:
+    """With a replay of as many steps as its bytes can hold; acting only, its steps are bounded far beyond that."""
+    fragments = config.replay.capacity_bytes // FRAGMENT_OVERHEAD_BYTES
+    replay = replace(config.replay, min_steps=1, capacity_steps=fragments * config.window.fragment)
+    return replace(config, replay=replay)
 
 
 def _start_up(session: RaySession, actors: int, learner: bool) -> None:

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import json
 import math
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ from drqn_dist.errors import RoleFailedError
 from drqn_dist.run.remote_replay import LoaderWork, ReplayWork
 from drqn_dist.run.scaling.crowding import measure_crowding
 from drqn_dist.run.scaling.measure import Window, actor_shares, learner_shares, measure, shares, variation
-from drqn_dist.run.scaling.points import Point
+from drqn_dist.run.scaling.points import Point, read_points
 from drqn_dist.run.session import Report
 from learner.learner import LearnerStats
 from replay_server.replay import ReplayStats
@@ -174,12 +177,28 @@ def test_a_measurement_that_was_disturbed_is_thrown_away(
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_a_run_is_measured_over_several_nodes(maze: TrainConfig) -> None:
-    assert not ray.is_initialized() or pytest.skip("another test's Ray is running")
-    point = small(maze, 2, learner=True, nodes=2)
-    assert point.nodes == 2
-    assert point.updates_per_s > 0
-    assert not ray.is_initialized()
+def test_the_command_measures_over_several_nodes_and_writes_its_files(tmp_path: Path) -> None:
+    program = str(Path(sys.executable).with_name("drqn-dist"))  # apart from the Ray of other tests
+    short = ["--seconds", "1", "--warmup-s", "0.2", "--repeats", "1", "--actors", "1,2", "--nodes", "2", "--json"]
+    done = subprocess.run(
+        [program, "scale", "--preset", "gridworld", *short, "--out", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "bottleneck" in json.loads(done.stdout)["bottleneck"]
+    points = read_points(tmp_path / "points.jsonl")
+    assert sorted((point.actors, point.nodes) for point in points) == [(1, 2), (2, 2)]
+    assert all(point.updates_per_s > 0 for point in points)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "points.jsonl",
+        "sweep.json",
+        "scale.csv",
+        "scale.json",
+        "scale.png",
+        "profile.json",
+    }
 
 
 @pytest.mark.slow
