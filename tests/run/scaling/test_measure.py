@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import ray
 
 from actors.actor import ActorStats
 from drqn_dist.config import TrainConfig
