@@ -189,8 +189,12 @@ def test_a_loader_process_gives_the_batches_that_decoding_here_would(
     batches, reader = RemoteBatches(loaders[0]), WindowReader(config, spec)
     here, there = (reader.empty(config.learner.batch_windows) for _ in range(2))
     arrays = {field.name: getattr(there, field.name) for field in fields(WindowBatch)}
-    for _ in range(3):
-        reader.read(twin.sample(), here)
+    windows = config.learner.batch_windows
+    for number in range(4):
+        if number % 2 == 0:
+            drawn, _ = twin.sample_share([windows, windows], 0, None, 0.0)
+            assert drawn is not None
+        reader.read(drawn[number % 2], here)
         batches.fill(there)
         for field in fields(WindowBatch):
             np.testing.assert_array_equal(getattr(there, field.name), getattr(here, field.name), field.name)
