@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,7 +25,8 @@ NETWORK = "10.77.213"
 _INSIDE = """
 set -e
 mount --make-rprivate /
-mount --bind {home} /root
+{interpreter}
+mount --rbind {home} /root
 for folder in /tmp /run /mnt /dev/shm; do mount -t tmpfs tmpfs $folder; done
 mkdir -m 755 /run/sshd
 mkdir {runs}
@@ -83,8 +85,21 @@ class Host:
         _ip("-n", self._name, "address", "add", f"{self.address}/24", "dev", "eth0")
         for device in ("lo", "eth0"):
             _ip("-n", self._name, "link", "set", device, "up")
+        # Nobody forwards what goes there, but Ray takes its own address from where it would go out.
+        _ip("-n", self._name, "route", "add", "default", "via", f"{NETWORK}.1")
+        # The interpreter may lie in the home that is about to be hidden.
+        base = Path(sys.base_prefix)
+        inside = self.home / base.relative_to("/root") if base.is_relative_to("/root") else None
+        interpreter = f"mkdir -p {inside}; mount --bind {base} {inside}" if inside else ""
         script = _INSIDE.format(
-            home=self.home, runs=RUNS, disk=self.disk, root=ROOT, name=self._name, sshd=SSHD, folder=folder
+            interpreter=interpreter,
+            home=self.home,
+            runs=RUNS,
+            disk=self.disk,
+            root=ROOT,
+            name=self._name,
+            sshd=SSHD,
+            folder=folder,
         )
         apart = ["unshare", "--pid", "--fork", "--kill-child", "--mount", "--mount-proc", "--uts"]
         with (folder / "sshd.log").open("wb") as log:
@@ -121,7 +136,6 @@ class Host:
                 process.kill()
         self._process.kill()
         self._process.wait(30)
-        _ip("netns", "del", self._name)  # and the link with it
 
 
 class Network:
@@ -130,13 +144,15 @@ class Network:
     def __init__(self, folder: Path, public_key: Path) -> None:
         self._folder, self._public_key, self._bridge = folder, public_key, "drqn-bridge"
         self.hosts: list[Host] = []
-        for namespace in left_behind():  # of a test that was killed
-            _ip("netns", "del", namespace)
-        with suppress(subprocess.CalledProcessError):
-            _ip("link", "del", self._bridge)
+        _clear()  # after a test that was killed
         _ip("link", "add", self._bridge, "type", "bridge")
         _ip("address", "add", f"{NETWORK}.1/24", "dev", self._bridge)
         _ip("link", "set", self._bridge, "up")
+
+    @property
+    def next_address(self) -> str:
+        """Of the host that `add` would make."""
+        return f"{NETWORK}.{10 + len(self.hosts)}"
 
     def add(self) -> Host:
         number = 10 + len(self.hosts)
@@ -147,13 +163,31 @@ class Network:
     def close(self) -> None:
         for host in self.hosts:
             host.close()
-        _ip("link", "del", self._bridge)
+        _clear()
 
 
 def left_behind() -> list[str]:
-    """Namespaces of hosts that are there now."""
+    """Namespaces and links of hosts that are there now."""
+    return [*_namespaces(), *_links()]
+
+
+def _namespaces() -> list[str]:
     return [line.split()[0] for line in _ip("netns", "list").splitlines() if line.startswith("drqn-host-")]
 
 
+def _links() -> list[str]:
+    return [path.name for path in Path("/sys/class/net").glob("drqn-*")]
+
+
+def _clear() -> None:
+    for namespace in _namespaces():
+        _ip("netns", "del", namespace)
+    for link in _links():  # a namespace that goes takes its end of a link along, but not at once
+        with suppress(AssertionError):
+            _ip("link", "del", link)
+
+
 def _ip(*arguments: str) -> str:
-    return subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True).stdout
+    done = subprocess.run(["ip", *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, f"ip {' '.join(arguments)}: {done.stderr}"
+    return done.stdout

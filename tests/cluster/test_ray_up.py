@@ -59,13 +59,17 @@ class Laptop:
         token.write_text(os.urandom(32).hex())
         self._left: list[subprocess.Popen[bytes]] = []
 
-    def write(self, hosts: list[Host], head_cpus: int = ROLES + 1, worker_cpus: int = 1) -> None:
+    def write(self, head: Host, workers: list[str], head_cpus: int = ROLES + 1, worker_cpus: int = 1) -> None:
         """deploy/ray/local.yaml with these addresses. One CPU for each role that is to run on a host, as they share
-        the cores of one machine."""
+        the cores of one machine.
+
+        Args:
+            workers: addresses, also of those that are not there yet.
+        """
         text = (ROOT / "deploy" / "ray" / "local.yaml").read_text()
         for old, new in (
-            ("head_ip: 192.0.2.10", f"head_ip: {hosts[0].address}"),
-            ("worker_ips: [192.0.2.11, 192.0.2.12]", f"worker_ips: [{', '.join(h.address for h in hosts[1:])}]"),
+            ("head_ip: 192.0.2.10", f"head_ip: {head.address}"),
+            ("worker_ips: [192.0.2.11, 192.0.2.12]", f"worker_ips: [{', '.join(workers)}]"),
             ("ssh_user: drqn", "ssh_user: root"),
             ("~/.ssh/drqn_cluster", str(self.key)),
             ("bash ~/drqn-dist/install.sh cluster", "test -x ~/drqn-venv/bin/ray"),
@@ -182,7 +186,7 @@ def metrics(head: Host) -> dict[str, Any]:
 def test_pong_trains_on_hosts_that_come_and_go(place: tuple[Laptop, Network]) -> None:
     laptop, network = place
     head, steady, cut = (installed(network.add()) for _ in range(3))
-    laptop.write(network.hosts)
+    laptop.write(head, [steady.address, cut.address, network.next_address])
     laptop.start()
 
     def goes_on() -> None:
@@ -210,8 +214,6 @@ def test_pong_trains_on_hosts_that_come_and_go(place: tuple[Laptop, Network]) ->
     cut.reconnect()
 
     added = installed(network.add())
-    laptop.write(network.hosts)
-    laptop.run("ray", "up", "--yes", "--no-restart", str(laptop.file))
     until(lambda: actors(added) == 1, "an actor on the new host", CUT_S)
     until(lambda: actors(cut) == 1, "the actor on the host that is back", CUT_S)
     goes_on()
@@ -230,7 +232,7 @@ def test_one_copy_of_the_weights_crosses_the_network_to_each_host(place: tuple[L
     laptop, network = place
     period, per_host = 10, 8
     head, *workers = (installed(network.add()) for _ in range(5))
-    laptop.write(network.hosts, head_cpus=ROLES, worker_cpus=per_host)
+    laptop.write(head, [host.address for host in workers], head_cpus=ROLES, worker_cpus=per_host)
     laptop.start()
     settings = {
         "actors": 4 * per_host,
