@@ -19,7 +19,8 @@ class Balance:
 
     filled_steps: int = 0
     """Steps inserted since the limiter was made."""
-    debt: Fraction = Fraction(0)
+    debt: int = 0
+    """In the q-th part of a step, where the ratio is p / q: whole numbers are exact, and quick."""
     drawable: bool = False
     """Whether anything can be sampled."""
 
@@ -40,7 +41,7 @@ class RateLimiter:
 
     Inserts count once `min_steps` were inserted since this object was made and something can be drawn. Those before
     are free: filling the replay, at the start or again after a resume, neither waits nor earns a burst of updates.
-    Debt is an exact fraction, so the ratio does not drift.
+    Debt is exact, so the ratio does not drift.
 
     The ratio is that of the whole replay: a limiter of one shard of several adds what those elsewhere have counted,
     as far as it was told (`set_elsewhere`). Each counts its own inserts and samples alone, so that the sum is exact.
@@ -91,7 +92,8 @@ class RateLimiter:
         self.blocked_sample_s = 0.0
         """Seconds that samples have waited."""
         self._ratio = ratio
-        self._tolerance = tolerance_steps * ratio
+        self._per_insert, self._per_sample = ratio.numerator, ratio.denominator
+        self._tolerance = tolerance_steps * self._per_insert
         self._min_steps = min_steps
         self._own = Balance()
         self._elsewhere = Balance()
@@ -101,13 +103,13 @@ class RateLimiter:
         """Whether an insert would not wait."""
         with self.condition:
             balance = self._own + self._elsewhere
-            return not self._ready(balance) or balance.debt + steps * self._ratio <= self._tolerance
+            return not self._ready(balance) or balance.debt + steps * self._per_insert <= self._tolerance
 
     def can_sample(self, steps: int) -> bool:
         """Whether a sample would not wait."""
         with self.condition:
             balance = self._own + self._elsewhere
-            return self._ready(balance) and balance.debt - steps >= -self._tolerance
+            return self._ready(balance) and balance.debt - steps * self._per_sample >= -self._tolerance
 
     def await_insert(
         self, steps: int, timeout_s: float | None = None, unless: Callable[[], bool] = lambda: False
@@ -144,7 +146,7 @@ class RateLimiter:
             debt = self._own.debt
             if self._ready(self._own + self._elsewhere):
                 self.counted_steps += steps
-                debt += steps * self._ratio
+                debt += steps * self._per_insert
             self._own = Balance(self._own.filled_steps + steps, debt, drawable)
             self.condition.notify_all()
 
@@ -152,7 +154,7 @@ class RateLimiter:
         """Counts a sample."""
         with self.condition:
             self.sampled_steps += steps
-            self._own = replace(self._own, debt=self._own.debt - steps)
+            self._own = replace(self._own, debt=self._own.debt - steps * self._per_sample)
             self.condition.notify_all()
 
     def balance(self) -> Balance:
@@ -179,8 +181,8 @@ class RateLimiter:
                 "inserted_steps": self.inserted_steps,
                 "counted_steps": self.counted_steps,
                 "sampled_steps": self.sampled_steps,
-                "debt": str(self._own.debt),
-                "bounds": [str(self._ratio), str(self._tolerance)],
+                "debt": self._own.debt,
+                "bounds": self._bounds(),
             }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
@@ -190,9 +192,12 @@ class RateLimiter:
             self.counted_steps = int(state["counted_steps"])
             self.sampled_steps = int(state["sampled_steps"])
             # With another ratio or tolerance than before, the saved debt could lie out of reach of both sides.
-            same = state["bounds"] == [str(self._ratio), str(self._tolerance)]
-            self._own = replace(self._own, debt=Fraction(state["debt"]) if same else Fraction(0))
+            same = state["bounds"] == self._bounds()
+            self._own = replace(self._own, debt=int(state["debt"]) if same else 0)
             self.condition.notify_all()
+
+    def _bounds(self) -> list[str]:
+        return [str(self._ratio), str(self._tolerance)]
 
     def _ready(self, balance: Balance) -> bool:
         return balance.drawable and balance.filled_steps >= self._min_steps

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ PRIORITY_FLOOR = 1e-6
 """Smallest priority that counts, so that no window is lost for ever (PER, sec. 3.3)."""
 
 _MAX_PRIORITY = float(np.finfo(np.float32).max)
-_MAX_UNFLUSHED = 4096
+_MAX_UNFLUSHED = 8192
 ID_STRIDE = 2**32
 """Ids of a replay that was started again begin so far above those of the one it replaces."""
 _LARGEST_DECAY = 1 - 1e-5
@@ -51,7 +51,7 @@ class WindowSampler:
         self._weights: Floats = np.zeros(1024)
         self._drawable: npt.NDArray[np.bool_] = np.zeros(1024, np.bool_)
         self._owners: Ints = np.zeros(1024, np.int64)
-        self._unflushed: list[Ints] = []
+        self._unflushed: list[int] = []
         self.oldest_id = first_id
         self.next_id = first_id
         self.population = 0
@@ -63,7 +63,7 @@ class WindowSampler:
             self._grow()
         first = self.next_id
         self.next_id += len(priorities)
-        slots = self._slots(first, self.next_id)
+        slots = np.arange(first, self.next_id) % self._tree.capacity
         self._weights[slots] = (
             self._largest if self._enter_at_largest else self._to_weights(priorities.astype(np.float64))
         )
@@ -74,8 +74,10 @@ class WindowSampler:
         """Lets the windows first..end-1 be drawn, or no longer; all of them change."""
         if first == end:
             return
-        slots = self._slots(first, end)
-        self._drawable[slots] = drawable
+        capacity = self._tree.capacity
+        slots = [window % capacity for window in range(first, end)]  # a fragment's few: quicker one by one
+        for slot in slots:
+            self._drawable[slot] = drawable
         self.population += (end - first) * (1 if drawable else -1)
         self._touch(slots)
 
@@ -133,7 +135,7 @@ class WindowSampler:
         weights = self._to_weights(priorities[known])
         self._weights[slots] = weights
         self._largest = float(weights.max(initial=self._largest * _LARGEST_DECAY ** len(ids)))
-        self._touch(slots)
+        self._touch(slots.tolist())
         return len(ids) - len(slots)
 
     def get_state(self) -> dict[str, Any]:
@@ -164,17 +166,14 @@ class WindowSampler:
         weights: Floats = np.maximum(priorities, PRIORITY_FLOOR) ** self._exponent
         return weights
 
-    def _slots(self, first: int, end: int) -> Ints:
-        return np.arange(first, end) % self._tree.capacity
-
-    def _touch(self, slots: Ints) -> None:
-        self._unflushed.append(slots)
+    def _touch(self, slots: Sequence[int]) -> None:
+        self._unflushed.extend(slots)
         if len(self._unflushed) >= _MAX_UNFLUSHED:
             self._flush()
 
     def _flush(self) -> None:
         if self._unflushed:
-            slots = np.concatenate(self._unflushed)
+            slots = np.array(self._unflushed)
             self._unflushed.clear()
             self._tree.set(slots, np.where(self._drawable[slots], self._weights[slots], 0.0))
 
@@ -187,4 +186,4 @@ class WindowSampler:
         self._weights, self._drawable = np.zeros(capacity), np.zeros(capacity, np.bool_)
         self._owners = np.zeros(capacity, np.int64)
         self._weights[new], self._drawable[new], self._owners[new] = weights, drawable, owners
-        self._unflushed = [new]
+        self._unflushed = new.tolist()
