@@ -30,6 +30,10 @@ class Evaluation:
     """The weights that played."""
 
 
+class EvaluationStopped(Exception):
+    """It was asked to stop before its last game had ended."""
+
+
 class Evaluator:
     """Plays a fixed number of whole games with given weights.
 
@@ -56,31 +60,45 @@ class Evaluator:
         self._network = QNetwork(config.network, self._env.spec, config.env.stack_frames)
 
     def evaluate(
-        self, weights: WeightSnapshot, seed: int, progress: Callable[[int, int], None] | None = None
+        self,
+        weights: WeightSnapshot,
+        seed: int,
+        progress: Callable[[int, int], None] | None = None,
+        stopping: Callable[[], bool] = lambda: False,
     ) -> Evaluation:
         """Plays the episodes from `seed`, the same for the same seed and weights.
 
+        An environment has `eval.max_steps` steps for each of its games; when they are used up, the game that it is in
+        counts as it stands, and those that it has not begun are left out.
+
         Args:
             progress: called with (episodes finished, episodes wanted) whenever one ends.
+            stopping: asked after every step.
+
+        Raises:
+            EvaluationStopped: `stopping()` came true.
         """
         config, n = self._config, self._num_envs
         self._network.load_vector(weights.vector)
         rng = np.random.default_rng(derive_seed(seed, "evaluation", 2))
         policy = RecurrentPolicy(self._network, self._env.spec, config.env.stack_frames, n, rng)
         share = np.full(n, self._episodes // n) + (np.arange(n) < self._episodes % n)
+        games = share.copy()
         scores: list[list[float]] = [[] for _ in range(n)]
         lengths: list[list[int]] = [[] for _ in range(n)]
         score, length = np.zeros(n), np.zeros(n, np.int64)
         epsilons = np.full(n, config.eval.epsilon)
         begins, idle, rewards = np.ones(n, np.bool_), np.zeros(n, np.bool_), np.zeros(n, np.float32)
         observations = self._env.reset(derive_seed(seed, "evaluation", 3))
+        steps_left = config.eval.max_steps * share
         while any(len(done) < wanted for done, wanted in zip(scores, share, strict=True)):
             decision = policy.act(observations, begins, rewards, epsilons)
             batch = self._env.step(decision.actions)
             active = ~idle
             score[active] += batch.rewards[active]
             length[active] += 1
-            over = batch.reset_pending & active
+            steps_left -= active
+            over = (batch.reset_pending | (steps_left == 0)) & (steps_left >= 0) & active
             for i in np.flatnonzero(over):
                 scores[i].append(float(score[i]))
                 lengths[i].append(int(length[i]))
@@ -92,10 +110,13 @@ class Evaluator:
             begins = idle | (ended & ~batch.reset_pending & active)
             idle = over
             observations, rewards = batch.observations, batch.rewards
+            share[steps_left == 0] = 0
+            if stopping():
+                raise EvaluationStopped
         return Evaluation(
             weights.version,
-            tuple(s for row, wanted in zip(scores, share, strict=True) for s in row[:wanted]),
-            tuple(s for row, wanted in zip(lengths, share, strict=True) for s in row[:wanted]),
+            tuple(s for row, wanted in zip(scores, games, strict=True) for s in row[:wanted]),
+            tuple(s for row, wanted in zip(lengths, games, strict=True) for s in row[:wanted]),
             weights,
         )
 

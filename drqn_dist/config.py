@@ -290,6 +290,8 @@ class EvalConfig:
     """Episodes of the evaluation that confirms stop_at_return or ends a run; 0 = as many as the others have."""
     envs: int = AUTO
     """Environments stepped as one batch, each plays an equal share; 0 = one per episode, at most 32."""
+    max_steps: int = 27_000
+    """Agent steps after which a game that does not end counts as it stands (Atari's usual half an hour)."""
     epsilon: float = 0.0
     """Exploration rate while evaluating (DQN: 0.05)."""
 
@@ -298,6 +300,7 @@ class EvalConfig:
         _require_range("eval", "episodes", self.episodes, 1, 1_000_000)
         _require_range("eval", "final_episodes", self.final_episodes, 0, 1_000_000)
         _require_range("eval", "envs", self.envs, 0, 65_536)
+        _require_range("eval", "max_steps", self.max_steps, 1, 10**9)
         _require_range("eval", "epsilon", self.epsilon, 0, 1)
 
 

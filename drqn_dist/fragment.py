@@ -75,12 +75,12 @@ class Fragment:
             raise FragmentError(f"observations must be uint8 or float32, got {self.observations.dtype}")
         if self.priorities.dtype != np.float32 or self.priorities.ndim != 1:
             raise FragmentError(f"priorities must be float32 [W], got {self.priorities.dtype}")
+        self.validate_contents()  # first: a NaN that the environment gave makes those of the network
         if not np.isfinite(self.priorities).all() or (self.priorities < 0).any():
             raise FragmentError("priorities must be finite and not negative; the actor's Q values have diverged")
         for name in ("first_step", "actor_id", "env_id", "episode_id", "sequence_no", "weight_version"):
             if getattr(self, name) < 0:
                 raise FragmentError(f"{name} must not be negative, got {getattr(self, name)}")
-        self.validate_contents()
 
     def validate_contents(self) -> None:
         """Checks what `codec.decode` cannot know from the header and the sizes: the values of the steps' arrays.

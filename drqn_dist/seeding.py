@@ -19,3 +19,7 @@ def derive_seed(
     """
     entropy = [seed, _PARTS.index(part), *indices]
     return int(np.random.SeedSequence(entropy).generate_state(1)[0]) % 2**30
+
+
+EVALUATION_SEED = 1_000_003
+"""Of games played after training: far from the seeds of training and its evaluations, so as not to repeat them."""

@@ -21,6 +21,7 @@ from drqn_dist.run.arguments import parse, parse_train
 from drqn_dist.run.bench import ROLES, BenchSettings, run_bench
 from drqn_dist.run.scaling.settings import ScaleArgs
 from drqn_dist.run.settings import setting
+from drqn_dist.seeding import EVALUATION_SEED
 
 PROGRAM = "drqn-dist"
 
@@ -33,7 +34,7 @@ class EvalArgs:
     """The run's folder."""
     episodes: int = 20
     """Episodes to play."""
-    seed: int = 1_000_003
+    seed: int = EVALUATION_SEED
     """Seed of the environments; far from training seeds, so that evaluation does not replay them."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print one JSON object on stdout instead of a sentence."""

@@ -26,7 +26,7 @@ from drqn_dist.network.q_network import QNetwork
 from drqn_dist.run.run_folder import open_run
 from drqn_dist.run.train import weights_sha256
 from drqn_dist.run.video import write_video
-from drqn_dist.seeding import derive_seed
+from drqn_dist.seeding import EVALUATION_SEED, derive_seed
 from learner.train_state import load_network
 
 
@@ -65,12 +65,12 @@ def load_agent(run: Path) -> Agent:
     return Agent(config, spec, network, checkpoint.updates, weights_sha256(checkpoint.tensors))
 
 
-def evaluate(run: str | Path, episodes: int = 20, seed: int = 0) -> dict[str, Any]:
+def evaluate(run: str | Path, episodes: int = 20, seed: int = EVALUATION_SEED) -> dict[str, Any]:
     """Plays whole games with a run's newest checkpoint; arguments and result as `evaluate_run`."""
     return evaluate_run(Path(run), episodes, seed)
 
 
-def evaluate_run(run: Path, episodes: int, seed: int = 0, video: Path | None = None) -> dict[str, Any]:
+def evaluate_run(run: Path, episodes: int, seed: int = EVALUATION_SEED, video: Path | None = None) -> dict[str, Any]:
     """Plays whole games with a run's newest checkpoint, greedily but for `eval.epsilon`.
 
     Args:
@@ -140,8 +140,8 @@ class Policy:
         policy = load_policy("runs/...")
         observation, _ = env.reset()
         policy.reset()
-        reward, over = 0.0, False
-        while not over:
+        reward = 0.0
+        for _ in range(config.eval.max_steps):
             action = policy.act(observation, reward)
             observation, reward, terminated, truncated, _ = env.step(action)
             over = terminated or truncated
@@ -211,7 +211,7 @@ class Policy:
 
 
 def _pictures(agent: Agent, seed: int) -> Iterator[npt.NDArray[np.uint8]]:
-    """Plays one whole game; uint8 [H, W, 3] before each step and at the end."""
+    """Plays one whole game, or `eval.max_steps` of it; uint8 [H, W, 3] before each step and at the end."""
     config = agent.config
     policy = Policy(agent, config.eval.epsilon, derive_seed(seed, "evaluation", 4))
     with closing(make_render_env(config.env, derive_seed(config.seed, "evaluation", 5))) as env:
@@ -221,7 +221,9 @@ def _pictures(agent: Agent, seed: int) -> Iterator[npt.NDArray[np.uint8]]:
         while not over:
             action = policy.act(observations[0], reward) - policy.first_action
             batch = env.step(np.array([action]))
-            observations, reward, over = batch.observations, float(batch.rewards[0]), bool(batch.reset_pending[0])
+            observations, reward = batch.observations, float(batch.rewards[0])
             if batch.terminated[0] or batch.truncated[0]:
                 policy.reset()
             yield env.render()
+            if batch.reset_pending[0]:
+                return

@@ -94,8 +94,11 @@ class LearnerRole:
         """None before `begin`."""
         return self._learner.save() if self._begun else None
 
-    def adopt(self, weights: WeightSnapshot) -> None:
-        self._learner.adopt(weights)
+    def adopt(self, weights: WeightSnapshot) -> bool:
+        """False before `begin`."""
+        if self._begun:
+            self._learner.adopt(weights)
+        return self._begun
 
     @ray.method(concurrency_group="weights")
     def latest(self, known_version: int) -> list[ray.ObjectRef[WeightSnapshot]]:

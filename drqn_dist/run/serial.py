@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from actors.actor import Actor
-from actors.evaluator import Evaluation, Evaluator
+from actors.evaluator import Evaluation, EvaluationStopped, Evaluator
 from drqn_dist.config import TrainConfig
 from drqn_dist.envs.make import env_spec
 from drqn_dist.errors import ConfigError
@@ -64,14 +65,14 @@ class SerialSession:
             and not report.evaluations  # who stops at a return stops at the same step every time
             and time.monotonic() < deadline
         ):
-            self.turn(report)
+            self.turn(report, stopping)
         report.actors += [actor.take_stats() for actor in self.actors]
         report.learner.append(self.learner.take_stats())
         report.replay = self.replay.stats()
         return report
 
-    def turn(self, report: Report) -> None:
-        """One batched step of one actor, then as many updates as are due."""
+    def turn(self, report: Report, stopping: Callable[[], bool] = never) -> None:
+        """One batched step of one actor, then as many updates as are due, with the evaluations among them."""
         actor = self.actors[self._turn % len(self.actors)]
         self._turn += 1
         self.agent_steps += actor.step()
@@ -79,7 +80,9 @@ class SerialSession:
             self.learner.update()
             if self.learner.state.updates == self._next_eval:
                 self._next_eval += self._config.eval.period_updates
-                report.evaluations.append(self._evaluate(self._config.seed, None, self._config.eval.episodes))
+                with suppress(EvaluationStopped):
+                    episodes = self._config.eval.episodes
+                    report.evaluations.append(self._evaluate(self._config.seed, None, episodes, stopping))
 
     def save(self) -> Saved:
         tensors, learner = self.learner.save()
@@ -96,13 +99,15 @@ class SerialSession:
     def evaluate(self, seed: int, weights: WeightSnapshot | None = None) -> Evaluation:
         return self._evaluate(seed, weights, self._config.eval.final_episodes or self._config.eval.episodes)
 
-    def _evaluate(self, seed: int, weights: WeightSnapshot | None, episodes: int) -> Evaluation:
+    def _evaluate(
+        self, seed: int, weights: WeightSnapshot | None, episodes: int, stopping: Callable[[], bool] = never
+    ) -> Evaluation:
         if episodes not in self._evaluators:
             self._evaluators[episodes] = Evaluator(self._config, episodes)
         if weights is None:
             state = self.learner.state
             weights = WeightSnapshot(state.updates, state.network.to_vector())
-        return self._evaluators[episodes].evaluate(weights, seed)
+        return self._evaluators[episodes].evaluate(weights, seed, stopping=stopping)
 
     def adopt(self, weights: WeightSnapshot) -> None:
         self.learner.adopt(weights)

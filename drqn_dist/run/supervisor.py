@@ -153,6 +153,7 @@ class RaySession:
             and not self._report.evaluations
             and (left := deadline - time.monotonic()) > 0
         ):
+            self._evaluate_if_due()
             self._turn(self._roles, left)
         report, self._report = self._report, Report()
         return report
@@ -181,6 +182,8 @@ class RaySession:
         return self._saved
 
     def evaluate(self, seed: int, weights: WeightSnapshot | None = None) -> Evaluation:
+        # Training goes on beside other weights than its last.
+        beside = weights is not None and self.agent_steps < self._config.total_steps
         if weights is None:
             assert self._saved is not None, "save first"
             network = QNetwork(self._config.network, self._spec, self._config.env.stack_frames)
@@ -191,14 +194,20 @@ class RaySession:
         self._report.evaluations.clear()
         while not self._report.evaluations:
             self._play(weights, seed, self._config.eval.final_episodes or self._config.eval.episodes)
-            self._turn([self._evaluator], PULSE_S)
+            self._turn(self._roles if beside else [self._evaluator], PULSE_S)
         return self._report.evaluations.pop()
 
     def adopt(self, weights: WeightSnapshot) -> None:
-        try:
-            ray.get(self._learner.handle.adopt.remote(weights), timeout=self._hang_s)
-        except RayError as error:
-            raise RoleFailedError(f"the learner did not answer: {_cause(error)}") from error
+        adopted = False
+        while not adopted:  # a learner that dies now comes back with what was saved before, and adopts them then
+            self._turn_until(lambda: self._learner.begun, self._roles)
+            try:
+                adopted = ray.get(self._learner.handle.adopt.remote(weights), timeout=self._hang_s)
+            except RayError as error:
+                self._fail(self._learner, _cause(error), alive=isinstance(error, GetTimeoutError | RayTaskError))
+                continue
+            if not adopted:
+                self._fail(self._learner, "its process died", alive=False)
 
     def work(self) -> tuple[list[remote_replay.ReplayWork], list[remote_replay.LoaderWork]]:
         """What each shard of the replay and each loader have done since they were started.
@@ -262,11 +271,7 @@ class RaySession:
         return "" if self._placement.has_room() else "room on another node after its own left; add one"
 
     def _hand_out(self, role: _Role) -> None:
-        if role is self._evaluator:
-            if 0 < self._next_eval <= self._updates and not role.under_way["evaluate"]:
-                self._next_eval = next_multiple(self._updates, self._config.eval.period_updates)
-                self._play(self._learner.handle, self._config.seed, self._config.eval.episodes)
-        elif role.index >= 0 and role.handle is None:
+        if role.index >= 0 and role.handle is None:
             role.handle = remote.start_actor(
                 self._config,
                 role.index,
@@ -287,6 +292,11 @@ class RaySession:
         if role.has_pulse and role.handle is not None and due:
             role.pulse_s = time.monotonic()
             self._expect(role, "pulse", role.handle.pulse.remote())
+
+    def _evaluate_if_due(self) -> None:
+        if 0 < self._next_eval <= self._updates and not self._evaluator.under_way["evaluate"]:
+            self._next_eval = next_multiple(self._updates, self._config.eval.period_updates)
+            self._play(self._learner.handle, self._config.seed, self._config.eval.episodes)
 
     def _play(self, source: Any, seed: int, episodes: int) -> None:
         """Sends the evaluator to work, unless it is or rests."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import signal
 import sys
 import time
@@ -26,9 +27,12 @@ from drqn_dist.run.memory import batches_per_draw, check_memory
 from drqn_dist.run.monitor import Monitor, evaluation_values, mean_score, std_score
 from drqn_dist.run.run_folder import RunFolder, Summary, create_run, open_run
 from drqn_dist.run.serial import SerialSession
-from drqn_dist.run.session import Saved, Session
+from drqn_dist.run.session import Report, Saved, Session
 from learner.learner import resolve_device
 from replay_server.replay import make_replay, make_shard
+
+SAME_SIGNAL_S = 3.0
+"""Signals within this time of the first one are the same."""
 
 
 def train(config: TrainConfig, resume: Path | None = None) -> Summary:
@@ -112,7 +116,7 @@ class _Run:
             float(meta.get("wall_s", 0.0)),
         )
         self._resumed_at = int(meta["agent_steps"]) if restored else None
-        self._final_seed = config.seed
+        self._final_seed = int(meta.get("final_seed", config.seed))
         self._started = self._checkpointed = time.monotonic()
 
     def run(self) -> Summary:
@@ -128,7 +132,8 @@ class _Run:
                     self._advance(log, progress)
                 if stopped_by != "stop_at_return" or self._confirmed(log, progress):
                     break
-            progress.message(f"stopping: {stopped_by}")
+            hint = "; a second Ctrl-C gives up without" if stopped_by == "signal" else ""
+            progress.message(f"stopping: {stopped_by}; writing checkpoint and summary{hint}")
             saved = self._save()
             not_written = self._write(saved, progress)
             if stopped_by not in ("signal", "stop_at_return"):
@@ -152,31 +157,36 @@ class _Run:
             return summary
 
     def _advance(self, log: MetricsLog, progress: Progress) -> None:
-        monitor, config = self._monitor, self._config
-        report = self._session.advance(self._until_next(), lambda: self._stop.requested)
-        values, shown = monitor.take(report)
-        self._log(log, values, progress)
-        progress.update(shown)
-        for event in report.events:
-            progress.message(event)
-        for evaluation in report.evaluations:
-            progress.message(f"evaluation at update {evaluation.version:,}: {_scores(evaluation)}")
+        config = self._config
+        self._take(self._session.advance(self._until_next(), lambda: self._stop.requested), log, progress)
         if time.monotonic() - self._checkpointed >= config.checkpoint_period_s:
             try:
                 self._write(self._save(), progress)
             except DrqnError as error:  # a learner that does not come back, say: advance will tell
                 progress.message(f"no checkpoint: {error}")
 
+    def _take(self, report: Report, log: MetricsLog, progress: Progress) -> None:
+        values, shown = self._monitor.take(report)
+        self._log(log, values, progress)
+        progress.update(shown)
+        for event in report.events:
+            progress.message(event)
+        for evaluation in report.evaluations:
+            progress.message(f"evaluation at update {evaluation.version:,}: {_scores(evaluation)}")
+
     def _confirmed(self, log: MetricsLog, progress: Progress) -> bool:
-        """Plays other games with the weights that reached the wanted return; if they reach it again, the run ends with
-        them, and not with those that came of training on meanwhile."""
+        """Plays other games with the weights that reached the wanted return, while training goes on; if they reach it
+        again, the run ends with them, and not with those that came of training on meanwhile."""
         candidate, monitor = self._monitor.best, self._monitor
         assert candidate is not None
         progress.message(f"confirming the weights of update {candidate.version:,} in other games …")
         monitor.best = None
         evaluation = self._evaluate(candidate.weights, log, progress)
-        if evaluation is None or mean_score(evaluation) < (self._config.stop_at_return or 0.0):
-            progress.message("not confirmed: training goes on")
+        self._take(self._session.advance(0.0), log, progress)
+        if evaluation is None:  # a signal broke it off
+            return False
+        if mean_score(evaluation) < (self._config.stop_at_return or 0.0):
+            progress.message("not confirmed")
             return False
         assert evaluation.weights is not None
         self._session.adopt(evaluation.weights)
@@ -240,7 +250,8 @@ class _Run:
 
     def _write(self, saved: Saved, progress: Progress) -> CheckpointError | None:
         """Writes a checkpoint; an error (a full disk) is reported and returned, and the checkpoint before stays."""
-        meta = saved.meta | {"wall_s": self._monitor.wall_s}
+        # The last checkpoint is written before the last evaluation, which takes one more.
+        meta = saved.meta | {"wall_s": self._monitor.wall_s, "final_seed": self._final_seed + 1}
         try:
             self._folder.checkpoints.write(self._monitor.updates, saved.tensors, meta)
         except CheckpointError as error:
@@ -271,14 +282,18 @@ def _close(log: MetricsLog) -> None:
 
 
 class _StopRequest:
-    """Set by SIGINT or SIGTERM; a second one stops at once."""
+    """Set by SIGINT or SIGTERM; a second one stops at once, unless it comes so soon that it is the same again: a key
+    held down, or one signal to the terminal's processes and another to this one."""
 
     def __init__(self) -> None:
         self.requested = False
         self._at_once = False
+        self._first_s = math.inf
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        interrupt = self.requested or self._at_once
+        now = time.monotonic()
+        interrupt = self._at_once or now > self._first_s + SAME_SIGNAL_S
+        self._first_s = min(self._first_s, now)
         self.requested = True
         if interrupt:
             raise KeyboardInterrupt

@@ -310,6 +310,25 @@ def test_a_reward_that_is_not_a_number_stops_the_actor_with_its_place() -> None:
         play()
 
 
+def test_an_observation_that_is_not_finite_is_blamed_on_the_environment_and_not_on_the_network() -> None:
+    class Broken(FakeEnv):
+        def step(self, actions: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Any:
+            batch = super().step(actions)
+            batch.observations[0] = np.nan
+            return batch
+
+    config = tiny_config(actor={"envs_per_actor": 1})
+    env = Broken(VECTOR, [[Script(2)]])
+    actor = Actor(config, 0, FakeSink(), FakeWeights(make_network(config, VECTOR)), env=env)
+
+    def play() -> None:
+        for _ in range(3):
+            actor.step()
+
+    with pytest.raises(FragmentError, match="an observation of environment 0 is not finite; check the environment"):
+        play()
+
+
 def test_makes_the_environments_that_the_configuration_names_and_closes_what_it_was_given() -> None:
     config = tiny_config(env={"id": "CartPole-v1"}, network={"torso": "auto"})
     actor = Actor(config, 0, FakeSink(), FakeWeights())

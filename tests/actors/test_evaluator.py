@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from actors.evaluator import Evaluator
+from actors.evaluator import EvaluationStopped, Evaluator
 from drqn_dist.config import TrainConfig
 from drqn_dist.interfaces import WeightSnapshot
 from tests.fakes import FakeEnv, Script
@@ -80,3 +80,22 @@ def test_closes_its_environments() -> None:
     env = FakeEnv(VECTOR, SCRIPTS)
     Evaluator(CONFIG, 3, env).close()
     assert env.closed
+
+
+def test_a_game_that_does_not_end_counts_as_it_stands_and_those_after_it_are_left_out() -> None:
+    config = tiny_config(eval={"envs": 2, "epsilon": 0.3, "max_steps": 10})
+    env = FakeEnv(VECTOR, [[Script(4)], [Script(6), Script(10**6)]])
+    result = Evaluator(config, 6, env).evaluate(snapshot(config), seed=5)
+    # 10 steps for each of 3 games: the second environment's third game would begin at step 30.
+    assert result.lengths == (4, 4, 4, 6, 24)
+    assert result.scores[-1] == pytest.approx(sum(env.episodes[1][1].rewards[:24]))
+
+
+def test_it_stops_when_it_is_asked_to() -> None:
+    config = tiny_config(eval={"envs": 1})
+    steps = iter(range(100))
+    with pytest.raises(EvaluationStopped):
+        Evaluator(config, 1, FakeEnv(VECTOR, [[Script(10**6)]])).evaluate(
+            snapshot(config), 0, stopping=lambda: next(steps) == 5
+        )
+    assert next(steps) == 6

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import ray
 
 from drqn_dist.envs.make import env_spec
 from drqn_dist.errors import CheckpointError
+from drqn_dist.interfaces import WeightSnapshot
 from drqn_dist.metrics import read_metrics
 from drqn_dist.network.q_network import QNetwork
 from drqn_dist.run.channels import newest_weights
@@ -92,3 +94,22 @@ def test_close_may_be_called_twice(local_ray: None, tmp_path: Path) -> None:
     session.close()
     session.close()
     until(lambda: not role_processes(), "the run's processes to end")
+
+
+def test_training_goes_on_while_weights_of_before_are_confirmed(local_ray: None, tmp_path: Path) -> None:
+    config = maze_config(tmp_path, mode="ray", total_steps=10**9, eval={"final_episodes": 2_000, "envs": 4})
+    with closing(RaySession(config)) as session:
+        until(lambda: sum(stats.new_updates for stats in session.advance(0.5).learner) > 0, "updates")
+        saved = session.save()
+        session.advance(0.0)
+        network = QNetwork(config.network, env_spec(config.env), config.env.stack_frames)
+        load_network(network, saved.tensors, "network.")
+        before = int(saved.meta["learner"]["updates"])
+        weights = WeightSnapshot(before, network.to_vector())
+        evaluation = session.evaluate(3, weights)
+        assert (len(evaluation.scores), evaluation.version) == (2_000, before)
+        meanwhile = session.advance(0.0)
+        assert sum(stats.new_updates for stats in meanwhile.learner) > 0
+        assert sum(stats.agent_steps for stats in meanwhile.actors) > 0
+        session.adopt(weights)
+        assert int(session.save().meta["learner"]["updates"]) > before

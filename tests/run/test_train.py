@@ -16,6 +16,7 @@ from drqn_dist.config import TrainConfig
 from drqn_dist.errors import CheckpointError, ConfigError, RunFolderError
 from drqn_dist.interfaces import WeightSnapshot
 from drqn_dist.metrics import read_metrics
+from drqn_dist.run import train as train_module
 from drqn_dist.run.run_folder import Summary, open_run
 from drqn_dist.run.serial import SerialSession
 from drqn_dist.run.train import train, weights_sha256
@@ -132,6 +133,8 @@ def test_a_return_is_confirmed_in_other_games_each_time_and_in_as_many_as_asked_
     assert stopped.summary.stopped_by == "stop_at_return"
     assert played == [(8, 3), (9, 3), (10, 3)]
     assert stopped.summary.updates in range(30, 45)
+    train(replace(config, total_steps=stopped.summary.agent_steps + 10), resume=stopped.folder)
+    assert played[3] == (12, 3), "nor does a run that goes on play them again"
 
 
 def test_a_run_stops_after_minutes_however_seldom_it_reports(tmp_path: Path) -> None:
@@ -198,5 +201,20 @@ def test_a_capacity_that_evicts_windows_before_they_can_be_drawn_is_refused_with
 
 def test_a_checkpoint_can_be_read_back_by_name(done: Done) -> None:
     tensors, meta = checkpoint.load(sorted((done.folder / "checkpoints").iterdir())[-1])
-    assert meta.keys() == {"learner", "replay", "incarnation", "agent_steps", "wall_s"}
+    assert meta.keys() == {"learner", "replay", "incarnation", "agent_steps", "wall_s", "final_seed"}
     assert "network.core.rnn.weight_ih_l0" in tensors or any(name.startswith("network.") for name in tensors)
+
+
+def test_a_second_signal_stops_at_once_unless_it_comes_with_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = 100.0
+    monkeypatch.setattr(train_module.time, "monotonic", lambda: clock)
+    stop = train_module._StopRequest()
+    stop(2, None)
+    clock += train_module.SAME_SIGNAL_S
+    stop(2, None)
+    assert stop.requested
+    clock += 0.1
+    with pytest.raises(KeyboardInterrupt):
+        stop(2, None)
+    with stop.at_once(), pytest.raises(KeyboardInterrupt):
+        train_module._StopRequest.__call__(stop, 2, None)
