@@ -166,6 +166,12 @@ def installed(host: Host) -> Host:
     programs.mkdir(parents=True)
     for program in BIN.iterdir():
         (programs / program.name).symlink_to(program)
+    # As install.sh and Debian's files for a new user have it.
+    links = host.home / ".local" / "bin"
+    links.mkdir(parents=True)
+    (links / "ray").symlink_to(programs / "ray")
+    (host.home / ".profile").write_text('PATH="$HOME/.local/bin:$PATH"\n')
+    (host.home / ".bashrc").touch()
     return host
 
 
