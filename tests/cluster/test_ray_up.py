@@ -236,7 +236,7 @@ def test_pong_trains_on_hosts_that_come_and_go(place: tuple[Laptop, Network]) ->
 def test_one_copy_of_the_weights_crosses_the_network_to_each_host(place: tuple[Laptop, Network]) -> None:
     """32 actors on 4 hosts take over nearly every version of a network with a GRU of 512."""
     laptop, network = place
-    period, per_host = 10, 8
+    period, per_host, few, more = 40, 8, 3, 10
     head, *workers = (installed(network.add()) for _ in range(5))
     laptop.write(head, [host.address for host in workers], head_cpus=ROLES, worker_cpus=per_host)
     laptop.start()
@@ -248,6 +248,10 @@ def test_one_copy_of_the_weights_crosses_the_network_to_each_host(place: tuple[L
         "network.core-units": 512,
         "network.torso-units": 512,
         "learner.publish-period-updates": period,
+        # Small updates, and few: they share two cores with 32 actors, who are to see each version.
+        "learner.batch-windows": 4,
+        "learner.unroll-steps": 8,
+        "replay.samples-per-insert": 1,
         "replay.min-steps": 2_000,
         "eval.period-updates": 0,
         "minutes": 0,
@@ -260,10 +264,10 @@ def test_one_copy_of_the_weights_crosses_the_network_to_each_host(place: tuple[L
     submit = ["ray", "job", "submit", "--working-dir", ".", "--submission-id", "weights", "--no-wait", "--", *train]
     laptop.run(*submit)
     until(lambda: all(actors(host) == per_host for host in workers), "the actors to start", 400)
-    until(lambda: metrics(head)["time/updates"] > 10 * period, "ten versions", CUT_S)
+    until(lambda: metrics(head)["time/updates"] > few * period, "the first versions", CUT_S)
 
     before, received = metrics(head), [host.received_bytes() for host in workers]
-    until(lambda: metrics(head)["time/updates"] > before["time/updates"] + 20 * period, "twenty more", CUT_S)
+    until(lambda: metrics(head)["time/updates"] > before["time/updates"] + more * period, "more", CUT_S)
     after, received_then = metrics(head), [host.received_bytes() for host in workers]
     versions = (after["time/updates"] - before["time/updates"]) / period
     size = fresh_weights(config, env_spec(config.env)).vector.nbytes
