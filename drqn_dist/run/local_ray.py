@@ -47,6 +47,7 @@ class LocalRay:
             self._owned = False
             return
         self._owned = True
+        self._set("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # what roles say when they end with us is not worth a traceback
         if address is not None:
             self._set("RAY_AUTH_MODE", os.environ.get("RAY_AUTH_MODE", "token"))
             reread_authentication()
