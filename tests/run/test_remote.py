@@ -69,17 +69,18 @@ def test_a_new_replay_serves_nobody_before_it_has_its_counters(tmp_path: Path, p
 
 
 def test_a_replay_counts_its_calls_and_what_they_cost(tmp_path: Path, payloads: list[bytes]) -> None:
-    role = ReplayRole(maze_config(tmp_path, replay={"min_steps": 1}))
+    role = ReplayRole(maze_config(tmp_path, replay={"min_steps": 1}), 0, 2)  # batches of 8 windows
     role.begin(None)
     for payload in payloads[:10]:
         role.push(payload)
     before = role.work()
-    (sample,) = role.sample(1)
-    role.update_priorities(sample.ids, np.ones(len(sample.ids)))
+    samples, _ = role.sample([8, 4], 0, None, 0.0)
+    assert samples is not None
+    role.update_priorities(samples[0].ids, np.ones(len(samples[0].ids)))
     after = role.work()
     assert (before.calls, after.calls) == (
         {"push": 10, "sample": 0, "priorities": 0},
-        {"push": 10, "sample": 1, "priorities": 1},
+        {"push": 10, "sample": 1.5, "priorities": 1},
     )
     assert all(cost > 0 for cost in after.call_cpu_s.values())
     assert after.call_cpu_s["push"] == before.call_cpu_s["push"]
