@@ -291,11 +291,18 @@ def test_the_same_seed_gives_the_same_fragments_and_another_seed_others() -> Non
     assert payloads(0) == payloads(0) != payloads(1)
 
 
-def test_a_reward_that_is_not_a_number_stops_the_actor_with_its_place() -> None:
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ("rewards", "reward at episode step 0 of environment 0 is not finite"),
+        ("observations", "an observation of environment 0 is not finite"),  # though the network's Q values follow it
+    ],
+)
+def test_what_is_not_a_number_stops_the_actor_and_is_blamed_on_the_environment(field: str, message: str) -> None:
     class Broken(FakeEnv):
         def step(self, actions: Any) -> Any:
             batch = super().step(actions)
-            batch.rewards[0] = np.nan
+            getattr(batch, field)[0] = np.nan
             return batch
 
     config = tiny_config(actor={"envs_per_actor": 1})
@@ -306,26 +313,7 @@ def test_a_reward_that_is_not_a_number_stops_the_actor_with_its_place() -> None:
         for _ in range(3):
             actor.step()
 
-    with pytest.raises(FragmentError, match="reward at episode step 0 of environment 0 is not finite"):
-        play()
-
-
-def test_an_observation_that_is_not_finite_is_blamed_on_the_environment_and_not_on_the_network() -> None:
-    class Broken(FakeEnv):
-        def step(self, actions: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Any:
-            batch = super().step(actions)
-            batch.observations[0] = np.nan
-            return batch
-
-    config = tiny_config(actor={"envs_per_actor": 1})
-    env = Broken(VECTOR, [[Script(2)]])
-    actor = Actor(config, 0, FakeSink(), FakeWeights(make_network(config, VECTOR)), env=env)
-
-    def play() -> None:
-        for _ in range(3):
-            actor.step()
-
-    with pytest.raises(FragmentError, match="an observation of environment 0 is not finite; check the environment"):
+    with pytest.raises(FragmentError, match=f"{message}; check the environment"):
         play()
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import json
 import statistics
 from collections.abc import Iterator
@@ -22,11 +23,12 @@ from drqn_dist.envs.make import env_spec
 from drqn_dist.errors import CheckpointError, ConfigError, RunFolderError
 from drqn_dist.network.q_network import NetworkInput, QNetwork
 from drqn_dist.presets import preset
-from drqn_dist.run.cli import main
-from drqn_dist.run.evaluate import Agent, Policy, evaluate_run, load_agent
+from drqn_dist.run.cli import EvalArgs, main
+from drqn_dist.run.evaluate import Agent, Policy, evaluate, evaluate_run, load_agent
 from drqn_dist.run.run_folder import create_run
 from drqn_dist.run.train import train
 from drqn_dist.run.video import write_video
+from drqn_dist.seeding import EVALUATION_SEED
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +82,12 @@ def test_the_api_and_the_command_give_the_same(run: Path, capsys: pytest.Capture
     assert json.loads(capsys.readouterr().out) == expected
     main(["eval", str(run), "--episodes", "10", "--seed", "3"])
     assert f"mean return {expected['mean_return']:.2f}" in capsys.readouterr().out
+
+
+def test_the_api_plays_other_games_by_itself_than_those_that_chose_the_weights() -> None:
+    seeds = [inspect.signature(function).parameters["seed"].default for function in (evaluate, evaluate_run)]
+    assert seeds == [EVALUATION_SEED, EVALUATION_SEED]
+    assert EvalArgs(Path("run")).seed == EVALUATION_SEED > 1_000_000
 
 
 def test_the_video_shows_one_whole_episode_at_game_speed(run: Path, tmp_path: Path) -> None:
