@@ -36,7 +36,10 @@ class ActorStats:
     """What an actor did since it was last asked."""
 
     agent_steps: int = 0
+    pushes: int = 0
+    """Calls, each with some fragments."""
     fragments: int = 0
+    """Pushed ones."""
     fragment_bytes: int = 0
     weight_version: int = -1
     epsilon: float = 1.0
@@ -101,6 +104,9 @@ class Actor:
         )
         self._steps_before = agent_steps_before
         self._batched_steps = 0
+        self._push_period = config.push_period
+        self._complete: list[bytes] = []
+        """Encoded fragments that wait for the next push."""
         self._version = -1
         self._observations = self._env.reset(derive_seed(config.seed, "environment", index, incarnation))
         self._rewards = np.zeros(n, np.float32)
@@ -112,7 +118,7 @@ class Actor:
         self._watch = Stopwatch()
 
     def step(self) -> int:
-        """One batched environment step; pushes the fragments that it completes (and may block there).
+        """One batched environment step; now and then pushes the fragments completed so far (and may block there).
 
         Returns:
             Agent steps taken: one per environment that was not just being reset.
@@ -131,10 +137,10 @@ class Actor:
             for i, builder in enumerate(self._builders)
         ]
         built = time.perf_counter()
-        payloads = [encode(fragment) for fragment in fragments if fragment is not None]
+        self._complete += [encode(fragment) for fragment in fragments if fragment is not None]
         encoded = time.perf_counter()
-        for payload in payloads:
-            self._sink.push(payload)
+        if self._complete and (self._batched_steps + 1) % self._push_period == 0:
+            self._push()
         pushed = time.perf_counter()
         batch = self._env.step(decision.actions)
         stepped = time.perf_counter()
@@ -161,8 +167,6 @@ class Actor:
 
         taken = int(active.sum())
         stats.agent_steps += taken
-        stats.fragments += len(payloads)
-        stats.fragment_bytes += sum(map(len, payloads))
         stats.weights_s += pulled - start
         stats.policy_s += acted - pulled
         stats.build_s += built - acted + time.perf_counter() - stepped
@@ -195,6 +199,13 @@ class Actor:
         steps = self._steps_before + self._batched_steps * self._config.total_envs
         actor = self._config.actor
         return decayed_epsilon(self._rungs, steps, actor.epsilon_decay, actor.epsilon_decay_steps)
+
+    def _push(self) -> None:
+        payloads, self._complete = self._complete, []
+        self._sink.push(payloads)
+        self._stats.pushes += 1
+        self._stats.fragments += len(payloads)
+        self._stats.fragment_bytes += sum(map(len, payloads))
 
     def _pull_weights(self) -> None:
         snapshot = self._weights.latest(self._version)

@@ -252,6 +252,9 @@ class ActorConfig:
     """How every environment's rate falls from 1 to its rung, by agent steps of the whole run."""
     epsilon_decay_steps: int = 20_000
     """linear: rate = max(rung, 1 - step / this); exponential: rung + (1 - rung) exp(-step / this)."""
+    push_period_steps: int = AUTO
+    """Batched environment steps between two pushes; what was completed meanwhile goes in one call, whose price hardly
+    depends on what it carries. 0 = half a fragment."""
     max_pushes_in_flight: int = 32
     """Fragments sent but not yet acknowledged, per actor; beyond that the actor waits."""
     weight_pull_period_steps: int = 20
@@ -274,6 +277,7 @@ class ActorConfig:
             "or set actor.epsilon_high to 0 as well",
         )
         _require_range("actor", "epsilon_decay_steps", self.epsilon_decay_steps, 1, 10**12)
+        _require_range("actor", "push_period_steps", self.push_period_steps, 0, 1_000_000)
         _require_range("actor", "max_pushes_in_flight", self.max_pushes_in_flight, 1, 100_000)
         _require_range("actor", "weight_pull_period_steps", self.weight_pull_period_steps, 1, 10**9)
 
@@ -361,6 +365,11 @@ class TrainConfig:
             f"actor.fragment_steps ({shape.fragment}) must be a multiple of the window stride ({shape.stride})",
         )
         _require(
+            self.actor.push_period_steps <= shape.fragment,
+            f"actor.push_period_steps ({self.actor.push_period_steps}) exceeds actor.fragment_steps "
+            f"({shape.fragment}): complete fragments would wait for others",
+        )
+        _require(
             shape.total < self.replay.capacity_steps,
             f"a window of {shape.total:,} steps (burn-in {shape.burn_in} + unroll {shape.unroll} + n-step "
             f"{shape.n_step}) does not fit a replay of {self.replay.capacity_steps:,} steps; "
@@ -398,6 +407,11 @@ class TrainConfig:
             fragment=fragment,
             history=max(self.env.stack_frames - 1, int(self.network.last_action_and_reward)),
         )
+
+    @property
+    def push_period(self) -> int:
+        """Batched steps between two pushes, with its automatic value filled in."""
+        return self.actor.push_period_steps or max(1, self.window.fragment // 2)
 
     @property
     def total_envs(self) -> int:

@@ -3,12 +3,13 @@
 The roles (actors, learner, replay) never import one another; each is handed objects of these Protocols, and
 `drqn_dist.run` decides whether a call stays in the process or crosses Ray.
 
-    actor:    while True: act, step; sink.push(fragment bytes); sometimes weights.latest(known version)
+    actor:    while True: act, step; sink.push(encoded fragments); sometimes weights.latest(known version)
     learner:  while True: sample = source.sample(); train; priorities.update(ids, values); sometimes publish
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -120,9 +121,10 @@ class WeightSnapshot:
 
 
 class FragmentSink(Protocol):
-    """Takes encoded fragments; may block when too many are in flight. A retry of the same fragment is harmless."""
+    """Takes encoded fragments, in the order in which they were completed; may block when too many are in flight.
+    A retry of the same fragment is harmless."""
 
-    def push(self, payload: bytes) -> None: ...
+    def push(self, payloads: Sequence[bytes]) -> None: ...
 
 
 class WindowSource(Protocol):

@@ -43,6 +43,8 @@ class ReplayStats:
     """Inserted steps that count towards the ratio; those that fill the replay to `min_steps` do not."""
     duplicates: int
     """Fragments that had come before."""
+    missing: int
+    """Fragments that have not come (yet) though a later one of the same environment has."""
     rejected: int
     """Pushes that were not a valid fragment."""
     evicted_steps: int
@@ -162,22 +164,22 @@ class Replay:
         """
         with self._lock:
             self._limiter.await_sample(self._sample_steps)
-            return self._draw([self._batch_windows])[0]
+            return self._draw(self._batch_windows)
 
     def sample_share(
-        self, counts: Sequence[int], call_steps: int, elsewhere: Balance | None, timeout_s: float
-    ) -> tuple[list[WindowSample] | None, ShardTally]:
+        self, count: int, call_steps: int, elsewhere: Balance | None, timeout_s: float
+    ) -> tuple[WindowSample | None, ShardTally]:
         """Draws this shard's part of some batches, as `shards.ShardLedger` has split them.
 
         Args:
-            counts: windows to draw for each batch.
+            count: windows to draw, in random order, for all batches together; 0 only to hear and to tell.
             call_steps: steps that all shards together sample in this call, which the rate limiter must allow.
             elsewhere: what all other shards have counted; None leaves what was told before.
             timeout_s: how long to wait for the rate limiter.
 
         Returns:
-            one sample for each batch, and what this shard holds; None instead if the rate limiter did not allow it in
-            time, or nothing can be drawn here.
+            the windows, and what this shard holds; no windows if none were asked for, the rate limiter did not allow
+            it in time, or nothing can be drawn here.
 
         Raises:
             ReplayStopped: `stop` was called.
@@ -186,28 +188,14 @@ class Replay:
             if elsewhere is not None:
                 self._limiter.set_elsewhere(elsewhere)
             allowed = self._limiter.await_sample(call_steps, timeout_s)
-            samples = None
-            if allowed and (self._sampler.population or not any(counts)):
-                samples = self._draw(counts) if any(counts) else []
-            return samples, self._tally()
+            drawn = count > 0 and allowed and self._sampler.population > 0
+            return self._draw(count, shuffle=True) if drawn else None, self._tally()
 
-    def _draw(self, counts: Sequence[int]) -> list[WindowSample]:
-        """One sample for each count that is not 0, all from one pass through the tree."""
-        ids, probabilities = self._sampler.draw(sum(counts), shuffle=len(counts) > 1)
+    def _draw(self, count: int, shuffle: bool = False) -> WindowSample:
+        """So many windows with all that they read."""
+        ids, probabilities = self._sampler.draw(count, shuffle)
         owners = self._sampler.owners(ids).tolist()
-        self._limiter.record_sample(len(ids) * self._window.unroll)
-        samples, first = [], 0
-        for count in counts:
-            if count:
-                part = slice(first, first + count)
-                samples.append(self._read(ids[part], probabilities[part], owners[part]))
-                first += count
-        return samples
-
-    def _read(
-        self, ids: npt.NDArray[np.int64], probabilities: npt.NDArray[np.float64], owners: Sequence[int]
-    ) -> WindowSample:
-        """These windows with all that they read."""
+        self._limiter.record_sample(count * self._window.unroll)
         fragments: list[bytes] = []
         spans: dict[int, FragmentSpan] = {}
         refs = []
@@ -262,6 +250,7 @@ class Replay:
                 inserted_steps=self._limiter.inserted_steps,
                 sampled_steps=self._limiter.sampled_steps,
                 counted_steps=self._limiter.counted_steps,
+                missing=sum(seen.missing for seen in self._seen.values()),
                 blocked_push_s=self._limiter.blocked_insert_s,
                 blocked_sample_s=self._limiter.blocked_sample_s,
                 **self._counts,

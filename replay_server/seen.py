@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from bisect import bisect_right
 
+FRESH_BASE = 2**31
+"""No gap that fragments on their way leave is as wide; those of a restarted actor's numbers are wider."""
+
 
 class SeenNumbers:
     """A set of integers that arrive nearly in order, kept as disjoint intervals.
@@ -26,6 +29,13 @@ class SeenNumbers:
 
     def __contains__(self, number: int) -> bool:
         return bisect_right(self._edges, number) % 2 == 1
+
+    @property
+    def missing(self) -> int:
+        """Numbers not seen though a later one was. A gap as wide as a fresh base leaves is none of that kind."""
+        edges = self._edges
+        gaps = (after - before for before, after in zip(edges[1::2], edges[2::2], strict=False))
+        return sum(gap for gap in gaps if gap < FRESH_BASE)
 
     def add(self, number: int) -> None:
         """Marks a number as seen."""

@@ -41,6 +41,18 @@ class Split:
     probabilities: npt.NDArray[np.float64]
     """float64 [K], with which each window of the call was given to a shard."""
 
+    @property
+    def windows(self) -> list[int]:
+        """Of each shard, for all batches together."""
+        totals: list[int] = self.counts.sum(1).tolist()
+        return totals
+
+    @property
+    def ends(self) -> list[list[int]]:
+        """Of each shard, where the windows of each batch begin among its own, and where the last ones end."""
+        edges: list[list[int]] = np.pad(self.counts.cumsum(1), ((0, 0), (1, 0))).tolist()
+        return edges
+
 
 class ShardLedger:
     """What one sampling process knows of K shards. Pure bookkeeping; used from one thread.
@@ -86,41 +98,54 @@ class ShardLedger:
                 total += tally.balance
         return total
 
-    def join(self, split: Split, parts: Sequence[Sequence[WindowSample]]) -> list[WindowSample]:
+    def join(self, split: Split, parts: Sequence[WindowSample | None]) -> list[WindowSample]:
         """The batches of one call.
 
         Args:
             split: as it was asked for.
-            parts: of each shard, its samples, one for each batch in which it had windows to draw.
+            parts: of each shard, its windows for all batches in turn; None where it had none to draw.
         """
         told = [tally for tally in self._tallies if tally is not None]
         population = sum(tally.population for tally in told)
         inserted = sum(tally.inserted_steps for tally in told)
-        left = [iter(samples) for samples in parts]
+        shares = split.probabilities.tolist()
+        drawn = [(sample, share, ends) for sample, share, ends in zip(parts, shares, split.ends, strict=True) if sample]
         batches = []
-        for counts in split.counts.T:
-            drawn = [(k, next(left[k])) for k in np.flatnonzero(counts).tolist()]
-            batches.append(_join(drawn, split.probabilities, population, inserted))
+        for batch in range(split.counts.shape[1]):
+            pieces = [_Piece(sample, share, ends[batch], ends[batch + 1]) for sample, share, ends in drawn]
+            batches.append(_join([piece for piece in pieces if piece.first < piece.end], population, inserted))
         return batches
 
 
-def _join(
-    drawn: Sequence[tuple[int, WindowSample]],
-    probabilities: npt.NDArray[np.float64],
-    population: int,
-    inserted_steps: int,
-) -> WindowSample:
+@dataclass(frozen=True)
+class _Piece:
+    """The windows first..end-1 of a shard's sample, and with which probability each was given to that shard."""
+
+    sample: WindowSample
+    share: float
+    first: int
+    end: int
+
+
+def _join(pieces: Sequence[_Piece], population: int, inserted_steps: int) -> WindowSample:
+    """A batch of these windows, with the fragments that they read and no others."""
     fragments: list[bytes] = []
     windows: list[WindowRef] = []
-    for _, sample in drawn:
-        base = len(fragments)
-        fragments.extend(sample.fragments)
-        for window in sample.windows:
-            spans = tuple(FragmentSpan(base + span.fragment, span.first_step) for span in window.spans)
-            windows.append(WindowRef(window.unroll_start, spans) if base else window)
+    for piece in pieces:
+        places: dict[int, int] = {}
+        for window in piece.sample.windows[piece.first : piece.end]:
+            spans = []
+            for span in window.spans:
+                if span.fragment not in places:
+                    places[span.fragment] = len(fragments)
+                    fragments.append(piece.sample.fragments[span.fragment])
+                spans.append(FragmentSpan(places[span.fragment], span.first_step))
+            windows.append(WindowRef(window.unroll_start, tuple(spans)))
     return WindowSample(
-        ids=np.concatenate([sample.ids for _, sample in drawn]),
-        probabilities=np.concatenate([sample.probabilities * probabilities[k] for k, sample in drawn]),
+        ids=np.concatenate([piece.sample.ids[piece.first : piece.end] for piece in pieces]),
+        probabilities=np.concatenate(
+            [piece.sample.probabilities[piece.first : piece.end] * piece.share for piece in pieces]
+        ),
         population=population,
         inserted_steps=inserted_steps,
         windows=tuple(windows),

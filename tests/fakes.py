@@ -93,10 +93,14 @@ class FakeSink:
     """A `FragmentSink` that keeps what it is given."""
 
     def __init__(self) -> None:
-        self.payloads: list[bytes] = []
+        self.pushes: list[list[bytes]] = []
 
-    def push(self, payload: bytes) -> None:
-        self.payloads.append(payload)
+    def push(self, payloads: Sequence[bytes]) -> None:
+        self.pushes.append(list(payloads))
+
+    @property
+    def payloads(self) -> list[bytes]:
+        return [payload for push in self.pushes for payload in push]
 
     @property
     def fragments(self) -> list[Fragment]:

@@ -18,7 +18,13 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "network": {"torso": "mlp", "torso_units": 8, "core_units": 8, "head": "linear", "precision": "fp32"},
     "learner": {"batch_windows": 4, "unroll_steps": 4, "device": "cpu"},
     "replay": {"capacity_steps": 10_000, "min_steps": 1, "samples_per_insert": 1e6, "prioritized": False},
-    "actor": {"envs_per_actor": 2, "fragment_steps": 8, "epsilon_low": 0.5, "epsilon_high": 0.5},
+    "actor": {
+        "envs_per_actor": 2,
+        "fragment_steps": 8,
+        "push_period_steps": 1,
+        "epsilon_low": 0.5,
+        "epsilon_high": 0.5,
+    },
     "eval": {},
 }
 _SECTIONS = {

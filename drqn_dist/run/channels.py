@@ -49,7 +49,7 @@ class Pulse:
     node: str = field(default_factory=_node_id)
 
 
-_Answer = tuple[list[WindowSample] | None, ShardTally]
+_Answer = tuple[WindowSample | None, ShardTally]
 
 
 class Patience:
@@ -70,23 +70,31 @@ class Patience:
 
 
 class RemoteSink:
-    """Pushes to the replay; at most `limit` are unacknowledged, and one that a failure made doubtful is sent again
-    (the replay drops duplicates)."""
+    """Pushes to the replay; at most `limit` fragments are unacknowledged, and those that a failure made doubtful are
+    sent again (the replay drops duplicates)."""
 
     def __init__(self, replay: Any, limit: int) -> None:
         self._replay, self._limit = replay, limit
-        self._in_flight: deque[tuple[ray.ObjectRef[bool], bytes]] = deque()
+        self._in_flight: deque[tuple[ray.ObjectRef[None], list[bytes]]] = deque()
+        self._fragments_in_flight = 0
 
-    def push(self, payload: bytes) -> None:
-        """
+    def push(self, payloads: Sequence[bytes]) -> None:
+        """Sends them in one call, or in several where that would be more than the limit.
+
         Raises:
             FragmentError: the replay refused one of the fragments pushed so far.
         """
-        while len(self._in_flight) >= self._limit:
-            self._settle(*self._in_flight.popleft())
-        self._in_flight.append((self._replay.push.remote(payload), payload))
+        for first in range(0, len(payloads), self._limit):
+            call = list(payloads[first : first + self._limit])
+            while self._fragments_in_flight + len(call) > self._limit:
+                self._settle()
+            self._in_flight.append((self._replay.push.remote(call), call))
+            self._fragments_in_flight += len(call)
 
-    def _settle(self, ref: ray.ObjectRef[bool], payload: bytes) -> None:
+    def _settle(self) -> None:
+        """Waits until the oldest call is acknowledged."""
+        ref, call = self._in_flight.popleft()
+        self._fragments_in_flight -= len(call)
         patience = Patience()
         while True:
             try:
@@ -96,7 +104,7 @@ class RemoteSink:
                 raise error.cause or error from error
             except RayActorError as error:
                 patience.wait(error)
-                ref = self._replay.push.remote(payload)
+                ref = self._replay.push.remote(call)
 
 
 class RemoteSource:
@@ -126,27 +134,27 @@ class RemoteSource:
                 continue
             split = self._ledger.split(count, self._batch_windows)
             parts = self._draw(split)
-            if parts is not None and split.counts.any():
+            if parts is not None and any(parts):
                 return self._ledger.join(split, parts)
 
-    def _draw(self, split: Split) -> list[list[WindowSample]] | None:
+    def _draw(self, split: Split) -> list[WindowSample | None] | None:
         """Asks every shard for its part, again where the rate limiter did not allow it in time. In every round those
         with nothing (left) to draw are asked too: so all hear what the others counted meanwhile.
 
         Returns:
             None if a shard was lost or emptied meanwhile; what others drew for this call is dropped.
         """
-        nothing = np.zeros(1, np.int64)
-        parts: list[list[WindowSample]] = [[] for _ in self._shards]
-        left = {shard: split.counts[shard] for shard in range(len(self._shards)) if split.counts[shard].any()}
+        parts: list[WindowSample | None] = [None for _ in self._shards]
+        left = {shard: windows for shard, windows in enumerate(split.windows) if windows}
+        hear_only = not left
         first = True
         while left or first:
-            steps = sum(int(counts.sum()) for counts in left.values()) * self._unroll_steps
+            steps = sum(left.values()) * self._unroll_steps
             asked = {}
             for shard in range(len(self._shards)):
                 if shard not in self._lost:
-                    patient = shard in left or not split.counts.any()
-                    asked[shard] = self._ask(shard, left.get(shard, nothing), steps, ASK_S if patient else 0.0)
+                    patient = shard in left or hear_only
+                    asked[shard] = self._ask(shard, left.get(shard, 0), steps, ASK_S if patient else 0.0)
             alone = len(self._shards) == 1  # nobody else could serve meanwhile
             _, silent = ray.wait(list(asked.values()), num_returns=len(asked), timeout=None if alone else ANSWER_S)
             complete, first = True, False
@@ -156,7 +164,7 @@ class RemoteSource:
                         self._lose(shard, ref)
                         complete = False
                         continue
-                    samples, tally = ray.get(ref)
+                    sample, tally = ray.get(ref)
                 except RayTaskError as error:
                     raise error.cause or error from error
                 except (RayActorError, ObjectLostError):
@@ -164,8 +172,8 @@ class RemoteSource:
                     complete = False
                     continue
                 self._ledger.update(shard, tally)
-                if shard in left and samples is not None:
-                    parts[shard] = samples
+                if sample is not None:
+                    parts[shard] = sample
                     del left[shard]
                 elif shard in left and not tally.population:
                     complete = False
@@ -175,9 +183,9 @@ class RemoteSource:
                 self._look_for(shard)
         return parts
 
-    def _ask(self, shard: int, counts: npt.NDArray[np.int64], steps: int, timeout_s: float) -> ray.ObjectRef[_Answer]:
+    def _ask(self, shard: int, windows: int, steps: int, timeout_s: float) -> ray.ObjectRef[_Answer]:
         ref: ray.ObjectRef[_Answer] = self._shards[shard].sample.remote(
-            counts.tolist(), steps if counts.any() else 0, self._ledger.elsewhere(shard), timeout_s
+            windows, steps if windows else 0, self._ledger.elsewhere(shard), timeout_s
         )
         return ref
 
@@ -188,7 +196,7 @@ class RemoteSource:
 
     def _look_for(self, shard: int) -> RayActorError | None:
         """Takes a lost shard back if it answers by now; does not wait. Otherwise tells its error, if it gave one."""
-        ref = self._lost[shard] or self._ask(shard, np.zeros(1, np.int64), 0, 0.0)
+        ref = self._lost[shard] or self._ask(shard, 0, 0, 0.0)
         self._lost[shard] = ref
         if ray.wait([ref], timeout=0)[0]:
             try:

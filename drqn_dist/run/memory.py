@@ -59,7 +59,7 @@ def estimate_memory(config: TrainConfig, spec: EnvSpec) -> dict[str, int]:
     # incoming; the published snapshot is one more.
     copies = 5 + 2 * (config.actors + 1) + 1
     in_flight = config.actors * config.actor.max_pushes_in_flight * (window.fragment + 1) * step
-    open_fragments = config.total_envs * (window.fragment + window.total + 1) * step
+    open_fragments = config.total_envs * (window.fragment + window.total + 1 + config.push_period) * step
     resident = PROCESS_BYTES
     if config.mode == "ray":  # besides the driver
         resident += processes(config) * PROCESS_BYTES + RAY_BYTES

@@ -26,6 +26,9 @@ from replay_server.rate_limiter import Balance
 from replay_server.replay import ReplayStats, make_shard
 from replay_server.shards import ShardTally
 
+OPERATIONS = ("push", "sample", "priorities")
+"""What a replay is called for."""
+
 
 @dataclass(frozen=True)
 class ReplayPulse(Pulse):
@@ -41,9 +44,11 @@ class ReplayWork:
 
     cpu_s: float = 0.0
     """CPU seconds of the process, Ray's threads included."""
-    calls: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("push", "sample", "priorities"), 0.0))
-    """Finished calls by kind; a sample is one batch, or the part of it that this shard gave."""
-    call_cpu_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("push", "sample", "priorities"), 0.0))
+    calls: int = 0
+    """Finished ones of other processes, but for pulses and the like."""
+    operations: dict[str, float] = field(default_factory=lambda: dict.fromkeys(OPERATIONS, 0.0))
+    """By kind: fragments pushed; batches sampled, or the part of each that this shard gave; calls with priorities."""
+    own_cpu_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(OPERATIONS, 0.0))
     """CPU seconds of our own code in them, without Ray's."""
 
 
@@ -81,25 +86,26 @@ class ReplayRole:
         return Pulse()
 
     @ray.method(concurrency_group="push")
-    def push(self, payload: bytes) -> bool:
+    def push(self, payloads: Sequence[bytes]) -> None:
         self._begun.wait()
         with self._counted("push") as work:
-            work.calls["push"] += 1
-            return self._replay.push(payload)
+            for payload in payloads:
+                self._replay.push(payload)
+                work.operations["push"] += 1
 
     @ray.method(concurrency_group="sample")
     def sample(
-        self, counts: Sequence[int], call_steps: int, elsewhere: Balance | None, timeout_s: float
-    ) -> tuple[list[WindowSample] | None, ShardTally]:
+        self, count: int, call_steps: int, elsewhere: Balance | None, timeout_s: float
+    ) -> tuple[WindowSample | None, ShardTally]:
         self._begun.wait()
         with self._counted("sample") as work:
-            samples, tally = self._replay.sample_share(counts, call_steps, elsewhere, timeout_s)
-            work.calls["sample"] += sum(counts) / self._batch_windows if samples is not None else 0
-        return samples, tally
+            sample, tally = self._replay.sample_share(count, call_steps, elsewhere, timeout_s)
+            work.operations["sample"] += count / self._batch_windows if sample is not None else 0
+        return sample, tally
 
     def update_priorities(self, ids: npt.NDArray[np.int64], priorities: npt.NDArray[np.float64]) -> None:
         with self._counted("priorities") as work:
-            work.calls["priorities"] += 1
+            work.operations["priorities"] += 1
             self._replay.update_priorities(ids, priorities)
 
     def pulse(self) -> ReplayPulse | None:
@@ -110,7 +116,8 @@ class ReplayRole:
 
     def work(self) -> ReplayWork:
         with self._work_lock:
-            return ReplayWork(time.process_time(), dict(self._work.calls), dict(self._work.call_cpu_s))
+            done = self._work
+            return ReplayWork(time.process_time(), done.calls, dict(done.operations), dict(done.own_cpu_s))
 
     @contextmanager
     def _counted(self, kind: str) -> Iterator[ReplayWork]:
@@ -119,8 +126,9 @@ class ReplayRole:
         yield done
         spent = time.thread_time() - start
         with self._work_lock:
-            self._work.calls[kind] += done.calls[kind]
-            self._work.call_cpu_s[kind] += spent
+            self._work.calls += 1
+            self._work.operations[kind] += done.operations[kind]
+            self._work.own_cpu_s[kind] += spent
 
 
 class LoaderRole:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from actors.actor import Actor
@@ -30,12 +30,14 @@ class SerialSession:
             EnvError, CheckpointError
         """
         self._config = config
-        burst = config.actor.envs_per_actor * config.window.fragment
+        # Of each environment a fragment, and what came in the rest of a push period.
+        burst = config.actor.envs_per_actor * (config.window.fragment + config.push_period - 1)
         if config.rate_tolerance_steps < burst:
             raise ConfigError(
                 f"replay.rate_tolerance_steps ({config.rate_tolerance_steps:,}) is smaller than what one actor may "
-                f"push at once ({config.actor.envs_per_actor} environments of {config.window.fragment} steps each, "
-                f"{burst:,}): in serial mode nobody could take the excess away; raise it, or use 0 for automatic"
+                f"push at once ({config.actor.envs_per_actor} environments of {config.window.fragment} + "
+                f"{config.push_period - 1} steps, {burst:,}): in serial mode nobody could take the excess away; raise "
+                "it, or use 0 for automatic"
             )
         spec = env_spec(config.env)
         self.replay = make_replay(config)
@@ -128,8 +130,9 @@ class _Sink:
     def __init__(self, replay: Replay) -> None:
         self._replay = replay
 
-    def push(self, payload: bytes) -> None:
-        self._replay.push(payload)
+    def push(self, payloads: Sequence[bytes]) -> None:
+        for payload in payloads:
+            self._replay.push(payload)
 
 
 def next_multiple(done: int, period: int) -> int:

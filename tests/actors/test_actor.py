@@ -226,6 +226,32 @@ def test_a_fragment_names_the_version_that_took_its_last_step() -> None:
     assert [f.weight_version for f in sink.fragments] == [10 + 3, 10 + 5]
 
 
+@pytest.mark.parametrize("period", [1, 3, 8])
+def test_fragments_go_in_one_push_per_period_the_same_ones_and_none_waits_longer(period: int) -> None:
+    def pushed(push_period_steps: int) -> tuple[list[bytes], list[int], int]:
+        """The fragments, the step at which each was pushed, and the number of pushes."""
+        config = tiny_config(actor={"push_period_steps": push_period_steps, "envs_per_actor": 3})
+        scripts = [MIXED, [Script(16)], [Script(3), Script(7)]]
+        weights = FakeWeights(make_network(config, VECTOR))
+        sink, at = FakeSink(), []
+        actor = Actor(config, 0, sink, weights, env=FakeEnv(VECTOR, scripts))
+        for step in range(48):  # a multiple of every period
+            actor.step()
+            at += [step] * (len(sink.payloads) - len(at))
+        stats = actor.take_stats()
+        assert (stats.pushes, stats.fragments) == (len(sink.pushes), len(sink.payloads))
+        assert stats.fragment_bytes == sum(map(len, sink.payloads))
+        return sink.payloads, at, stats.pushes
+
+    at_once, completed, most = pushed(1)
+    payloads, sent, pushes = pushed(period)
+    assert payloads == at_once
+    waited = np.array(sent) - np.array(completed)
+    assert waited.min() == 0
+    assert waited.max() == period - 1
+    assert pushes < most or period == 1
+
+
 def test_an_actor_that_never_got_weights_still_pushes_valid_fragments_and_goes_on_asking() -> None:
     weights = FakeWeights()
     actor, _, sink = pulling(tiny_config(), weights, [[Script(1)]])

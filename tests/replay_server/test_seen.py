@@ -35,6 +35,21 @@ def test_a_restarted_actor_with_a_higher_or_lower_base_is_not_mistaken_for_a_ret
     assert 2**32 + 5 not in seen
 
 
+def test_what_was_overtaken_is_missing_until_it_comes_and_a_restarted_actor_leaves_nothing_missing() -> None:
+    seen = SeenNumbers()
+    for number in (3, 4, 7, 9):  # a replay that died begins in the middle
+        seen.add(number)
+    assert seen.missing == 2 + 1  # 5, 6 and 8
+    seen.add(8)
+    assert seen.missing == 2
+    for base in (2**32, 5 * 2**32):
+        seen.add(base)
+    assert seen.missing == 2
+    for number in (5, 6):
+        seen.add(number)
+    assert seen.missing == 0
+
+
 def test_memory_is_bounded_and_only_the_oldest_gaps_are_forgotten() -> None:
     seen = SeenNumbers()
     limit = SeenNumbers.MAX_INTERVALS

@@ -41,17 +41,16 @@ def fill(parts: Sequence[Replay], envs: Sequence[int] = range(ENVS)) -> None:
 
 def tell(ledger: ShardLedger, parts: Sequence[Replay]) -> None:
     for k, part in enumerate(parts):
-        ledger.update(k, part.sample_share([0], 0, ledger.elsewhere(k), 0.0)[1])
+        ledger.update(k, part.sample_share(0, 0, ledger.elsewhere(k), 0.0)[1])
 
 
 def draw(ledger: ShardLedger, parts: Sequence[Replay], batches: int, windows: int) -> tuple[Split, list[WindowSample]]:
     split = ledger.split(batches, windows)
-    drawn: list[list[WindowSample]] = []
+    drawn: list[WindowSample | None] = []
     for k, part in enumerate(parts):
-        samples, tally = part.sample_share(split.counts[k].tolist(), 0, ledger.elsewhere(k), 0.0)
-        assert samples is not None
+        sample, tally = part.sample_share(split.windows[k], 0, ledger.elsewhere(k), 0.0)
         ledger.update(k, tally)
-        drawn.append(samples)
+        drawn.append(sample)
     return split, ledger.join(split, drawn)
 
 
@@ -124,11 +123,10 @@ def test_importance_weights_stay_exact_while_a_shard_changes_unseen() -> None:
     parts[1].update_priorities(owned[::2], np.full(len(owned[::2]), 3.0))
     drawn = []
     for k, part in enumerate(parts):
-        samples, tally = part.sample_share(split.counts[k].tolist(), 0, None, 0.0)
-        assert samples is not None
+        part_of_it, tally = part.sample_share(split.windows[k], 0, None, 0.0)
         if k == 0:  # the news of the other has come, but too late for this draw
             ledger.update(k, tally)
-        drawn.append(samples)
+        drawn.append(part_of_it)
     (sample,) = ledger.join(split, drawn)
     weights = 1 / (sample.population * sample.probabilities)
     for shard in range(2):
@@ -149,6 +147,25 @@ def test_ids_tell_the_shard_and_priorities_find_their_window() -> None:
     parts[1].update_priorities(sample.ids[mine], np.ones(int(mine.sum())))
     parts[1].update_priorities(sample.ids[~mine], np.ones(int((~mine).sum())))
     assert parts[1].stats().late_priorities == int((~mine).sum())
+
+
+def test_batches_of_one_call_hold_every_window_drawn_once_and_only_the_fragments_they_read() -> None:
+    parts = make_parts(3)
+    fill(parts)
+    ledger = ShardLedger(3, seed=0)
+    tell(ledger, parts)
+    split = ledger.split(4, 5)
+    shares = [part.sample_share(count, 0, None, 0.0)[0] for part, count in zip(parts, split.windows, strict=True)]
+    batches = ledger.join(split, shares)
+    for batch, counts in zip(batches, split.counts.T.tolist(), strict=True):
+        assert [int(n) for n in np.bincount(batch.ids // SHARD_STRIDE, minlength=3)] == counts
+        read = {span.fragment for window in batch.windows for span in window.spans}
+        assert read == set(range(len(batch.fragments)))
+        assert len(set(batch.fragments)) == len(batch.fragments)
+        assert len(places(batch)) == 5
+    joined = np.concatenate([batch.ids for batch in batches])
+    drawn = np.concatenate([share.ids for share in shares if share is not None])
+    assert sorted(joined.tolist()) == sorted(drawn.tolist())
 
 
 def test_counts_of_the_whole_are_told_with_every_sample() -> None:
@@ -200,9 +217,9 @@ def test_shards_wait_for_the_rate_of_the_whole_and_not_for_their_own() -> None:
     call = 2 * 16 * UNROLL
 
     def sample(shard: int) -> bool:
-        samples, tally = parts[shard].sample_share([16, 16], call, ledger.elsewhere(shard), 0.0)
+        drawn, tally = parts[shard].sample_share(2 * 16, call, ledger.elsewhere(shard), 0.0)
         ledger.update(shard, tally)
-        return samples is not None
+        return drawn is not None
 
     tell(ledger, parts)
     while sample(0):
@@ -223,6 +240,6 @@ def test_shards_wait_for_the_rate_of_the_whole_and_not_for_their_own() -> None:
 
 def test_a_shard_with_nothing_left_says_so() -> None:
     (part,) = make_parts(1)
-    samples, tally = part.sample_share([4], 4 * UNROLL, Balance(1000, drawable=True), 0.0)
-    assert samples is None
+    drawn, tally = part.sample_share(4, 4 * UNROLL, Balance(1000, drawable=True), 0.0)
+    assert drawn is None
     assert tally.population == 0

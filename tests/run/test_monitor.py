@@ -58,7 +58,7 @@ def test_training_returns_are_those_of_the_environments_that_explore_least(tmp_p
 
 
 def test_replay_figures(tmp_path: Path) -> None:
-    stats = ReplayStats(500, 9_000, 600, 60, 50, 700, 4_800, 600, 0, 0, 200, 3, 0.0, 0.0)
+    stats = ReplayStats(500, 9_000, 600, 60, 50, 700, 4_800, 600, 0, 0, 0, 200, 3, 0.0, 0.0)
     values, shown = monitor(tmp_path, replay={"capacity_steps": 2_000}).take(Report(replay=stats))
     assert (values["replay/steps"], values["replay/bytes"], values["replay/late_priorities"]) == (500, 9_000, 3)
     assert values["replay/fill"] == shown["replay_fill"] == 500 / 2_000

@@ -129,7 +129,7 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
 
 def test_an_actors_burst_that_nobody_could_take_away_is_refused(tmp_path: Path) -> None:
     # 2 environments x 8 steps may come at once; 8 windows x 8 steps / 8 samples per insert = 8 satisfy the limiter.
-    with pytest.raises(ConfigError, match=r"rate_tolerance_steps \(15\).*2 environments of 8 steps each, 16"):
+    with pytest.raises(ConfigError, match=r"rate_tolerance_steps \(15\).*2 environments of 8 \+ 0 steps, 16"):
         SerialSession(maze_config(tmp_path, replay={"rate_tolerance_steps": 15}))
     with session(maze_config(tmp_path, replay={"rate_tolerance_steps": 16})) as tight:
         run_until(tight, 50)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any
 
@@ -68,8 +68,8 @@ class _RandomPlay:
 
 
 class _Nowhere:
-    def push(self, payload: bytes) -> None:
-        """Drops the fragment."""
+    def push(self, payloads: Sequence[bytes]) -> None:
+        """Drops the fragments."""
 
 
 @contextmanager

@@ -45,7 +45,7 @@ def bench_learner(
     with closing(LocalRay(None, cpus=2 + config.learner.loaders, store_bytes=object_store_bytes(config, spec))):
         run = f"bench-{uuid.uuid4().hex}"
         (replay,) = remote_replay.start_replay(config, spec, run)
-        ray.get([replay.push.remote(payload) for payload in payloads])
+        ray.get(replay.push.remote(payloads))
         gpus = int(config.learner.device != "cpu" and untyped.cluster_resources().get("GPU", 0) >= 1)
         role = untyped.remote(num_cpus=1, num_gpus=gpus, concurrency_groups={"weights": 1})(_LearnerRole)
         loaders = remote_replay.start_loaders(config, spec, run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -58,5 +59,5 @@ class _Collector:
     def __init__(self) -> None:
         self.payloads: list[bytes] = []
 
-    def push(self, payload: bytes) -> None:
-        self.payloads.append(payload)
+    def push(self, payloads: Sequence[bytes]) -> None:
+        self.payloads += payloads

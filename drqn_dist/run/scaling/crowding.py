@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from multiprocessing import get_context
@@ -86,5 +87,5 @@ def _play(config: TrainConfig, seconds: float) -> float | None:
 
 
 class _Nowhere:
-    def push(self, payload: bytes) -> None:
-        """Drops the fragment."""
+    def push(self, payloads: Sequence[bytes]) -> None:
+        """Drops the fragments."""

@@ -45,13 +45,14 @@ class Saturation:
 
 def saturation(profile: Profile, envs_per_actor: int, cluster: ClusterShape, learner: bool) -> Saturation:
     """From service times alone, without queueing; an actor is one with a core for itself."""
-    costs, sizes, config = profile.costs, profile.sizes, profile.config
+    costs, price, sizes, config = profile.costs, profile.shard, profile.sizes, profile.config
     step = (costs.actor_fixed_s + envs_per_actor * costs.actor_per_env_s) * _crowded(profile) + costs.actor_idle_s
     actor_steps_per_s = envs_per_actor / step
     batches_per_step = config.replay.samples_per_insert / (config.learner.batch_windows * config.window.unroll)
-    per_step = costs.push_s / sizes.fragment_steps
+    fragments = profile.burst(envs_per_actor)[1]
+    per_step = (price.push_s + price.push_call_s / fragments) / sizes.fragment_steps
     if learner:
-        per_step += batches_per_step * (costs.sample_s + costs.priorities_s / profile.batches_per_call)
+        per_step += batches_per_step * (price.sample_s + price.priorities_s / profile.batches_per_call)
     updates_per_s = cluster.learner_speedup / costs.learner_s if learner else 0.0
     return Saturation(
         shard_steps_per_s=1 / per_step,

@@ -172,9 +172,10 @@ class Window:
             per_s={
                 "fragments": _per_actor(self._actors, "fragments"),
                 "batches": loader.batches / elapsed,
-                **{kind: count / elapsed for kind, count in replay.calls.items()},
+                "calls": replay.calls / elapsed,
+                **{kind: count / elapsed for kind, count in replay.operations.items()},
             },
-            replay_call_cpu_s={kind: _ratio(cpu, replay.calls[kind]) for kind, cpu in replay.call_cpu_s.items()},
+            replay_own_cpu_s={kind: _ratio(cpu, replay.operations[kind]) for kind, cpu in replay.own_cpu_s.items()},
             cv={
                 "actor": variation(
                     [piece.wall_s - piece.push_s for piece in self._actors],
@@ -245,9 +246,10 @@ def _replay_difference(before: Sequence[ReplayWork], after: Sequence[ReplayWork]
     """What all shards together did in between."""
     total = ReplayWork(sum(b.cpu_s - a.cpu_s for a, b in zip(before, after, strict=True)))
     for a, b in zip(before, after, strict=True):
-        for kind in total.calls:
-            total.calls[kind] += b.calls[kind] - a.calls[kind]
-            total.call_cpu_s[kind] += b.call_cpu_s[kind] - a.call_cpu_s[kind]
+        total.calls += b.calls - a.calls
+        for kind in total.operations:
+            total.operations[kind] += b.operations[kind] - a.operations[kind]
+            total.own_cpu_s[kind] += b.own_cpu_s[kind] - a.own_cpu_s[kind]
     return total
 
 

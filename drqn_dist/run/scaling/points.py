@@ -53,9 +53,10 @@ class Point:
     transfer: float
     """Seconds per second that batches were being copied to the device."""
     per_s: dict[str, float]
-    """Operations per second: fragments, batches, and the replay's calls: push, sample, priorities."""
-    replay_call_cpu_s: dict[str, float]
-    """CPU seconds of our own code per call, by kind; a sample is one batch."""
+    """Per second: fragments, batches; what the replay did: push (fragments), sample (batches), priorities (calls); and
+    all calls to it."""
+    replay_own_cpu_s: dict[str, float]
+    """CPU seconds of our own code for each of push, sample, priorities; Ray's part is not in it."""
     cv: dict[str, float]
     """Standard deviation over mean of one batched actor step and of one update."""
     call_s: float

@@ -33,12 +33,6 @@ class Costs:
     """Of one batched actor step, for each environment."""
     actor_idle_s: float
     """Seconds of one batched actor step beside them: hand-overs between threads."""
-    push_s: float
-    """Of the replay, for a fragment."""
-    sample_s: float
-    """Of the replay, for a batch."""
-    priorities_s: float
-    """Of the replay, for a call with priorities."""
     loader_s: float
     """Of a loader, for a batch."""
     learner_s: float
@@ -51,6 +45,27 @@ class Costs:
     """CPU seconds per second of Ray's own processes and the driver."""
     call_s: float
     """Seconds of a call between processes of one node."""
+
+
+@dataclass(frozen=True)
+class ShardPrice:
+    """CPU seconds of one replay shard's process on a core whose neighbours are idle, Ray's part included, while it is
+    kept busy; `shard.measure_shard` measures it."""
+
+    push_call_s: float
+    """Of a push, whatever it carries."""
+    push_s: float
+    """Of each fragment in it."""
+    sample_s: float
+    """Of a batch, its part of the call included."""
+    priorities_s: float
+    """Of a call with priorities."""
+    rest_cores: float = 0.0
+    """CPU seconds per second while nobody calls."""
+    fragments_per_push: int = 1
+    """In the following."""
+    fragments_per_s: float = 0.0
+    """That it took from one caller on this machine."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +95,7 @@ class Profile:
     batches_per_call: int
     """Batches that a loader gives, and updates whose priorities go back, in one call."""
     costs: Costs
+    shard: ShardPrice
     sizes: Sizes
     machine: dict[str, Any] = field(default_factory=dict)
     """Processor and memory, in words."""
@@ -92,6 +108,12 @@ class Profile:
     def fitted_keys(self) -> set[Key]:
         return {(int(actors), int(envs), int(nodes), bool(trains)) for actors, envs, nodes, trains in self.fitted_to}
 
+    def burst(self, envs_per_actor: int) -> tuple[float, float]:
+        """Batched steps between two pushes that carry anything, and fragments in each, on average."""
+        window = self.sizes.fragment_steps
+        steps = max(float(self.config.push_period), window / envs_per_actor)
+        return steps, envs_per_actor * steps / window
+
     @property
     def trains(self) -> bool:
         """Whether the learner was measured."""
@@ -103,6 +125,7 @@ def make_profile(
     points: Sequence[Point],
     cores: int,
     crowding: float,
+    shard: ShardPrice,
     batches_per_call: int,
     weight_bytes: int,
     machine: dict[str, Any],
@@ -122,24 +145,16 @@ def make_profile(
     envs = sorted({point.envs_per_actor for point in smallest})
     chosen = [point for point in smallest if point.envs_per_actor in (envs[0], envs[-1])]
     trained = [point for point in chosen if point.learner]
-    slow = {id(point): _slowdown(point, cores, crowding) for point in chosen}
+    slow = {id(point): slowdown(point.cores["machine"], cores, crowding) for point in chosen}
 
     fixed, per_env = _affine(
         [point.envs_per_actor for point in chosen],
         [point.cores["actors"] * _steps_s(point) / slow[id(point)] for point in chosen],
     )
-    overhead = _overhead_per_call(chosen, batches_per_call)
-    push, sample, priorities = (
-        _mean([p.replay_call_cpu_s[kind] / slow[id(p)] for p in chosen if p.per_s[kind] > 0])
-        for kind in ("push", "sample", "priorities")
-    )
     costs = Costs(
         actor_fixed_s=fixed,
         actor_per_env_s=per_env,
         actor_idle_s=_idle(chosen, cores),
-        push_s=push + overhead,
-        sample_s=sample + overhead / batches_per_call if sample else 0.0,
-        priorities_s=priorities + overhead if priorities else 0.0,
         loader_s=_mean([p.cores["loaders"] / p.per_s["batches"] / slow[id(p)] for p in trained if p.per_s["batches"]]),
         learner_s=_mean([p.cores["learner"] / p.updates_per_s / slow[id(p)] for p in trained if p.updates_per_s]),
         actor_cv=_mean([point.cv["actor"] for point in chosen]),
@@ -160,6 +175,7 @@ def make_profile(
         crowding=crowding,
         batches_per_call=batches_per_call,
         costs=costs,
+        shard=shard,
         sizes=sizes,
         machine=machine,
         fitted_to=[list(key) for key in sorted({point.key for point in chosen})],
@@ -195,10 +211,9 @@ def read_profile(path: Path) -> Profile:
     return profile
 
 
-def _slowdown(point: Point, cores: int, crowding: float) -> float:
-    """How much longer work took on the machine as busy as it was."""
-    busy = min(point.cores["machine"], cores)
-    return 1 + crowding * max(0.0, busy - 1) / (cores - 1) if cores > 1 else 1.0
+def slowdown(busy: float, cores: int, crowding: float) -> float:
+    """How much longer work takes while so many cores are busy."""
+    return 1 + crowding * max(0.0, min(busy, cores) - 1) / (cores - 1) if cores > 1 else 1.0
 
 
 def _steps_s(point: Point) -> float:
@@ -224,20 +239,6 @@ def _idle(points: Sequence[Point], cores: int) -> float:
             idle = point.actors * (1 - point.actor_time["push"]) - point.cores["actors"]
             found.append(max(0.0, idle) * _steps_s(point))
     return min(found, default=0.0)
-
-
-def _overhead_per_call(points: Sequence[Point], batches_per_call: int) -> float:
-    """CPU seconds of Ray's threads in the replay's process for each call; where points differ enough in their number
-    of calls to tell, without what it takes at rest."""
-    calls, rest = np.zeros(len(points)), np.zeros(len(points))
-    for i, point in enumerate(points):
-        calls[i] = point.per_s["push"] + point.per_s["sample"] / batches_per_call + point.per_s["priorities"]
-        own = sum(cpu_s * point.per_s[kind] for kind, cpu_s in point.replay_call_cpu_s.items())
-        rest[i] = max(0.0, point.cores["replay"] - own)
-    if calls.max() > 1.5 * calls.min():
-        (overhead, _), _ = optimize.nnls(np.stack([calls, np.ones_like(calls)], axis=1), rest)
-        return float(overhead)
-    return float(rest.sum() / calls.sum()) if calls.any() else 0.0
 
 
 def _per(points: Sequence[Point], link: str, operation: str) -> float:

@@ -7,10 +7,11 @@
       │                                                                  ▼
     node's copy of the weights ◀─ link ◀─ learner ◀─ ready batches ◀─ loader: decode
 
-One event stands for a whole fragment of each of an actor's environments, not for a step: all that an actor does between
-two bursts of pushes is one job on its node's cores. Means and variations are those of the profile; sums of many steps
-are gamma distributed. Processes share the cores of their node evenly (`parts.Cores`). Each shard has a rate limiter of
-its own with its part of the tolerance, and gives an equal part of each batch.
+One event stands for a whole push period of all of an actor's environments, not for a step: all that an actor does
+between two pushes is one job on its node's cores, and a push carries as many fragments as are completed in it. Means
+and variations are those of the profile; sums of many steps are gamma distributed. Processes share the cores of their
+node evenly (`parts.Cores`). Each shard has a rate limiter of its own with its part of the tolerance, and gives an equal
+part of each batch.
 
 Not modelled: memory, the object store's limits, failures, evaluations, episodes' ends (but for the mean length of
 fragments), batches that grow slower with a colder cache.
@@ -30,7 +31,7 @@ from drqn_dist.run.scaling.profile import Profile
 from drqn_dist.run.scaling.settings import ClusterShape, point_config
 
 BURSTS = 200
-"""Bursts of pushes, of all actors together, that a prediction is taken over, at least."""
+"""Pushes, of all actors together, that a prediction is taken over, at least."""
 UPDATES = 100
 """The same for updates, where there is a learner."""
 CYCLES = 10
@@ -93,7 +94,7 @@ class _Pipeline:
     def __init__(
         self, profile: Profile, actors: int, envs: int, cluster: ClusterShape, learner: bool, seed: int
     ) -> None:
-        self._profile, self._costs, self._sizes = profile, profile.costs, profile.sizes
+        self._profile, self._costs, self._sizes, self._price = profile, profile.costs, profile.sizes, profile.shard
         self._cluster, self._learns, self._envs = cluster, learner, envs
         self._config = _widened(profile.config, actors, envs)
         self._rng = np.random.default_rng(seed)
@@ -104,10 +105,11 @@ class _Pipeline:
         self._batch_steps = learning.batch_windows * window.unroll
         self._ratio = self._config.replay.samples_per_insert if learner else 0.0
         self._in_flight = self._config.actor.max_pushes_in_flight
-        self._burst = min(envs, self._in_flight)
-        cycle = self._sizes.fragment_steps * self._step_s(envs)
+        self._cycle_steps, self._fragments = profile.burst(envs)
+        self._burst = min(self._fragments, float(self._in_flight))
+        cycle = self._cycle_steps * self._step_s(envs)
         crowd = max(1.0, max(node.actors / node.num_cores for node in self._nodes))
-        self._cycle_s = cycle * crowd + self._costs.actor_idle_s * self._sizes.fragment_steps
+        self._cycle_s = cycle * crowd + self._costs.actor_idle_s * self._cycle_steps
         self._shards = [
             _Shard(Server(self._env, self._head.cores), self._limiter(actors)) for _ in range(cluster.shards)
         ]
@@ -134,6 +136,10 @@ class _Pipeline:
                 if node is not self._head:
                     env.process(self._fetch_weights(node))
         env.run(until=CYCLES * self._cycle_s + (20 * self._costs.learner_s if self._learns else 0.0))
+        # Until then pushes may have met a shorter queue than it will be.
+        turn = len(homes) * self._in_flight / self._burst
+        while self._totals["pushes"] < turn and env.now < LONGEST_S:
+            env.run(until=env.now + CYCLES * self._cycle_s)
         before, began, updates = self._state(), env.now, self._updates
         done = False
         while not done and env.now - began < LONGEST_S:
@@ -194,7 +200,7 @@ class _Pipeline:
         shards = self._cluster.shards
         least = max(self._burst * self._sizes.fragment_steps, self._batch_steps / max(self._ratio, 1e-9) / shards)
         tolerance = max(self._config.rate_tolerance_steps / shards, least if self._ratio else 0.0)
-        acting = actors * self._envs * self._sizes.fragment_steps / self._cycle_s
+        acting = actors * self._envs * self._cycle_steps / self._cycle_s
         trained = self._batch_steps / max(self._costs.learner_s / self._cluster.learner_speedup, 1e-12)
         return Limiter(self._env, self._ratio, tolerance, 0.9 if acting * self._ratio > trained else -0.9)
 
@@ -207,7 +213,7 @@ class _Pipeline:
         return float(self._rng.gamma(1 / cv**2, mean * cv**2))
 
     def _actor(self, node: _Node, shard: _Shard) -> Steps:
-        env, totals, steps = self._env, self._totals, self._sizes.fragment_steps
+        env, totals, steps = self._env, self._totals, self._cycle_steps
         in_flight: simpy.Container = simpy.Container(env, init=self._in_flight)
         work, idle = steps * self._step_s(self._envs), steps * self._costs.actor_idle_s
         cv = self._costs.actor_cv / max(1.0, steps) ** 0.5
@@ -222,8 +228,8 @@ class _Pipeline:
             age = 1.5 * pull * (env.now - began)
             totals["lag"] += self._updates - self._version_at(node, env.now - age)
             totals["cycles"] += 1
-            left = self._envs
-            while left:
+            left = self._fragments
+            while left > 1e-9:
                 burst = min(left, self._burst)
                 self._blocked.enter()
                 yield in_flight.get(burst)
@@ -231,13 +237,13 @@ class _Pipeline:
                 env.process(self._push(node, shard, burst, in_flight))
                 left -= burst
 
-    def _push(self, node: _Node, shard: _Shard, fragments: int, in_flight: simpy.Container) -> Steps:
+    def _push(self, node: _Node, shard: _Shard, fragments: float, in_flight: simpy.Container) -> Steps:
         env, began = self._env, self._env.now
         size = fragments * self._sizes.fragment_bytes
         yield env.timeout(self._costs.call_s / 2 + self._transfer_s(node, self._head, size))
         if self._learns:
             yield shard.limiter.insert(fragments * self._sizes.fragment_steps)
-        yield from shard.server.serve(fragments * self._costs.push_s)
+        yield from shard.server.serve(self._price.push_call_s + fragments * self._price.push_s)
         yield env.timeout(self._costs.call_s / 2 + (self._cluster.latency_ms / 1e3 if node is not self._head else 0.0))
         self._totals["push_s"] += env.now - began
         self._totals["pushes"] += 1
@@ -268,7 +274,7 @@ class _Pipeline:
             self._limited.enter()
             yield shard.limiter.sample(self._batch_steps * share)
             self._limited.leave()
-            yield from shard.server.serve(self._costs.sample_s * share)
+            yield from shard.server.serve(self._price.sample_s * share)
 
     def _learner(self) -> Steps:
         env, config = self._env, self._config.learner
@@ -286,20 +292,20 @@ class _Pipeline:
                 self._head.weights.append((env.now, self._version))
                 self._published.succeed()
                 self._published = env.event()
-            if self._costs.priorities_s and self._updates % self._profile.batches_per_call == 0:
+            if self._price.priorities_s and self._updates % self._profile.batches_per_call == 0:
                 yield self._priorities.get(1)
                 env.process(self._send_priorities())
             yield self._free.put(1)
 
     def _send_priorities(self) -> Steps:
         for shard in self._shards:
-            yield from shard.server.serve(self._costs.priorities_s / len(self._shards))
+            yield from shard.server.serve(self._price.priorities_s / len(self._shards))
         yield self._priorities.put(1)
 
     def _fetch_weights(self, node: _Node) -> Steps:
         """One copy of each version for the node, when one of its actors asks; its next one comes while another is
         under way only after that."""
-        pull_s = self._config.actor.weight_pull_period_steps / self._sizes.fragment_steps * self._cycle_s
+        pull_s = self._config.actor.weight_pull_period_steps / self._cycle_steps * self._cycle_s
         while True:
             if node.weights[-1][1] == self._version:
                 yield self._published

@@ -78,16 +78,22 @@ def _write(config: TrainConfig, points: Sequence[Point], out: Path) -> dict[str,
     from drqn_dist.run.scaling.crowding import measure_crowding
     from drqn_dist.run.scaling.picture import draw
     from drqn_dist.run.scaling.report import summary, write_json, write_table
+    from drqn_dist.run.scaling.shard import measure_shard
 
     machine = machine_description()
     spec = env_spec(config.env)
     cores = int(machine["usable_cores"])
-    try:  # measured once for a sweep: it takes a while, and belongs to its machine
-        crowding = read_profile(out / "profile.json").crowding
+    try:  # measured once for a sweep: they take a while, and belong to its machine
+        known = read_profile(out / "profile.json")
+        crowding, shard = known.crowding, known.shard
     except RunFolderError:
+        print("measuring how busy neighbours slow a core, and what a replay shard costs", file=sys.stderr, flush=True)
         crowding = measure_crowding(config, cores)
+        shard = measure_shard(config, spec, cores, crowding)
     weight_bytes = fresh_weights(config, spec).vector.nbytes
-    profile = make_profile(config, points, cores, crowding, batches_per_call(config, spec), weight_bytes, machine)
+    profile = make_profile(
+        config, points, cores, crowding, shard, batches_per_call(config, spec), weight_bytes, machine
+    )
     write_profile(profile, out / "profile.json")
     result = summary(points, machine)
     write_table(points, out / "scale.csv")

@@ -6,7 +6,7 @@ from typing import Any
 
 from drqn_dist.presets import preset
 from drqn_dist.run.scaling.points import Point
-from drqn_dist.run.scaling.profile import Costs, Profile, Sizes
+from drqn_dist.run.scaling.profile import Costs, Profile, ShardPrice, Sizes
 
 PARTS = ("env", "inference", "build", "encode", "push", "weights")
 
@@ -28,8 +28,8 @@ def point(actors: int = 1, envs: int = 16, learner: bool = False, repeat: int = 
         "loader_time": {"wait": 0.1, "decode": 0.1, "idle": 0.8},
         "learner_time": {"wait": 0.05, "train": 0.9, "publish": 0.01, "other": 0.04},
         "transfer": 0.0,
-        "per_s": {"fragments": 50.0, "batches": 25.0, "push": 50.0, "sample": 25.0, "priorities": 12.5},
-        "replay_call_cpu_s": {"push": 0.0001, "sample": 0.0004, "priorities": 0.0001},
+        "per_s": {"fragments": 50.0, "batches": 25.0, "calls": 31.0, "push": 50.0, "sample": 25.0, "priorities": 12.5},
+        "replay_own_cpu_s": {"push": 0.0001, "sample": 0.0004, "priorities": 0.0001},
         "cv": {"actor": 0.2, "learner": 0.1},
         "call_s": 0.001,
     }
@@ -37,14 +37,14 @@ def point(actors: int = 1, envs: int = 16, learner: bool = False, repeat: int = 
 
 
 def profile(cores: int = 2, crowding: float = 0.0, config: Any = None, **costs: float) -> Profile:
-    """1,000 agent steps/s of one actor with 16 environments, 50 pushes/s, 30 updates/s; nothing varies."""
+    """1,000 agent steps/s of one actor with 16 environments, 50 fragments/s, 30 updates/s; nothing varies, and calls
+    cost nothing beside what they carry. The costs are of `Costs` or of `ShardPrice`."""
+    price = {"push_call_s": 0.0, "push_s": 0.001, "sample_s": 0.0, "priorities_s": 0.0}
+    price |= {name: costs.pop(name) for name in list(costs) if name in price}
     chosen = {
         "actor_fixed_s": 0.0,
         "actor_per_env_s": 0.001,
         "actor_idle_s": 0.0,
-        "push_s": 0.001,
-        "sample_s": 0.0,
-        "priorities_s": 0.0,
         "loader_s": 0.001,
         "learner_s": 1 / 30,
         "actor_cv": 0.0,
@@ -55,4 +55,4 @@ def profile(cores: int = 2, crowding: float = 0.0, config: Any = None, **costs: 
     sizes = Sizes(
         fragment_bytes=3_000, sample_bytes=50_000, batch_bytes=1_000_000, weight_bytes=2_000_000, fragment_steps=20
     )
-    return Profile(config or preset("pong-cpu"), cores, crowding, 2, Costs(**chosen), sizes)
+    return Profile(config or preset("pong-cpu"), cores, crowding, 2, Costs(**chosen), ShardPrice(**price), sizes)

@@ -23,9 +23,12 @@ def prediction(blocked: float, **use: float) -> Prediction:
 
 
 def test_saturation_follows_from_service_times() -> None:
-    found = saturation(profile(push_s=0.004, sample_s=0.01, priorities_s=0.002), 16, CLUSTER, learner=True)
+    found = saturation(
+        profile(push_call_s=0.016, push_s=0.004, sample_s=0.01, priorities_s=0.002), 16, CLUSTER, learner=True
+    )
+    # 8 fragments in a push.
     # 8 samples per insert and 80 steps per batch: a tenth of a batch for each step, and half a call with priorities
-    per_step = 0.004 / 20 + 0.1 * (0.01 + 0.002 / 2)
+    per_step = (0.004 + 0.016 / 8) / 20 + 0.1 * (0.01 + 0.002 / 2)
     assert found.shard_steps_per_s == pytest.approx(1 / per_step)
     assert found.shard_actors == pytest.approx(1 / per_step / 1_000)
     assert (found.learner_updates_per_s, found.learner_steps_per_s) == (pytest.approx(30), pytest.approx(300))

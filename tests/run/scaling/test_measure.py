@@ -41,7 +41,7 @@ class FakeSession:
 
 
 def replay_stats(sampled: int, inserted: int) -> ReplayStats:
-    return ReplayStats(0, 0, 0, 0, 0, inserted, sampled, 0.0, 0, 0, 0, 0, 0.0, 0.0)
+    return ReplayStats(0, 0, 0, 0, 0, inserted, sampled, 0.0, 0, 0, 0, 0, 0, 0.0, 0.0)
 
 
 def test_shares_add_up_to_one_even_where_clocks_disagree() -> None:
@@ -82,7 +82,7 @@ def test_the_variation_of_one_operation_is_found_from_pieces_of_many() -> None:
 def test_a_point_is_made_of_rates_each_over_its_own_time() -> None:
     before = ([ReplayWork(1.0)], [LoaderWork(cpu_s=1.0, batches=5, wait_s=1.0)])
     counts, cpu = {"push": 30, "sample": 10, "priorities": 0}, {"push": 0.3, "sample": 0.2, "priorities": 0.0}
-    after = ([ReplayWork(2.0, counts, cpu)], [LoaderWork(3.0, 15, 2.0, 0.5, 10_000, 20_000)])
+    after = ([ReplayWork(2.0, 20, counts, cpu)], [LoaderWork(3.0, 15, 2.0, 0.5, 10_000, 20_000)])
     window = Window(FakeSession(before, after))  # type: ignore[arg-type]
     first = ActorStats(index=0, agent_steps=100, fragments=5, fragment_bytes=50, wall_s=2.0, cpu_s=1.0)
     second = ActorStats(index=1, agent_steps=30, fragments=1, weight_version=8, wall_s=1.0, cpu_s=0.5)
@@ -111,7 +111,8 @@ def test_a_point_is_made_of_rates_each_over_its_own_time() -> None:
     assert point.bytes_per_s["samples"] == pytest.approx(1_000, rel=0.01)
     assert point.per_s["push"] == pytest.approx(3, rel=0.01)
     assert point.per_s["batches"] == pytest.approx(1, rel=0.01)
-    assert point.replay_call_cpu_s == {"push": pytest.approx(0.01), "sample": pytest.approx(0.02), "priorities": 0.0}
+    assert point.per_s["calls"] == pytest.approx(2, rel=0.01)
+    assert point.replay_own_cpu_s == {"push": pytest.approx(0.01), "sample": pytest.approx(0.02), "priorities": 0.0}
     assert point.loader_time["wait"] == pytest.approx(0.1, rel=0.01)
     assert (point.key, point.repeat) == ((2, 2, 1, True), 3)
 
@@ -136,7 +137,7 @@ def test_a_run_with_a_learner_is_measured_whole(local_ray: None, maze: TrainConf
         assert sum(table.values()) == pytest.approx(1)
         assert min(table.values()) >= 0
     assert all(point.bytes_per_s[link] > 0 for link in ("pushes", "samples", "batches", "weights"))
-    assert all(cost > 0 for cost in point.replay_call_cpu_s.values())
+    assert all(cost > 0 for cost in point.replay_own_cpu_s.values())
     assert all(point.cores[role] > 0 for role in ("actors", "replay", "loaders", "learner", "ray", "machine"))
     assert point.per_s["push"] > 0
     until(lambda: not role_processes(), "the run's processes to end")

@@ -8,12 +8,14 @@ import pytest
 from drqn_dist.errors import ConfigError, RunFolderError
 from drqn_dist.presets import preset
 from drqn_dist.run.scaling.points import Point
-from drqn_dist.run.scaling.profile import Profile, make_profile, read_profile, write_profile
+from drqn_dist.run.scaling.profile import Profile, ShardPrice, make_profile, read_profile, write_profile
 from tests.run.scaling.made_up import PARTS, point
+
+PRICE = ShardPrice(push_call_s=0.0003, push_s=0.0001, sample_s=0.0004, priorities_s=0.0002)
 
 
 def made(points: list[Point], crowding: float = 0.0) -> Profile:
-    return make_profile(preset("pong-cpu"), points, 2, crowding, 2, 1_000, {"cpu": "x"})
+    return make_profile(preset("pong-cpu"), points, 2, crowding, PRICE, 2, 1_000, {"cpu": "x"})
 
 
 def acting(envs: int, **changes: Any) -> Point:
@@ -24,9 +26,8 @@ def acting(envs: int, **changes: Any) -> Point:
         1,
         envs,
         agent_steps_per_s=speed,
-        # 0.3 ms of Ray's for each call, and 1 % of a core at rest, beside 0.1 ms of our own
-        cores={"actors": 1.0, "replay": 0.0004 * calls + 0.01, "loaders": 0, "learner": 0, "ray": 0.1, "machine": 1.2},
-        per_s={"fragments": calls, "batches": 0.0, "push": calls, "sample": 0.0, "priorities": 0.0},
+        cores={"actors": 1.0, "replay": 0.05, "loaders": 0, "learner": 0, "ray": 0.1, "machine": 1.2},
+        per_s={"fragments": calls, "batches": 0.0, "calls": 5.0, "push": calls, "sample": 0.0, "priorities": 0.0},
         actor_time=dict.fromkeys(PARTS, 0.0) | {"env": 1.0, "other": 0.0},
         bytes_per_s={"pushes": 3_000 * calls, "samples": 0.0, "batches": 0.0, "weights": 0.0},
         **changes,
@@ -37,7 +38,7 @@ def test_costs_of_acting_are_recovered() -> None:
     found = made([acting(2), acting(64)])
     assert found.costs.actor_fixed_s == pytest.approx(0.004)
     assert found.costs.actor_per_env_s == pytest.approx(0.001)
-    assert found.costs.push_s == pytest.approx(0.0004)
+    assert found.shard == PRICE
     assert found.costs.ray_cores == pytest.approx(0.1)
     assert (found.sizes.fragment_steps, found.sizes.fragment_bytes) == (pytest.approx(20), pytest.approx(3_000))
     assert not found.trains
@@ -46,20 +47,12 @@ def test_costs_of_acting_are_recovered() -> None:
 def test_with_one_number_of_environments_all_is_per_environment() -> None:
     found = made([acting(16)])
     assert (found.costs.actor_fixed_s, found.costs.actor_per_env_s) == (0.0, pytest.approx(0.020 / 16))
-    # One rate of calls cannot tell Ray's work at rest from that for calls.
-    calls = 16 / 0.020 / 20
-    assert found.costs.push_s == pytest.approx((0.0004 * calls + 0.01) / calls)
 
 
 def test_costs_of_training_are_recovered() -> None:
     found = made([point(learner=True)])
     assert found.costs.learner_s == pytest.approx(0.9 / 25)
     assert found.costs.loader_s == pytest.approx(0.1 / 25)
-    own = 0.0001 * 50 + 0.0004 * 25 + 0.0001 * 12.5
-    overhead = (0.05 - own) / (50 + 25 / 2 + 12.5)  # a call with samples gives two batches
-    assert found.costs.push_s == pytest.approx(0.0001 + overhead)
-    assert found.costs.sample_s == pytest.approx(0.0004 + overhead / 2)
-    assert found.costs.priorities_s == pytest.approx(0.0001 + overhead)
     assert found.sizes.batch_bytes == pytest.approx(1e7 / 25)
     assert found.trains
 
@@ -68,6 +61,13 @@ def test_costs_are_those_of_a_core_whose_neighbours_are_idle() -> None:
     busy = {"actors": 1.0, "replay": 0.0, "loaders": 0.0, "learner": 0.0, "ray": 0.0, "machine": 2.0}
     crowded = made([point(cores=busy)], crowding=0.25)
     assert crowded.costs.actor_per_env_s == pytest.approx(made([point(cores=busy)]).costs.actor_per_env_s / 1.25)
+
+
+def test_a_push_carries_what_all_environments_complete_in_its_period() -> None:
+    found = made([acting(16)])  # fragments of 20 steps, pushed every 10
+    assert found.burst(16) == (10, pytest.approx(8))
+    assert found.burst(2) == (10, pytest.approx(1))
+    assert found.burst(1) == (pytest.approx(20), pytest.approx(1))  # every second period has nothing to push
 
 
 def test_time_beside_work_counts_only_where_cores_are_to_spare() -> None:

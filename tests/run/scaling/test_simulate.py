@@ -54,8 +54,17 @@ def test_a_shard_saturates_at_one_push_per_service(shards: int) -> None:
     assert found.agent_steps_per_s == pytest.approx(shards * 250 * 20, rel=0.03)
     assert found.use["replay shard"] == pytest.approx(1.0, abs=0.01)
     assert found.actors_blocked > 0.5
-    # As many pushes in flight as allowed, in bursts of all environments: they wait for one another.
-    assert found.push_s == pytest.approx(64 * 16 * 0.004 / shards, rel=0.1)
+    # 32 fragments of every actor in flight, as many as allowed: they wait for one another.
+    assert found.push_s == pytest.approx(64 * 32 * 0.004 / shards, rel=0.1)
+
+
+def test_a_call_costs_what_it_costs_and_its_fragments_beside_it() -> None:
+    # 16 environments complete 8 fragments of 20 steps in a push period of 10 steps: 2 ms a call, 1 ms a fragment.
+    found = simulate(profile(push_call_s=0.002, push_s=0.001), 64, 16, BIG, learner=False)
+    assert found.agent_steps_per_s == pytest.approx(8 * 20 / (0.002 + 8 * 0.001), rel=0.03)
+    # A single environment completes one every two periods, and each goes in a call of its own.
+    alone = simulate(profile(push_call_s=0.002, push_s=0.001), 64, 1, BIG, learner=False)
+    assert alone.agent_steps_per_s == pytest.approx(20 / 0.003, rel=0.03)
 
 
 def test_actors_may_have_no_more_pushes_in_flight_than_allowed() -> None:

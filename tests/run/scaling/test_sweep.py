@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from drqn_dist.run.cli import main
-from drqn_dist.run.scaling import crowding, measure
+from drqn_dist.run.scaling import crowding, measure, shard
 from drqn_dist.run.scaling.points import Point, read_points
+from drqn_dist.run.scaling.profile import ShardPrice
 from tests.run.scaling.made_up import point
 
 
@@ -25,6 +26,8 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 
     monkeypatch.setattr(measure, "measure", made_up)
     monkeypatch.setattr(crowding, "measure_crowding", lambda config, cores: 0.07)
+    price = ShardPrice(push_call_s=0.0005, push_s=0.0001, sample_s=0.001, priorities_s=0.0005)
+    monkeypatch.setattr(shard, "measure_shard", lambda config, spec, cores, crowding: price)
     return asked
 
 

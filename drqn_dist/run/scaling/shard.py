@@ -1,0 +1,124 @@
+"""What one shard of the replay costs the core that it runs on: all CPU time of its process, Ray's part included, while
+one caller keeps it busy. A run's own points cannot tell that: they call it a few times a second, and what the process
+does at rest then counts as if the calls had caused it."""
+
+from __future__ import annotations
+
+import itertools
+import time
+import uuid
+from collections import deque
+from collections.abc import Iterable
+from contextlib import closing
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import psutil
+import ray
+
+from drqn_dist.config import TrainConfig
+from drqn_dist.interfaces import EnvSpec
+from drqn_dist.run.bench.figures import Figures
+from drqn_dist.run.bench.fill import copies, unblocked
+from drqn_dist.run.local_ray import LocalRay
+from drqn_dist.run.memory import batches_per_call, object_store_bytes
+from drqn_dist.run.remote_replay import start_replay
+from drqn_dist.run.scaling.profile import ShardPrice, slowdown
+
+IN_FLIGHT = 8
+"""Calls that wait for their answer: enough to keep the shard busy, few enough not to pile up."""
+STORED = 1_000
+"""Full fragments that the shard holds: pushes evict."""
+START_S = 120.0
+
+
+def measure_shard(
+    config: TrainConfig, spec: EnvSpec, cores: int, crowding: float, calls: int = 200, repeats: int = 3
+) -> ShardPrice:
+    """Starts a shard, fills it with real play, and calls it as often as it answers.
+
+    Two sizes of pushes, in turn, tell the price of a call from that of a fragment: one fragment, and as many as all
+    environments of an actor complete in a push period.
+
+    Args:
+        cores, crowding: of this machine, to state prices of a core whose neighbours are idle.
+        calls: of each kind, in each repeat.
+
+    Raises:
+        ConfigError: Ray does not start.
+    """
+    from drqn_dist.run.bench.play import play  # brings torch along
+
+    steps = 4 * config.window.fragment * config.actor.envs_per_actor
+    payloads = play(config, spec, max(2_000, steps), weights=None)
+    supply = itertools.chain.from_iterable(copies(payloads, config.replay.max_fragment_bytes))
+    many = max(2, round(config.actor.envs_per_actor * config.push_period / config.window.fragment))
+    capacity = STORED * config.window.fragment
+    config = replace(config, replay=replace(unblocked(config.replay, capacity), shards=1), address=None)
+    batches = batches_per_call(config, spec)
+    windows = batches * config.learner.batch_windows
+    values = np.ones(windows)
+    figures = Figures()
+    with closing(LocalRay(None, cpus=1, store_bytes=object_store_bytes(config, spec))):
+        (shard,) = start_replay(config, spec, f"price-{uuid.uuid4().hex}")
+        caller = _Caller(shard, cores, crowding)
+        full = list(itertools.islice(supply, STORED + STORED // 5))
+        ray.get(shard.push.remote(full), timeout=START_S)
+        for _ in range(repeats):
+            pushes = [[list(itertools.islice(supply, size)) for _ in range(calls)] for size in (1, many)]
+            single, burst = (caller.make(shard.push.remote(push) for push in kind) for kind in pushes)
+            sample = caller.make(shard.sample.remote(windows, 0, None, 0.0) for _ in range(calls))
+            drawn = [answer.ids for answer, _ in sample.answers]
+            update = caller.make(shard.update_priorities.remote(ids, values) for ids in drawn)
+            idle = caller.idle(1.0)
+            fragment_s = max(0.0, burst.cpu_s - single.cpu_s) / (calls * (many - 1))
+            figures.add(
+                push_call_s=max(0.0, single.cpu_s / calls - fragment_s),
+                push_s=fragment_s,
+                sample_s=sample.cpu_s / (calls * batches),
+                priorities_s=update.cpu_s / calls,
+                rest_cores=idle.cpu_s / idle.seconds,
+                fragments_per_s=many * calls / burst.seconds,
+            )
+        ray.kill(shard)
+    found = figures.result()
+    return ShardPrice(fragments_per_push=many, **{f.name: found[f.name] for f in fields(ShardPrice) if f.name in found})
+
+
+@dataclass(frozen=True)
+class _Spent:
+    seconds: float
+    cpu_s: float
+    """Of the shard's process, as on a core whose neighbours are idle."""
+    answers: list[Any]
+
+
+class _Caller:
+    """Calls a shard, a few calls at once."""
+
+    def __init__(self, shard: Any, cores: int, crowding: float) -> None:
+        self._shard, self._cores, self._crowding = shard, cores, crowding
+
+    def make(self, calls: Iterable[Any]) -> _Spent:
+        """Waits for an answer before there are too many calls without."""
+        cpu_s, start = self._cpu_s(), time.perf_counter()
+        psutil.cpu_percent()  # counts from here on
+        waiting: deque[Any] = deque()
+        answers = []
+        for call in calls:
+            waiting.append(call)
+            if len(waiting) >= IN_FLIGHT:
+                answers.append(ray.get(waiting.popleft()))
+        answers += ray.get(list(waiting))
+        seconds, busy = time.perf_counter() - start, psutil.cpu_percent() / 100 * self._cores
+        return _Spent(seconds, (self._cpu_s() - cpu_s) / slowdown(busy, self._cores, self._crowding), answers)
+
+    def idle(self, seconds: float) -> _Spent:
+        """Calls nobody for so long."""
+        cpu_s = self._cpu_s()
+        time.sleep(seconds)
+        return _Spent(seconds, self._cpu_s() - cpu_s, [])
+
+    def _cpu_s(self) -> float:
+        return float(ray.get(self._shard.work.remote()).cpu_s)
