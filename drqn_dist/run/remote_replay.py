@@ -26,6 +26,8 @@ from replay_server.rate_limiter import Balance
 from replay_server.replay import ReplayStats, make_shard
 from replay_server.shards import ShardTally
 
+PUSH_THREADS = 4
+"""Pushes that a replay serves at once; one that waits for the rate limiter keeps a thread."""
 OPERATIONS = ("push", "sample", "priorities")
 """What a replay is called for."""
 
@@ -189,7 +191,7 @@ def start_replay(
         states: of the shards, to go on from.
         where: room reserved for them; None leaves it to Ray.
     """
-    groups = {"push": 4, "sample": config.learner.loaders}
+    groups = {"push": PUSH_THREADS, "sample": config.learner.loaders}
     remote = RAY.remote(num_cpus=1, max_restarts=-1, concurrency_groups=groups)(ReplayRole)
     shards = []
     for shard in range(config.replay.shards):

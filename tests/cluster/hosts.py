@@ -27,7 +27,7 @@ set -e
 mount --make-rprivate /
 {interpreter}
 mount --rbind {home} /root
-for folder in /tmp /run /mnt /dev/shm; do mount -t tmpfs tmpfs $folder; done
+for folder in {own}; do mount -t tmpfs tmpfs $folder; done
 mkdir -m 755 /run/sshd
 mkdir {runs}
 mount --bind {disk} {runs}
@@ -35,6 +35,8 @@ for package in actors drqn_dist learner replay_server; do mount -t tmpfs tmpfs {
 hostname {name}
 exec {sshd} -D -e -f {folder}/sshd_config
 """
+_OWN = ("/tmp", "/run", "/mnt", "/dev/shm")
+"""Folders that each host has for itself, beside /root."""
 _SSHD = """
 ListenAddress {address}
 HostKey {key}
@@ -60,6 +62,9 @@ def why_not() -> str | None:
     ):
         if shutil.which(program) is None:
             return f"needs Debian's package {package}: {program} is missing"
+    hidden = [folder for folder in ("/root", *_OWN) if ROOT.is_relative_to(folder)]
+    if hidden:
+        return f"the hosts have a {hidden[0]} of their own, and would not see {ROOT}: clone it elsewhere"
     made = subprocess.run(["ip", "netns", "add", "drqn-probe"], capture_output=True, text=True)
     if made.returncode:
         return f"cannot make network namespaces here: {made.stderr.strip()}"
@@ -93,6 +98,7 @@ class Host:
         interpreter = f"mkdir -p {inside}; mount --bind {base} {inside}" if inside else ""
         script = _INSIDE.format(
             interpreter=interpreter,
+            own=" ".join(_OWN),
             home=self.home,
             runs=RUNS,
             disk=self.disk,

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from drqn_dist.presets import preset
+from drqn_dist.run.remote_replay import PUSH_THREADS
 from drqn_dist.run.session import Report
 from drqn_dist.run.supervisor import RaySession
 from replay_server.replay import ReplayStats
@@ -97,13 +98,18 @@ def test_32_actors_on_one_machine_lose_nothing_and_do_not_grow(tmp_path: Path) -
                 "actor_steps": totals.pushed_steps,
                 "duplicates": replay.duplicates,
                 "rejected": replay.rejected,
+                "missing": replay.missing,
                 "events": totals.events,
             }
         )
     )
     assert not totals.events, "an actor failed"
     assert (replay.duplicates, replay.rejected) == (0, 0)
+    # Nothing is lost: a fragment that has not come is in one of the calls that wait, and later ones overtook it.
+    envs = config.actor.envs_per_actor
+    assert replay.missing <= PUSH_THREADS * envs
     # What is still being cut, on its way or not yet told.
-    assert abs(totals.pushed_steps - replay.inserted_steps) < ACTORS * 2 * config.window.fragment * 8
+    on_the_way = config.actor.max_pushes_in_flight + 2 * envs
+    assert abs(totals.pushed_steps - replay.inserted_steps) <= ACTORS * on_the_way * config.window.fragment
     assert ratio == pytest.approx(config.replay.samples_per_insert, rel=0.02)
     assert grown < 0.05

@@ -54,8 +54,8 @@ def test_a_shard_saturates_at_one_push_per_service(shards: int) -> None:
     assert found.agent_steps_per_s == pytest.approx(shards * 250 * 20, rel=0.03)
     assert found.use["replay shard"] == pytest.approx(1.0, abs=0.01)
     assert found.actors_blocked > 0.5
-    # 32 fragments of every actor in flight, as many as allowed: they wait for one another.
-    assert found.push_s == pytest.approx(64 * 32 * 0.004 / shards, rel=0.1)
+    # 16 fragments of every actor in flight, as many as allowed: they wait for one another.
+    assert found.push_s == pytest.approx(64 * 16 * 0.004 / shards, rel=0.1)
 
 
 def test_a_call_costs_what_it_costs_and_its_fragments_beside_it() -> None:
