@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import time
 import uuid
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import ray
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError, RayTaskError
@@ -25,6 +23,7 @@ from drqn_dist.run.failure_policy import decide
 from drqn_dist.run.local_ray import LocalRay
 from drqn_dist.run.memory import object_store_bytes, processes
 from drqn_dist.run.placement import Placement, has_free_cpu, living_nodes
+from drqn_dist.run.role import Kind, Role
 from drqn_dist.run.serial import next_multiple
 from drqn_dist.run.session import Report, Saved, never
 from learner.train_state import load_network
@@ -40,52 +39,6 @@ HANG_S = 120.0
 """A role that gives none for this long is ended and started again."""
 START_S = 300.0
 """The same for a role that is just starting: it imports torch, and the machine may be busy."""
-
-Kind = Literal["begin", "run", "evaluate", "pulse"]
-
-
-@dataclass(eq=False)
-class _Role:
-    """One process of the run, as the supervisor sees it."""
-
-    name: str
-    index: int = -1
-    """Of an actor."""
-    shard: int = -1
-    """Of a replay."""
-    handle: Any = None
-    begun: bool = False
-    """It was told what to go on from (learner, replay), or gave a first sign of life."""
-    seen_s: float = 0.0
-    """When it last answered, or was asked what it has not answered yet."""
-    started_s: float = 0.0
-    """When Ray began to start it (learner, replay, loader)."""
-    process: int | None = None
-    """Id of its process, as the last pulse told."""
-    node: str | None = None
-    """Id of the node on which it was seen last."""
-    pulse_s: float = 0.0
-    """When it was last asked for a sign of life."""
-    not_before_s: float = 0.0
-    """It rests until then."""
-    failures: list[tuple[float, str | None]] = field(default_factory=list)
-    """When it failed, and on which node it was then."""
-    under_way: Counter[Kind] = field(default_factory=Counter)
-    """Calls that it has not answered yet."""
-
-    @property
-    def has_pulse(self) -> bool:
-        """The learner has none: its pieces end in time whether or not there is anything to learn from."""
-        return self.name != "learner"
-
-    @property
-    def restarted_by_ray(self) -> bool:
-        return self.waits_to_begin or self.name.startswith("loader")
-
-    @property
-    def waits_to_begin(self) -> bool:
-        """It has to be told what to go on from."""
-        return self.name == "learner" or self.shard >= 0
 
 
 class RaySession:
@@ -111,12 +64,12 @@ class RaySession:
         self._config, self._hang_s = config, hang_s
         self._spec = env_spec(config.env)
         self._report = Report()
-        self._under_way: dict[Any, tuple[_Role, Kind]] = {}
-        self._learner, self._evaluator = _Role("learner"), _Role("evaluator")
+        self._under_way: dict[Any, tuple[Role, Kind]] = {}
+        self._learner, self._evaluator = Role("learner"), Role("evaluator")
         shards = range(config.replay.shards)
-        self._replay = [_Role(f"replay {shard}" if len(shards) > 1 else "replay", shard=shard) for shard in shards]
-        self._actors = [_Role(f"actor {index}", index) for index in range(config.actors)]
-        self._loaders = [_Role(f"loader {index}") for index in range(config.learner.loaders)]
+        self._replay = [Role(f"replay {shard}" if len(shards) > 1 else "replay", shard=shard) for shard in shards]
+        self._actors = [Role(f"actor {index}", index) for index in range(config.actors)]
+        self._loaders = [Role(f"loader {index}") for index in range(config.learner.loaders)]
         self._roles = [*self._replay, self._learner, *self._loaders, *self._actors, self._evaluator]
         meta = restored.meta if restored else {}
         self.agent_steps = int(meta.get("agent_steps", 0))
@@ -159,19 +112,7 @@ class RaySession:
         return report
 
     def save(self) -> Saved:
-        while True:  # a learner that dies now comes back with what was saved before; the failure policy has the limit
-            self._turn_until(lambda: self._learner.begun, self._roles)
-            try:
-                saved = ray.get(self._learner.handle.save.remote(), timeout=self._hang_s)
-            except RayError as error:
-                if isinstance(error, RayTaskError) and isinstance(error.cause, DrqnError):
-                    raise error.cause from error
-                self._fail(self._learner, _cause(error), alive=isinstance(error, GetTimeoutError | RayTaskError))
-                continue
-            if saved is not None:
-                break
-            self._fail(self._learner, "its process died", alive=False)
-        tensors, learner = saved
+        tensors, learner = self._ask_learner(lambda learner: learner.save.remote())
         meta = {
             "learner": learner,
             "replay": self._replay_states,
@@ -198,16 +139,7 @@ class RaySession:
         return self._report.evaluations.pop()
 
     def adopt(self, weights: WeightSnapshot) -> None:
-        adopted = False
-        while not adopted:  # a learner that dies now comes back with what was saved before, and adopts them then
-            self._turn_until(lambda: self._learner.begun, self._roles)
-            try:
-                adopted = ray.get(self._learner.handle.adopt.remote(weights), timeout=self._hang_s)
-            except RayError as error:
-                self._fail(self._learner, _cause(error), alive=isinstance(error, GetTimeoutError | RayTaskError))
-                continue
-            if not adopted:
-                self._fail(self._learner, "its process died", alive=False)
+        self._ask_learner(lambda learner: learner.adopt.remote(weights))
 
     def work(self) -> tuple[list[remote_replay.ReplayWork], list[remote_replay.LoaderWork]]:
         """What each shard of the replay and each loader have done since they were started.
@@ -231,11 +163,27 @@ class RaySession:
         self._under_way.clear()
         self._ray.close()
 
-    def _turn_until(self, done: Callable[[], bool], roles: list[_Role]) -> None:
+    def _ask_learner(self, call: Callable[[Any], Any]) -> Any:
+        """The answer of a learner that has begun. One that dies now comes back with what was saved before, and is asked
+        again; the failure policy has the limit."""
+        while True:
+            self._turn_until(lambda: self._learner.begun, self._roles)
+            try:
+                answer = ray.get(call(self._learner.handle), timeout=self._hang_s)
+            except RayError as error:
+                if isinstance(error, RayTaskError) and isinstance(error.cause, DrqnError):
+                    raise error.cause from error
+                self._fail(self._learner, _cause(error), alive=isinstance(error, GetTimeoutError | RayTaskError))
+                continue
+            if answer:
+                return answer
+            self._fail(self._learner, "its process died", alive=False)
+
+    def _turn_until(self, done: Callable[[], bool], roles: list[Role]) -> None:
         while not done():
             self._turn(roles, PULSE_S)
 
-    def _turn(self, roles: list[_Role], seconds: float) -> None:
+    def _turn(self, roles: list[Role], seconds: float) -> None:
         """Gives these roles something to do, waits for an answer of any role, and deals with it."""
         for role in roles:
             if time.monotonic() >= role.not_before_s:
@@ -261,7 +209,7 @@ class RaySession:
                 else:
                     self._fail(role, f"no sign of life for {silent:.0f} s", alive=True)
 
-    def _lacks(self, role: _Role) -> str:
+    def _lacks(self, role: Role) -> str:
         """What a role that has not begun cannot start without, if that is why it is silent."""
         if self._config.address is None:  # a Ray of our own has a CPU for everyone
             return ""
@@ -270,7 +218,7 @@ class RaySession:
         assert self._placement is not None
         return "" if self._placement.has_room() else "room on another node after its own left; add one"
 
-    def _hand_out(self, role: _Role) -> None:
+    def _hand_out(self, role: Role) -> None:
         if role.index >= 0 and role.handle is None:
             role.handle = remote.start_actor(
                 self._config,
@@ -349,7 +297,7 @@ class RaySession:
             self.agent_steps += result.agent_steps
             self._report.actors.append(result)
 
-    def _fail(self, role: _Role, cause: str, alive: bool) -> None:
+    def _fail(self, role: Role, cause: str, alive: bool) -> None:
         """Carries out the failure policy's decision; once per death, though several pieces may have died with it."""
         now = time.monotonic()
         role.failures.append((now, role.node))
@@ -376,7 +324,7 @@ class RaySession:
             self._updates = int(self._saved.meta["learner"]["updates"]) if self._saved else 0
             self._next_eval = next_multiple(self._updates, self._config.eval.period_updates)
 
-    def _expect(self, role: _Role, kind: Kind, ref: Any) -> None:
+    def _expect(self, role: Role, kind: Kind, ref: Any) -> None:
         # Pulses go out one at a time: a silent role is judged from its oldest unanswered one, not from what it did
         # before the supervisor itself was busy elsewhere (an evaluation may take minutes).
         if kind == "pulse" or not role.under_way.total():
@@ -384,12 +332,12 @@ class RaySession:
         self._under_way[ref] = (role, kind)
         role.under_way[kind] += 1
 
-    def _forget(self, role: _Role) -> None:
+    def _forget(self, role: Role) -> None:
         """Waits no longer for anything from this role."""
         self._under_way = {ref: entry for ref, entry in self._under_way.items() if entry[0] is not role}
         role.under_way.clear()
 
-    def _end(self, role: _Role) -> None:
+    def _end(self, role: Role) -> None:
         self._forget(role)
         _kill(role, for_good=True)
         role.handle, role.begun = None, False
@@ -404,7 +352,7 @@ def _cause(error: RayError) -> str:
     return lines[-1 if "creation task" in lines[0] else 0] if lines else type(error).__name__
 
 
-def _kill(role: _Role, for_good: bool) -> None:
+def _kill(role: Role, for_good: bool) -> None:
     if role.handle is not None:
         with contextlib.suppress(RayError, ValueError):
             ray.kill(role.handle, no_restart=for_good)

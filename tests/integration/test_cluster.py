@@ -32,9 +32,7 @@ class Cluster:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.address = f"127.0.0.1:{probe.getsockname()[1]}"
+        self.address = f"127.0.0.1:{free_port()}"
         self.environment = {
             **os.environ,
             "RAY_AUTH_MODE": "token",
@@ -43,7 +41,7 @@ class Cluster:
         }
         self.nodes: list[subprocess.Popen[bytes]] = []
 
-    def add(self, cpus: int) -> subprocess.Popen[bytes]:
+    def add(self, cpus: int, *options: str) -> subprocess.Popen[bytes]:
         """Starts a node and waits until it serves."""
         number = len(self.nodes) + 1
         role = (
@@ -68,6 +66,7 @@ class Cluster:
                     f"--node-ip-address=127.0.0.{number}",
                     f"--num-cpus={cpus}",
                     f"--object-store-memory={128 * 1024**2}",
+                    *options,
                 ],
                 env=self.environment,
                 stdout=log,
@@ -90,6 +89,12 @@ class Cluster:
         for node in reversed(self.nodes):
             kill(node)
             Path(f"{self._folder}-node-{self.nodes.index(node) + 1}.log").unlink()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def kill(node: subprocess.Popen[bytes]) -> None:
@@ -185,3 +190,34 @@ def test_ctrl_c_ends_a_run_that_waits_for_room(cluster: Cluster, tmp_path: Path)
     assert "for 4 CPUs for all roles but the actors; the cluster has 3 CPUs" in output.read_text()
     assert "Traceback" not in output.read_text()
     assert not list(tmp_path.glob("runs/*"))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_run_may_be_driven_from_outside_of_the_cluster(cluster: Cluster, tmp_path: Path) -> None:
+    """`--address ray://…`: the driver is a client, and writes the run folder where it is."""
+    port = free_port()
+    cluster.add(ROLES + 2, f"--ray-client-server-port={port}")
+    bounds = ["--total-steps", "2000", "--run-dir", str(tmp_path / "runs")]
+    done = subprocess.run(
+        [PROGRAM, "train", *TINY, *bounds, "--address", f"ray://127.0.0.1:{port}", "--actors", "2"],
+        env=cluster.environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (summary,) = tmp_path.glob("runs/*/summary.json")
+    assert json.loads(summary.read_text())["agent_steps"] >= 2_000
+    until(lambda: cluster.actors() == 0, "the run's processes to end")
+
+    stranger = cluster.environment | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    refused = subprocess.run(
+        [PROGRAM, "train", *TINY, *bounds, "--address", f"ray://127.0.0.1:{port}"],
+        env=stranger,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert refused.returncode == 2, refused.stdout + refused.stderr
+    assert "check --address and the cluster's token" in refused.stderr

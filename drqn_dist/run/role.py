@@ -1,0 +1,53 @@
+"""A process of the run, as the supervisor sees it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Kind = Literal["begin", "run", "evaluate", "pulse"]
+
+
+@dataclass(eq=False)
+class Role:
+    """One process of the run, as the supervisor sees it."""
+
+    name: str
+    index: int = -1
+    """Of an actor."""
+    shard: int = -1
+    """Of a replay."""
+    handle: Any = None
+    begun: bool = False
+    """It was told what to go on from (learner, replay), or gave a first sign of life."""
+    seen_s: float = 0.0
+    """When it last answered, or was asked what it has not answered yet."""
+    started_s: float = 0.0
+    """When Ray began to start it (learner, replay, loader)."""
+    process: int | None = None
+    """Id of its process, as the last pulse told."""
+    node: str | None = None
+    """Id of the node on which it was seen last."""
+    pulse_s: float = 0.0
+    """When it was last asked for a sign of life."""
+    not_before_s: float = 0.0
+    """It rests until then."""
+    failures: list[tuple[float, str | None]] = field(default_factory=list)
+    """When it failed, and on which node it was then."""
+    under_way: Counter[Kind] = field(default_factory=Counter)
+    """Calls that it has not answered yet."""
+
+    @property
+    def has_pulse(self) -> bool:
+        """The learner has none: its pieces end in time whether or not there is anything to learn from."""
+        return self.name != "learner"
+
+    @property
+    def restarted_by_ray(self) -> bool:
+        return self.waits_to_begin or self.name.startswith("loader")
+
+    @property
+    def waits_to_begin(self) -> bool:
+        """It has to be told what to go on from."""
+        return self.name == "learner" or self.shard >= 0
