@@ -15,6 +15,7 @@ import sys
 import tempfile
 import tomllib
 from collections.abc import Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,12 @@ def place() -> Iterator[tuple[Laptop, Network]]:
     assert not left_behind()
 
 
+@pytest.fixture
+def downloads() -> Iterator[Executor]:
+    with ThreadPoolExecutor(1) as pool:
+        yield pool
+
+
 def launcher_files() -> set[Path]:
     """What `ray up` keeps on the machine that it is called on: ssh connections, and which hosts it has started."""
     return {*Path("/tmp").glob("ray_ssh_*"), *Path("/tmp").glob("ray/cluster-*")}
@@ -211,10 +218,10 @@ def metrics(head: Host) -> dict[str, Any]:
     return merged
 
 
-def test_pong_trains_on_hosts_that_come_and_go(place: tuple[Laptop, Network]) -> None:
+def test_pong_trains_on_hosts_that_come_and_go(place: tuple[Laptop, Network], downloads: Executor) -> None:
     laptop, network = place
     wheels = laptop.home / "wheels"
-    fetch(wheels)
+    fetching = downloads.submit(fetch, wheels)
     head, steady, cut = (installed(network.add()) for _ in range(3))
     laptop.write(head, [steady.address, cut.address, network.next_address])
     laptop.start()
@@ -238,15 +245,16 @@ def test_pong_trains_on_hosts_that_come_and_go(place: tuple[Laptop, Network]) ->
     goes_on()
 
     cut.cut_off()
+    fetching.result()
+    added = bare(network.add(), wheels)  # installs itself meanwhile
     log = ["ray", "job", "logs", "pong-0"]
     until(lambda: "starting it again" in laptop.run(*log), "the loss to be noticed", CUT_S)
     goes_on()
     cut.reconnect()
 
-    added = bare(network.add(), wheels)
-    until(lambda: actors(added) == 1, "an actor on a new host that had nothing", 2 * CUT_S)
-    assert list(added.home.glob("drqn-venv/lib/python*/site-packages/ray/__init__.py")), "it runs what it installed"
     until(lambda: actors(cut) == 1, "the actor on the host that is back", CUT_S)
+    until(lambda: actors(added) == 1, "an actor on a new host that had nothing", CUT_S)
+    assert list(added.home.glob("drqn-venv/lib/python*/site-packages/ray/__init__.py")), "it runs what it installed"
     goes_on()
 
     laptop.run("ray", "job", "stop", "pong-0")

@@ -37,6 +37,8 @@ class Saturation:
     shard_steps_per_s: float
     """One replay shard alone on a core; with a learner its samples and priorities included."""
     shard_actors: float
+    shard_updates_per_s: float
+    """Updates that the same shard feeds meanwhile."""
     learner_updates_per_s: float
     learner_steps_per_s: float
     """Acted steps that the learner can keep up with at its replay ratio."""
@@ -57,10 +59,26 @@ def saturation(profile: Profile, envs_per_actor: int, cluster: ClusterShape, lea
     return Saturation(
         shard_steps_per_s=1 / per_step,
         shard_actors=1 / per_step / actor_steps_per_s,
+        shard_updates_per_s=batches_per_step / per_step if learner else 0.0,
         learner_updates_per_s=updates_per_s,
         learner_steps_per_s=updates_per_s / batches_per_step,
         learner_actors=updates_per_s / batches_per_step / actor_steps_per_s,
     )
+
+
+def shard_sentence(profile: Profile, limit: Saturation) -> str:
+    """What a replay shard costs and carries."""
+    price = profile.shard
+    said = (
+        f"A replay shard takes {1e3 * price.push_call_s:.2f} ms of CPU for a push and {1e3 * price.push_s:.2f} ms for "
+        f"each fragment in it, {1e3 * price.sample_s:.2f} ms for a batch of windows, {1e3 * price.priorities_s:.2f} ms "
+        f"for priorities: with a core to itself it carries {limit.shard_steps_per_s:,.0f} steps/s, "
+        f"{limit.shard_actors:,.1f} actors with a core each"
+    )
+    if not limit.shard_updates_per_s:
+        return f"{said}."
+    learners = limit.shard_updates_per_s / limit.learner_updates_per_s
+    return f"{said}, and the {limit.shard_updates_per_s:,.0f} updates/s that belong to them, {learners:,.1f} learners."
 
 
 def advice(prediction: Prediction, limit: Saturation) -> str:
@@ -101,6 +119,7 @@ def predict(
     return {
         "predictions": [asdict(prediction) for prediction in predictions],
         "saturation": asdict(limit),
+        "shard": shard_sentence(profile, limit),
         "advice": advice(predictions[-1], limit),
         "cluster": asdict(cluster),
     }

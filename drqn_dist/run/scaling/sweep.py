@@ -76,9 +76,11 @@ def _write(config: TrainConfig, points: Sequence[Point], out: Path) -> dict[str,
     from drqn_dist.run.memory import batches_per_call
     from drqn_dist.run.run_folder import machine_description
     from drqn_dist.run.scaling.crowding import measure_crowding
+    from drqn_dist.run.scaling.forecast import saturation, shard_sentence
     from drqn_dist.run.scaling.picture import draw
     from drqn_dist.run.scaling.report import summary, write_json, write_table
     from drqn_dist.run.scaling.shard import measure_shard
+    from drqn_dist.run.scaling.simulate import one_machine
 
     machine = machine_description()
     spec = env_spec(config.env)
@@ -95,7 +97,8 @@ def _write(config: TrainConfig, points: Sequence[Point], out: Path) -> dict[str,
         config, points, cores, crowding, shard, batches_per_call(config, spec), weight_bytes, machine
     )
     write_profile(profile, out / "profile.json")
-    result = summary(points, machine)
+    limit = saturation(profile, max(p.envs_per_actor for p in points), one_machine(profile), profile.trains)
+    result = summary(points, machine) | {"saturation": asdict(limit), "shard": shard_sentence(profile, limit)}
     write_table(points, out / "scale.csv")
     write_json(result, out / "scale.json")
     draw(points, out / "scale.png")

@@ -19,7 +19,7 @@ def measured_text(result: dict[str, Any]) -> str:
     for name, laws in result["fits"].items():
         for law, found in laws.items():
             lines.append(f"{law}, {name}: {found if isinstance(found, str) else _fit_text(found)}")
-    return "\n".join([*lines, result["bottleneck"]])
+    return "\n".join([*lines, result["shard"], result["bottleneck"]])
 
 
 def simulated_text(result: dict[str, Any]) -> str:
@@ -36,8 +36,8 @@ def simulated_text(result: dict[str, Any]) -> str:
             )
         limit = result["saturation"]
         lines.append(
-            f"One replay shard saturates at {limit['shard_steps_per_s']:,.0f} steps/s, the learner at "
-            f"{limit['learner_updates_per_s']:,.1f} updates/s, worth {limit['learner_steps_per_s']:,.0f} steps/s."
+            f"{result['shard']} The learner makes {limit['learner_updates_per_s']:,.1f} updates/s, worth "
+            f"{limit['learner_steps_per_s']:,.0f} steps/s."
         )
         lines.append(result["advice"])
     if "validation" in result:

@@ -31,6 +31,7 @@ def test_saturation_follows_from_service_times() -> None:
     per_step = (0.004 + 0.016 / 8) / 20 + 0.1 * (0.01 + 0.002 / 2)
     assert found.shard_steps_per_s == pytest.approx(1 / per_step)
     assert found.shard_actors == pytest.approx(1 / per_step / 1_000)
+    assert found.shard_updates_per_s == pytest.approx(0.1 / per_step)
     assert (found.learner_updates_per_s, found.learner_steps_per_s) == (pytest.approx(30), pytest.approx(300))
     assert found.learner_actors == pytest.approx(0.3)
     acting = saturation(profile(push_s=0.004), 16, CLUSTER, learner=False)
@@ -63,7 +64,8 @@ def test_a_forecast_is_json_and_can_be_read_by_people() -> None:
     result = json.loads(json.dumps(predict(profile(push_s=0.002), [1, 32], 16, CLUSTER, learner=False)))
     lines = simulated_text(result).splitlines()
     assert lines[1].split()[0] == "1"
-    assert lines[-2].startswith("One replay shard saturates at 10,000 steps/s")
+    assert "2.00 ms for each fragment" in lines[-2]
+    assert "it carries 10,000 steps/s, 10.0 actors with a core each. The learner" in lines[-2]
     assert "buy more replay shards" in lines[-1]
 
 

@@ -78,10 +78,10 @@ def test_each_curve_is_fitted_or_says_why_not() -> None:
 
 def test_a_summary_is_json_and_can_be_read_by_people() -> None:
     points = [point(n, repeat=r, learner=True) for n in (1, 2, 4) for r in (0, 1)]
-    result = json.loads(json.dumps(summary(points, MACHINE)))
+    result = json.loads(json.dumps(summary(points, MACHINE) | {"shard": "What a shard costs."}))
     shown = measured_text(result).splitlines()
     assert shown[1].split()[:3] == ["1", "16", "1,000"]
-    assert shown[-1] == result["bottleneck"]
+    assert shown[-2:] == [result["shard"], result["bottleneck"]]
     assert any(line.startswith("usl, 16 environments per actor: x1 1,000 (") for line in shown)
 
 
