@@ -1,6 +1,7 @@
 """The calls between roles in different processes, as the Protocols of `interfaces.py`.
 
-A call to a role that is being started again is tried again; a role that stays away fails its caller.
+A call to a role that is being started again is tried again, for as long as that takes: it is the supervisor who judges
+whether a role stays away, and its callers are not to blame.
 """
 
 from __future__ import annotations
@@ -26,8 +27,7 @@ RAY: Any = ray
 """Ray's annotations do not know all of its own options."""
 PRIORITIES_IN_FLIGHT = 16
 """Calls with priorities sent but not acknowledged, before the learner waits."""
-RETRY_S = 300.0
-"""How long a call to a role that is being started again is tried again."""
+RETRY_PERIOD_S = 0.2
 ASK_S = 0.1
 """How long a shard may wait for its rate limiter before it answers that it must, and hears what the others counted."""
 ANSWER_S = 5.0
@@ -52,21 +52,15 @@ class Pulse:
 _Answer = tuple[WindowSample | None, ShardTally]
 
 
-class Patience:
-    """Waits while a role is being started again, but not for ever. One for each call."""
+def await_restart(error: RayActorError) -> None:
+    """Returns after a moment if the role that failed is being started again.
 
-    def __init__(self, seconds: float = RETRY_S) -> None:
-        self._seconds = seconds
-        self._until: float | None = None
-
-    def wait(self, error: RayActorError) -> None:
-        """Returns after a moment if it is worth another try, otherwise raises the error."""
-        now = time.monotonic()
-        if self._until is None:  # from the first failure on: the call itself may have waited long, with good reason
-            self._until = now + self._seconds
-        if not isinstance(error, ActorUnavailableError) or now > self._until:
-            raise error
-        time.sleep(0.2)  # Ray offers nothing to wait on here
+    Raises:
+        RayActorError: it is not.
+    """
+    if not isinstance(error, ActorUnavailableError):
+        raise error
+    time.sleep(RETRY_PERIOD_S)  # Ray offers nothing to wait on here
 
 
 class RemoteSink:
@@ -95,7 +89,6 @@ class RemoteSink:
         """Waits until the oldest call is acknowledged."""
         ref, call = self._in_flight.popleft()
         self._fragments_in_flight -= len(call)
-        patience = Patience()
         while True:
             try:
                 ray.get(ref)
@@ -103,7 +96,7 @@ class RemoteSink:
             except RayTaskError as error:
                 raise error.cause or error from error
             except RayActorError as error:
-                patience.wait(error)
+                await_restart(error)
                 ref = self._replay.push.remote(call)
 
 
@@ -116,6 +109,8 @@ class RemoteSource:
         self._ledger = ShardLedger(len(shards), seed)
         self._lost: dict[int, ray.ObjectRef[_Answer] | None] = {}
         """Shards that failed or keep silent, and the request that each has not answered."""
+        self.received_bytes = 0
+        """Compressed fragments that have come so far."""
 
     def sample(self, count: int) -> list[WindowSample]:
         """The next so many batches of windows. A shard that dies leaves the others to serve, until it is back.
@@ -123,12 +118,11 @@ class RemoteSource:
         Raises:
             RayActorError: no shard comes back.
         """
-        patience = Patience()
         while True:
             errors = [error for shard in list(self._lost) if (error := self._look_for(shard)) is not None]
             if len(self._lost) == len(self._shards):
                 if errors:
-                    patience.wait(errors[0])
+                    await_restart(errors[0])
                 else:
                     ray.wait([ref for ref in self._lost.values() if ref is not None], timeout=ASK_S)
                 continue
@@ -173,6 +167,7 @@ class RemoteSource:
                     continue
                 self._ledger.update(shard, tally)
                 if sample is not None:
+                    self.received_bytes += sum(map(len, sample.fragments))
                     parts[shard] = sample
                     del left[shard]
                 elif shard in left and not tally.population:
@@ -220,7 +215,6 @@ class RemoteBatches:
     def fill(self, out: WindowBatch) -> None:
         """Blocks until there is a batch, and copies it: what Ray gives is its store's own memory, which must not be
         written, and is only free again when nobody holds it."""
-        patience = Patience()
         while not self._arrived:
             try:
                 batches: list[WindowBatch] = ray.get(self._loader.load.remote())
@@ -230,7 +224,7 @@ class RemoteBatches:
             except ObjectLostError:  # its process died after it had answered
                 continue
             except RayActorError as error:
-                patience.wait(error)
+                await_restart(error)
         out.copy_from(self._arrived.popleft())
 
 
@@ -291,7 +285,6 @@ def newest_weights(learner: Any) -> WeightSnapshot:
     Raises:
         RayActorError: it does not come back.
     """
-    patience = Patience()
     while True:
         try:
             for ref in ray.get(learner.latest.remote(-1)):
@@ -301,4 +294,4 @@ def newest_weights(learner: Any) -> WeightSnapshot:
         except ObjectLostError:
             continue
         except RayActorError as error:
-            patience.wait(error)
+            await_restart(error)

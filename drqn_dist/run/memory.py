@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +110,15 @@ def available_memory() -> int:
     """Bytes this process may still take: what the machine has free, or what its container allows, if that is less."""
     machine = int(psutil.virtual_memory().available)
     return min([machine, *_container_rooms(Path("/sys/fs/cgroup"))])
+
+
+def usable_cores(root: Path = Path("/sys/fs/cgroup")) -> int:
+    """Cores that this process may use: those of its affinity, or its container's quota, if that is less."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with suppress(OSError, ValueError):  # no such group, or the quota is "max"
+        quota, period = (root / "cpu.max").read_text().split()
+        cores = min(cores, max(1, int(quota) // int(period)))
+    return cores
 
 
 def check_memory(config: TrainConfig, spec: EnvSpec, available_bytes: int | None = None) -> None:

@@ -86,6 +86,9 @@ class Monitor:
                 "replay/fill": replay.stored_steps / capacity,
                 "replay/samples_per_insert": replay.samples_per_insert,
                 "replay/late_priorities": replay.late_priorities,
+                "replay/missing": replay.missing,
+                "replay/duplicates": replay.duplicates,
+                "replay/rejected": replay.rejected,
             }
         for evaluation in report.evaluations:
             values |= evaluation_values(evaluation)

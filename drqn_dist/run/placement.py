@@ -8,7 +8,6 @@ from collections.abc import Callable
 from contextlib import closing, suppress
 from typing import Any
 
-import psutil
 from ray.exceptions import RayError
 from ray.util.placement_group import (
     PlacementGroup,
@@ -22,6 +21,7 @@ from drqn_dist.config import TrainConfig
 from drqn_dist.errors import ConfigError
 from drqn_dist.run.channels import RAY
 from drqn_dist.run.local_ray import LocalRay
+from drqn_dist.run.memory import usable_cores
 
 JOIN_S = 600.0
 """How long a run waits for a cluster to have room for its learner; an autoscaler may have to start a machine first."""
@@ -112,7 +112,7 @@ def fitting_actors(config: TrainConfig) -> int:
         ConfigError: the cluster cannot be joined.
     """
     if config.address is None:
-        free = (psutil.cpu_count() or 1) - 1
+        free = usable_cores() - 1
     else:
         with closing(LocalRay(config.address, cpus=0, store_bytes=0)):
             others = 2 + config.replay.shards + config.learner.loaders

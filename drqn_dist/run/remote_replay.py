@@ -26,8 +26,6 @@ from replay_server.rate_limiter import Balance
 from replay_server.replay import ReplayStats, make_shard
 from replay_server.shards import ShardTally
 
-PUSH_THREADS = 4
-"""Pushes that a replay serves at once; one that waits for the rate limiter keeps a thread."""
 OPERATIONS = ("push", "sample", "priorities")
 """What a replay is called for."""
 
@@ -161,7 +159,7 @@ class LoaderRole:
             batches=done.batches + len(batches),
             wait_s=done.wait_s + received - start,
             decode_s=done.decode_s + time.perf_counter() - received,
-            sample_bytes=done.sample_bytes + sum(len(payload) for sample in samples for payload in sample.fragments),
+            sample_bytes=self._source.received_bytes,
             batch_bytes=done.batch_bytes + len(batches) * self._batch_bytes,
         )
         return batches
@@ -191,7 +189,7 @@ def start_replay(
         states: of the shards, to go on from.
         where: room reserved for them; None leaves it to Ray.
     """
-    groups = {"push": PUSH_THREADS, "sample": config.learner.loaders}
+    groups = {"push": 4, "sample": config.learner.loaders}
     remote = RAY.remote(num_cpus=1, max_restarts=-1, concurrency_groups=groups)(ReplayRole)
     shards = []
     for shard in range(config.replay.shards):

@@ -30,6 +30,7 @@ import drqn_dist
 from drqn_dist.checkpoint import CheckpointFolder
 from drqn_dist.config import TrainConfig, from_dict, to_dict
 from drqn_dist.errors import ConfigError, RunFolderError
+from drqn_dist.run.memory import usable_cores
 
 CONFIG_NAME = "config.json"
 SUMMARY_NAME = "summary.json"
@@ -130,7 +131,7 @@ def machine_description() -> dict[str, Any]:
     return {
         "cpu": _cpu_model(),
         "logical_cores": os.cpu_count(),
-        "usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "usable_cores": usable_cores(),
         "memory_bytes": psutil.virtual_memory().total,
         "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
         "system": platform.system(),

@@ -113,8 +113,13 @@ class Host:
                 ["ip", "netns", "exec", self._name, *apart, "bash", "-c", script], stdout=log, stderr=subprocess.STDOUT
             )
         listening = b"Server listening"
-        until(lambda: listening in (folder / "sshd.log").read_bytes() or self._process.poll() is not None, "sshd", 30)
-        assert self._process.poll() is None, (folder / "sshd.log").read_text()
+        log_path = folder / "sshd.log"
+        try:
+            until(lambda: listening in log_path.read_bytes() or self._process.poll() is not None, "sshd", 30)
+            assert self._process.poll() is None, log_path.read_text()
+        except BaseException:
+            self.close()
+            raise
 
     def processes(self) -> list[str]:
         """First words of the command lines of all that runs there."""

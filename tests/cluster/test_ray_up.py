@@ -16,6 +16,7 @@ import tempfile
 import tomllib
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ CUT_S = 300.0
 """Ray takes half a minute to give a silent node up, and about as long to take it back."""
 
 pytestmark = [
-    pytest.mark.timeout(900),
+    pytest.mark.timeout(600),
     pytest.mark.skipif(os.environ.get("DRQN_CLUSTER_TEST") != "1", reason="takes minutes and root: make cluster-test"),
 ]
 
@@ -143,19 +144,23 @@ def place() -> Iterator[tuple[Laptop, Network]]:
     reason = why_not()
     if reason:
         pytest.skip(reason)
-    folder = Path(tempfile.mkdtemp(prefix="drqn-cluster-", dir="/var/tmp"))  # the hosts have a /tmp of their own
     before = launcher_files()
-    laptop = Laptop(folder)
-    network = Network(folder, laptop.key.with_suffix(".pub"))
-    try:
+    with ExitStack() as stack:
+        folder = Path(tempfile.mkdtemp(prefix="drqn-cluster-", dir="/var/tmp"))  # the hosts have a /tmp of their own
+        stack.callback(shutil.rmtree, folder)
+        stack.callback(lambda: [_remove(made) for made in launcher_files() - before])
+        laptop = Laptop(folder)
+        network = stack.enter_context(closing(Network(folder, laptop.key.with_suffix(".pub"))))
+        stack.enter_context(closing(laptop))
         yield laptop, network
-    finally:
-        laptop.close()
-        network.close()
-        shutil.rmtree(folder)
-        for made in launcher_files() - before:
-            shutil.rmtree(made) if made.is_dir() else made.unlink()
     assert not left_behind()
+
+
+def _remove(made: Path) -> None:
+    if made.is_dir():
+        shutil.rmtree(made)
+    else:
+        made.unlink()
 
 
 @pytest.fixture

@@ -195,12 +195,13 @@ def test_ctrl_c_ends_a_run_that_waits_for_room(cluster: Cluster, tmp_path: Path)
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_run_may_be_driven_from_outside_of_the_cluster(cluster: Cluster, tmp_path: Path) -> None:
-    """`--address ray://…`: the driver is a client, and writes the run folder where it is."""
+    """`--address ray://…`: the driver is a client, and writes the run folder where it is. `--actors auto` fills what is
+    there."""
     port = free_port()
     cluster.add(ROLES + 2, f"--ray-client-server-port={port}")
     bounds = ["--total-steps", "2000", "--run-dir", str(tmp_path / "runs")]
     done = subprocess.run(
-        [PROGRAM, "train", *TINY, *bounds, "--address", f"ray://127.0.0.1:{port}", "--actors", "2"],
+        [PROGRAM, "train", *TINY, *bounds, "--address", f"ray://127.0.0.1:{port}", "--actors", "auto"],
         env=cluster.environment,
         capture_output=True,
         text=True,
@@ -209,6 +210,8 @@ def test_a_run_may_be_driven_from_outside_of_the_cluster(cluster: Cluster, tmp_p
     assert done.returncode == 0, done.stdout + done.stderr
     (summary,) = tmp_path.glob("runs/*/summary.json")
     assert json.loads(summary.read_text())["agent_steps"] >= 2_000
+    config = json.loads(summary.with_name("config.json").read_text())["config"]
+    assert config["actors"] == 2, "as many as had a CPU beside the other roles"
     until(lambda: cluster.actors() == 0, "the run's processes to end")
 
     stranger = cluster.environment | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
@@ -221,3 +224,40 @@ def test_a_run_may_be_driven_from_outside_of_the_cluster(cluster: Cluster, tmp_p
     )
     assert refused.returncode == 2, refused.stdout + refused.stderr
     assert "check --address and the cluster's token" in refused.stderr
+
+
+_PLACE = """
+import json, sys
+from contextlib import closing
+import ray
+from ray.util.placement_group import placement_group_table
+from drqn_dist.presets import preset
+from drqn_dist.run.local_ray import LocalRay
+from drqn_dist.run.placement import Placement
+from dataclasses import replace
+config = preset("gridworld")
+config = replace(config, address=sys.argv[1], replay=replace(config.replay, shards=2), actors=2)
+with closing(LocalRay(config.address, cpus=0, store_bytes=0)):
+    place = Placement(config)
+    nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes()}
+    homes = placement_group_table(place._group)["bundles_to_node_id"].values()
+    print(json.dumps({"gpus": place.gpus, "homes": [nodes[home].get("GPU", 0) for home in homes]}))
+    place.close()
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_all_roles_but_the_actors_live_on_the_node_with_the_gpu(cluster: Cluster) -> None:
+    cluster.add(ROLES + 4)
+    cluster.add(ROLES + 1, "--num-gpus=1")  # Ray believes it
+    done = subprocess.run(
+        [sys.executable, "-c", _PLACE, cluster.address],
+        env=cluster.environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    # Learner, two shards, loader, evaluator.
+    assert json.loads(done.stdout.splitlines()[-1]) == {"gpus": 1, "homes": [1] * 5}

@@ -9,7 +9,7 @@ from drqn_dist.config import ReplayConfig, TrainConfig
 from drqn_dist.errors import ConfigError
 from drqn_dist.interfaces import EnvSpec
 from drqn_dist.presets import PRESETS, preset
-from drqn_dist.run.memory import _container_rooms, available_memory, check_memory, estimate_memory
+from drqn_dist.run.memory import _container_rooms, available_memory, check_memory, estimate_memory, usable_cores
 
 PONG = EnvSpec(observation_shape=(1, 84, 84), observation_dtype="uint8", num_actions=6, frames_per_step=4)
 GB = 1024**3
@@ -91,3 +91,11 @@ def test_an_older_container_limit_counts_too(tmp_path: Path) -> None:
 
 def test_this_machine_has_some_memory() -> None:
     assert available_memory() > 0
+
+
+@pytest.mark.parametrize(("quota", "cores"), [("150000 100000", 1), ("50000 100000", 1), ("max 100000", 10**6)])
+def test_a_containers_quota_bounds_the_cores(quota: str, cores: int, tmp_path: Path) -> None:
+    everything = usable_cores(tmp_path)
+    assert everything >= 1
+    (tmp_path / "cpu.max").write_text(f"{quota}\n")
+    assert usable_cores(tmp_path) == min(cores, everything)

@@ -16,7 +16,7 @@ from tests.runs import maze_config
 def test_this_machine_holds_an_actor_for_each_cpu_but_one(
     cores: int, shards: int, actors: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(placement.psutil, "cpu_count", lambda: cores)
+    monkeypatch.setattr(placement, "usable_cores", lambda: cores)
     config = maze_config(tmp_path, actors=AUTO, mode="ray", replay={"shards": shards})
     assert placement.fitting_actors(config) == actors
 

@@ -21,7 +21,14 @@ from drqn_dist.errors import FragmentError, ReplayStopped
 from drqn_dist.fragment import WindowBatch
 from drqn_dist.interfaces import WeightSnapshot
 from drqn_dist.run import remote_replay
-from drqn_dist.run.channels import Patience, RemoteBatches, RemotePriorities, RemoteSink, RemoteSource, RemoteWeights
+from drqn_dist.run.channels import (
+    RemoteBatches,
+    RemotePriorities,
+    RemoteSink,
+    RemoteSource,
+    RemoteWeights,
+    await_restart,
+)
 from drqn_dist.run.remote_replay import ReplayRole
 from learner.window_reader import WindowReader
 from replay_server.replay import make_shard
@@ -84,14 +91,10 @@ def test_a_replay_counts_its_calls_and_what_they_cost(tmp_path: Path, payloads: 
     assert after.cpu_s > before.cpu_s > before.own_cpu_s["push"]
 
 
-def test_patience_lasts_from_the_first_failure_on_and_only_while_a_role_is_started_again() -> None:
-    unavailable = ActorUnavailableError("being started", None)
-    patience = Patience(seconds=0)
-    patience.wait(unavailable)  # however long the call took before it failed
-    with pytest.raises(ActorUnavailableError):
-        patience.wait(unavailable)
+def test_a_call_is_tried_again_only_while_its_role_is_being_started_again() -> None:
+    await_restart(ActorUnavailableError("being started", None))
     with pytest.raises(ActorDiedError):
-        Patience().wait(ActorDiedError())
+        await_restart(ActorDiedError())
 
 
 class _Answers:

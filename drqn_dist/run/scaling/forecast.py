@@ -178,8 +178,18 @@ def validate(profile: Profile, points: Sequence[Point]) -> list[Comparison]:
     return found
 
 
-def verdict(comparisons: Sequence[Comparison]) -> str:
-    """The greatest error over the points that the profile was not fitted to, in one sentence."""
+def verdict(comparisons: Sequence[Comparison], measured: int) -> str:
+    """The greatest error over the points that the profile was not fitted to, in one sentence.
+
+    Args:
+        measured: points that there were, of which some may not have been compared.
+    """
+    if not comparisons:
+        return (
+            f"No point to validate with: all {measured} were measured with a learner, and the profile without."
+            if measured
+            else "No point to validate with: the file holds none."
+        )
     unseen = [c for c in comparisons if not c.fitted]
     if not unseen:
         return "No point to validate with: the profile was fitted to all of them; measure other numbers of actors."

@@ -53,8 +53,8 @@ def measure(
         RoleFailedError: a process failed; what was measured until then is not worth keeping.
     """
     config = point_config(config, actors, envs_per_actor, learner)
+    check_point(config, learner)
     spec = env_spec(config.env)
-    check_memory(config if learner else _as_bytes_allow(config), spec)
     with on_nodes(config, spec, nodes) as config, closing(RaySession(config)) as session:
         _start_up(session, actors, learner)
         deadline = time.monotonic() + warmup_s
@@ -64,6 +64,14 @@ def measure(
         while (left := window.began + seconds - time.monotonic()) > 0:
             window.add(_advance(session, min(left, _REPORT_S)))
         return window.point(config, nodes, learner, spec.frames_per_step, repeat)
+
+
+def check_point(config: TrainConfig, learner: bool) -> None:
+    """
+    Raises:
+        ConfigError: it does not fit into memory.
+    """
+    check_memory(config if learner else _as_bytes_allow(config), env_spec(config.env))
 
 
 def _as_bytes_allow(config: TrainConfig) -> TrainConfig:

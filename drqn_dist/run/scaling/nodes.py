@@ -19,6 +19,18 @@ from drqn_dist.run.local_ray import reread_authentication
 from drqn_dist.run.memory import object_store_bytes
 
 
+def check_nodes(count: int, actors: int) -> None:
+    """
+    Raises:
+        ConfigError: there are more actor nodes than actors.
+    """
+    if count - 1 > actors:
+        raise ConfigError(
+            f"--nodes {count} are one head and {count - 1} for actors, but there are {actors} of them; measure these "
+            "nodes with more --actors, in a call of their own"
+        )
+
+
 @contextmanager
 def on_nodes(config: TrainConfig, spec: EnvSpec, count: int) -> Iterator[TrainConfig]:
     """The configuration to run on so many nodes: a head with replay, loaders and learner, the others with the actors.
@@ -30,10 +42,7 @@ def on_nodes(config: TrainConfig, spec: EnvSpec, count: int) -> Iterator[TrainCo
     if count == 1:
         yield config
         return
-    if count - 1 > config.actors:
-        raise ConfigError(
-            f"--nodes {count} are one head and {count - 1} for actors, but there are {config.actors} of them"
-        )
+    check_nodes(count, config.actors)
     from ray import cluster_utils
 
     folder = tempfile.mkdtemp(prefix="drqn-ray-", dir="/tmp")  # a socket's path may have 107 characters
@@ -49,7 +58,7 @@ def on_nodes(config: TrainConfig, spec: EnvSpec, count: int) -> Iterator[TrainCo
             cluster.add_node(
                 num_cpus=2 + config.replay.shards + config.learner.loaders,  # learner and evaluator besides
                 object_store_memory=store,
-                temp_dir=folder,
+                temp_dir=f"{folder}/r",  # Ray opens it to everyone; the folder around it stays this user's own
                 include_dashboard=False,
             )
             for _ in range(count - 1):

@@ -79,22 +79,26 @@ def _draw_speed(axes: Axes, points: Sequence[Point]) -> None:
                 axes.plot(grid, found.throughput(grid), style, color=colour, linewidth=1, alpha=0.8, label=name)
     axes.set_xlabel("actors")
     axes.set_ylabel("agent steps per second")
+    axes.set_xticks(sorted({point.actors for point in points}))
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.legend(frameon=False, fontsize=8)
 
 
 def _draw_efficiency(axes: Axes, points: Sequence[Point]) -> None:
+    highest = 1.0
     for index, (label, curve) in enumerate(series(points).items()):
         groups = list(by_key(curve).values())
         speed = {group[0].actors: median(group)["agent_steps_per_s"] for group in groups}
         fewest = min(speed)
         share = [speed[n] / n / (speed[fewest] / fewest) if speed[fewest] else 0.0 for n in speed]
+        highest = max(highest, *share)
         axes.plot(list(speed), share, "o-", color=_COLOURS[index % len(_COLOURS)], label=label)
     axes.axhline(1, color="#999999", linewidth=0.8)
     axes.set_xlabel("actors")
     axes.set_ylabel("throughput per actor, of that of the fewest")
-    axes.set_ylim(0, 1.15)
+    axes.set_xticks(sorted({point.actors for point in points}))
+    axes.set_ylim(0, 1.15 * highest)
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.legend(frameon=False, fontsize=8)
 
@@ -118,7 +122,8 @@ def _draw_time(axes: Axes, points: Sequence[Point]) -> None:
                 bottom += share
             ticks.append(place)
             middle = letter == list(roles.values())[len(roles) // 2]
-            labels.append(letter + (f"\n{row['actors']}x{row['envs_per_actor']}" if middle else ""))
+            nodes = f"\n{row['nodes']} nodes" if row["nodes"] > 1 else ""
+            labels.append(letter + (f"\n{row['actors']}x{row['envs_per_actor']}{nodes}" if middle else ""))
             place += 1
         place += 0.5
     axes.set_xticks(ticks, labels, fontsize=7)

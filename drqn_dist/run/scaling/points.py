@@ -96,11 +96,15 @@ class PointsFile:
             else:
                 sweep.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
             self.points = read_points(self._path) if self._path.exists() else []
-            # A line that a kill cut short must not be continued.
-            self._path.write_text("".join(_line(point) for point in self.points), encoding="utf-8")
+            whole = "".join(_line(point) for point in self.points)
+            if self._path.exists() and not self._path.read_text(encoding="utf-8").endswith("\n"):
+                # A line that a kill cut short must not be continued.
+                beside = self._path.with_suffix(".new")
+                beside.write_text(whole, encoding="utf-8")
+                beside.replace(self._path)
         except OSError as error:
             raise RunFolderError(f"cannot use {folder}: {error.strerror or error}; choose another --out") from error
-        except json.JSONDecodeError as error:
+        except (ValueError, AttributeError) as error:  # no JSON, no text, or no table of settings
             raise RunFolderError(f"{folder / SWEEP_NAME} is damaged: {error}; choose another --out") from error
 
     def add(self, point: Point) -> None:
@@ -125,6 +129,8 @@ def read_points(path: Path) -> list[Point]:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise RunFolderError(f"cannot read {path}: {error.strerror}; name a {POINTS_NAME} of a sweep") from error
+    except UnicodeDecodeError as error:
+        raise RunFolderError(f"{path} is no text: {error}; name a {POINTS_NAME} of a sweep") from error
     *lines, torn = text.split("\n")
     found = []
     for number, line in enumerate([*lines, torn] if torn else lines, start=1):
@@ -153,12 +159,32 @@ def _line(point: Point) -> str:
     return json.dumps(asdict(point)) + "\n"
 
 
+def measured_config(folder: Path) -> dict[str, Any]:
+    """The configuration under which the points in a folder were measured; empty where it is not told.
+
+    Raises:
+        RunFolderError: the file that tells it is damaged.
+    """
+    path = folder / SWEEP_NAME
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))["config"]) if path.exists() else {}
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise RunFolderError(f"{path} is damaged: {error}") from error
+
+
+def differing(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """Settings that both name with other values, or that only one names, with both values; none where one is empty."""
+    if not there:
+        return []
+    before, now = dict(_flatten(there)), dict(_flatten(here))
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    return [f"{name} {before.get(name)!r} there, {now.get(name)!r}" for name in names]
+
+
 def _require_same(folder: Path, saved: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    before, now = dict(_flatten(saved)), dict(_flatten(asked))
-    differing = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-    if differing:
-        shown = ", ".join(f"{name} {before.get(name)!r} there, {now.get(name)!r} asked" for name in differing[:5])
-        more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
+    found = [f"{difference} asked" for difference in differing(saved, asked)]
+    if found:
+        shown, more = ", ".join(found[:5]), f" and {len(found) - 5} more" if len(found) > 5 else ""
         raise ConfigError(f"{folder} holds points of another sweep: {shown}{more}; use those settings or another --out")
 
 

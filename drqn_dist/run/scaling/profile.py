@@ -145,6 +145,14 @@ def make_profile(
     envs = sorted({point.envs_per_actor for point in smallest})
     chosen = [point for point in smallest if point.envs_per_actor in (envs[0], envs[-1])]
     trained = [point for point in chosen if point.learner]
+    for point in chosen:
+        for what, count in (("step", point.agent_steps_per_s), ("update", point.updates_per_s)):
+            if not count and (what == "step" or point.learner):
+                raise ConfigError(
+                    f"no {what} was made in the {point.seconds:.1f} s that {point.actors} actors x "
+                    f"{point.envs_per_actor} environments were measured, so it has no price; measure longer "
+                    "(--seconds, into another --out)"
+                )
     slow = {id(point): slowdown(point.cores["machine"], cores, crowding) for point in chosen}
 
     fixed, per_env = _affine(
@@ -167,7 +175,8 @@ def make_profile(
         sample_bytes=_per(trained, "samples", "batches"),
         batch_bytes=_per(trained, "batches", "batches"),
         weight_bytes=float(weight_bytes),
-        fragment_steps=_mean([p.agent_steps_per_s / p.per_s["fragments"] for p in chosen if p.per_s["fragments"]]),
+        fragment_steps=_mean([p.agent_steps_per_s / p.per_s["fragments"] for p in chosen if p.per_s["fragments"]])
+        or float(config.window.fragment),
     )
     return Profile(
         config=config,

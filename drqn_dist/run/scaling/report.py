@@ -59,7 +59,7 @@ def fits(points: Sequence[Point]) -> dict[str, dict[str, Fit | str]]:
     return found
 
 
-def summary(points: Sequence[Point], machine: dict[str, Any]) -> dict[str, Any]:
+def summary(points: Sequence[Point], machine: dict[str, Any], shards: int = 1) -> dict[str, Any]:
     """All of it, JSON-able; efficiency is throughput over that of the fewest actors, per actor."""
     rows = []
     for curve in series(points).values():
@@ -73,7 +73,7 @@ def summary(points: Sequence[Point], machine: dict[str, Any]) -> dict[str, Any]:
             row["efficiency"] = row["agent_steps_per_s"] / (base * row["actors"]) if base else 0.0
             rows.append(row)
     return {
-        "bottleneck": bottleneck(points, int(machine["usable_cores"])),
+        "bottleneck": bottleneck(points, int(machine["usable_cores"]), shards),
         "points": rows,
         "fits": {
             name: {law: asdict(found) if isinstance(found, Fit) else found for law, found in laws.items()}
@@ -83,8 +83,13 @@ def summary(points: Sequence[Point], machine: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def bottleneck(points: Sequence[Point], cores: int) -> str:
-    """What holds the largest measured point up, with the figures that show it."""
+def bottleneck(points: Sequence[Point], cores: int, shards: int = 1) -> str:
+    """What holds the largest measured point up, with the figures that show it.
+
+    Args:
+        cores: of the machine.
+        shards: of the replay.
+    """
     largest = max(by_key(points).values(), key=lambda group: group[0].actors * group[0].envs_per_actor)
     row = median(largest)
     busy = min(1.0, row["cores.machine"] / cores)
@@ -93,6 +98,9 @@ def bottleneck(points: Sequence[Point], cores: int) -> str:
         f"{role} {row[f'cores.{role}']:.2f}" for role in ("actors", "learner", "loaders", "replay", "ray")
     )
     where = f"At {row['actors']} actors x {row['envs_per_actor']} environments"
+    if row["nodes"] > 1:
+        where += f" on {row['nodes']} nodes"
+    replay, of_each = row["cores.replay"] / shards, " for each shard" if shards > 1 else ""
     if row["learner"] and row["actor_time.push"] > WAITS:
         evidence = f"the actors wait {row['actor_time.push']:.0%} of their time to push"
         if row["learner_time.wait"] <= WAITS:
@@ -102,8 +110,8 @@ def bottleneck(points: Sequence[Point], cores: int) -> str:
                 f"waits {row['learner_time.wait']:.0%}, while {evidence}{squeezed}."
             )
         waits = f"the learner waits {row['learner_time.wait']:.0%} of its time for batches and {evidence}"
-        if row["cores.replay"] > BUSY - 0.1:
-            return f"{where} the bottleneck is the replay: it uses {row['cores.replay']:.2f} of a core, {waits}."
+        if replay > BUSY - 0.1:
+            return f"{where} the bottleneck is the replay: it uses {replay:.2f} of a core{of_each}, {waits}."
         if row["loader_time.decode"] > 0.5:
             return f"{where} the bottleneck is the loaders: they decode {row['loader_time.decode']:.0%} of it, {waits}."
         if busy >= BUSY:
@@ -116,9 +124,7 @@ def bottleneck(points: Sequence[Point], cores: int) -> str:
     if busy >= BUSY:
         return f"{where} the bottleneck is the cores: {full} ({split}); {spent}."
     if shares["push"] > WAITS:
-        return (
-            f"{where} the bottleneck is pushing to the replay, which uses {row['cores.replay']:.2f} of a core: {spent}."
-        )
+        return f"{where} the bottleneck is pushing to the replay, which uses {replay:.2f} of a core{of_each}: {spent}."
     learner = f", and the learner waits {row['learner_time.wait']:.0%} of its time" if row["learner"] else ""
     return f"{where} the bottleneck is the actors themselves: {spent}{learner}, while only {full}."
 

@@ -16,6 +16,8 @@ from drqn_dist.presets import preset
 
 UNBOUNDED_STEPS = 10**10
 """More steps than any measurement inserts."""
+LONGEST_S = 20_000.0
+"""Simulated seconds after which a prediction is given all the same."""
 ACTING_ONLY_BYTES = 512 * 1024**2
 """Room for fragments that nobody samples."""
 
@@ -30,8 +32,8 @@ class ClusterShape:
     """Cores of each actor node; 0 = there are none, and the actors share the head."""
     actors_per_node: int = 0
     """Actors on each node; 0 = one per core."""
-    shards: int = 1
-    """Replay processes on the head."""
+    shards: int = 0
+    """Replay processes on the head; 0 = as many as measured."""
     loaders: int = 0
     """Loader processes on the head; 0 = as many as measured."""
     learner_speedup: float = 1.0
@@ -46,7 +48,7 @@ class ClusterShape:
             ("head_cores", 0, 100_000),
             ("node_cores", 0, 100_000),
             ("actors_per_node", 0, 100_000),
-            ("shards", 1, 10_000),
+            ("shards", 0, 10_000),
             ("loaders", 0, 10_000),
             ("learner_speedup", 1e-6, 1e6),
             ("link_gbit_per_s", 1e-6, 1e6),

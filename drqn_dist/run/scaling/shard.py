@@ -30,6 +30,8 @@ IN_FLIGHT = 8
 """Calls that wait for their answer: enough to keep the shard busy, few enough not to pile up."""
 STORED = 1_000
 """Full fragments that the shard holds: pushes evict."""
+LEAST_MANY = 8
+"""Fragments in a large push, at least: the difference to a small one must show."""
 START_S = 120.0
 
 
@@ -39,7 +41,7 @@ def measure_shard(
     """Starts a shard, fills it with real play, and calls it as often as it answers.
 
     Two sizes of pushes, in turn, tell the price of a call from that of a fragment: one fragment, and as many as all
-    environments of an actor complete in a push period.
+    environments of an actor complete in a push period, but at least LEAST_MANY.
 
     Args:
         cores, crowding: of this machine, to state prices of a core whose neighbours are idle.
@@ -53,9 +55,8 @@ def measure_shard(
     steps = 4 * config.window.fragment * config.actor.envs_per_actor
     payloads = play(config, spec, max(2_000, steps), weights=None)
     supply = itertools.chain.from_iterable(copies(payloads, config.replay.max_fragment_bytes))
-    many = max(2, round(config.actor.envs_per_actor * config.push_period / config.window.fragment))
-    capacity = STORED * config.window.fragment
-    config = replace(config, replay=replace(unblocked(config.replay, capacity), shards=1), address=None)
+    many = max(LEAST_MANY, round(config.actor.envs_per_actor * config.push_period / config.window.fragment))
+    config = _alone(config)
     batches = batches_per_call(config, spec)
     windows = batches * config.learner.batch_windows
     values = np.ones(windows)
@@ -84,6 +85,14 @@ def measure_shard(
         ray.kill(shard)
     found = figures.result()
     return ShardPrice(fragments_per_push=many, **{f.name: found[f.name] for f in fields(ShardPrice) if f.name in found})
+
+
+def _alone(config: TrainConfig) -> TrainConfig:
+    """The same with one shard that holds few fragments and keeps nobody waiting, fed by one environment, so that there
+    is room for its windows."""
+    replay = replace(unblocked(config.replay, STORED * config.window.fragment), shards=1)
+    actor = replace(config.actor, envs_per_actor=1)
+    return replace(config, replay=replay, actors=1, actor=actor, address=None)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ import simpy
 from drqn_dist.config import TrainConfig
 from drqn_dist.run.scaling.parts import Cores, Limiter, Link, Meter, Server, Steps
 from drqn_dist.run.scaling.profile import Profile
-from drqn_dist.run.scaling.settings import ClusterShape, point_config
+from drqn_dist.run.scaling.settings import LONGEST_S, ClusterShape, point_config
 
 BURSTS = 200
 """Pushes, of all actors together, that a prediction is taken over, at least."""
@@ -36,8 +36,6 @@ UPDATES = 100
 """The same for updates, where there is a learner."""
 CYCLES = 10
 """The same for the cycles of an actor that nobody holds up."""
-LONGEST_S = 20_000.0
-"""Simulated seconds after which a prediction is given all the same."""
 PRIORITY_CALLS = 16
 """Calls with priorities under way before the learner waits, as in `channels`."""
 
@@ -62,6 +60,8 @@ class Prediction:
     use: dict[str, float] = field(default_factory=dict)
     """Share of time in which something is busy: actor cores, head cores, replay shard, loader, learner, head link."""
     simulated_s: float = 0.0
+    settled: bool = True
+    """False where a steady state was not reached in LONGEST_S simulated seconds."""
 
 
 def simulate(
@@ -110,8 +110,9 @@ class _Pipeline:
         cycle = self._cycle_steps * self._step_s(envs)
         crowd = max(1.0, max(node.actors / node.num_cores for node in self._nodes))
         self._cycle_s = cycle * crowd + self._costs.actor_idle_s * self._cycle_steps
+        self._num_shards = cluster.shards or profile.config.replay.shards
         self._shards = [
-            _Shard(Server(self._env, self._head.cores), self._limiter(actors)) for _ in range(cluster.shards)
+            _Shard(Server(self._env, self._head.cores), self._limiter(actors)) for _ in range(self._num_shards)
         ]
         self._ready: simpy.Container = simpy.Container(self._env)
         self._free: simpy.Container = simpy.Container(self._env, init=learning.prefetch_batches + 1)
@@ -168,6 +169,7 @@ class _Pipeline:
                 "head link": max(spent["link in"], spent["link out"]) / seconds,
             },
             simulated_s=seconds,
+            settled=done,
         )
 
     def _state(self) -> dict[str, float]:
@@ -197,7 +199,7 @@ class _Pipeline:
 
     def _limiter(self, actors: int) -> Limiter:
         """One shard's, with its part of the slack, begun where the faster side will have driven it."""
-        shards = self._cluster.shards
+        shards = self._num_shards
         least = max(self._burst * self._sizes.fragment_steps, self._batch_steps / max(self._ratio, 1e-9) / shards)
         tolerance = max(self._config.rate_tolerance_steps / shards, least if self._ratio else 0.0)
         acting = actors * self._envs * self._cycle_steps / self._cycle_s

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from drqn_dist.config import TrainConfig, to_dict
-from drqn_dist.errors import RunFolderError
-from drqn_dist.run.scaling.points import Key, Point, PointsFile, read_points
+from drqn_dist.errors import ConfigError, RunFolderError
+from drqn_dist.run.scaling.points import Key, Point, PointsFile, differing, measured_config, read_points
 from drqn_dist.run.scaling.profile import make_profile, read_profile, write_profile
 from drqn_dist.run.scaling.settings import ScaleArgs, base_config, counts, point_config
 
@@ -48,9 +48,13 @@ def _measure(args: ScaleArgs) -> dict[str, Any]:
     actors = counts("--actors", args.actors)
     envs = counts("--envs-per-actor", args.envs_per_actor or str(config.actor.envs_per_actor))
     nodes = counts("--nodes", args.nodes)
+    from drqn_dist.run.scaling.measure import check_point, measure
+    from drqn_dist.run.scaling.nodes import check_nodes
+
     grid = [(n, e, k, args.learner) for n, e, k in itertools.product(actors, envs, nodes)]
-    for n, e, _, learner in grid:
-        point_config(config, n, e, learner)  # refused before anything is measured
+    for n, e, k, learner in grid:  # what cannot be measured is refused before anything is
+        check_nodes(k, n)
+        check_point(point_config(config, n, e, learner), learner)
     assert args.out is not None
     settings = {
         "config": to_dict(config),
@@ -61,8 +65,6 @@ def _measure(args: ScaleArgs) -> dict[str, Any]:
     file = PointsFile(args.out, settings)
     left = list(order(grid, args.repeats, file.points))
     if left:
-        from drqn_dist.run.scaling.measure import measure
-
         for done, (key, repeat) in enumerate(left, start=1):
             point = measure(config, *key, args.warmup_s, args.seconds, repeat)
             file.add(point)
@@ -83,6 +85,10 @@ def _write(config: TrainConfig, points: Sequence[Point], out: Path) -> dict[str,
     from drqn_dist.run.scaling.simulate import one_machine
 
     machine = machine_description()
+    result = summary(points, machine, config.replay.shards)
+    write_table(points, out / "scale.csv")
+    write_json(result, out / "scale.json")
+    draw(points, out / "scale.png")
     spec = env_spec(config.env)
     cores = int(machine["usable_cores"])
     try:  # measured once for a sweep: they take a while, and belong to its machine
@@ -98,10 +104,8 @@ def _write(config: TrainConfig, points: Sequence[Point], out: Path) -> dict[str,
     )
     write_profile(profile, out / "profile.json")
     limit = saturation(profile, max(p.envs_per_actor for p in points), one_machine(profile), profile.trains)
-    result = summary(points, machine) | {"saturation": asdict(limit), "shard": shard_sentence(profile, limit)}
-    write_table(points, out / "scale.csv")
+    result |= {"saturation": asdict(limit), "shard": shard_sentence(profile, limit)}
     write_json(result, out / "scale.json")
-    draw(points, out / "scale.png")
     return result
 
 
@@ -115,11 +119,17 @@ def _simulate(args: ScaleArgs) -> dict[str, Any]:
     points = read_points(args.validate) if args.validate is not None else []
     result: dict[str, Any] = {}
     if actors:
-        (envs,) = counts("--envs-per-actor", args.envs_per_actor or str(profile.config.actor.envs_per_actor))[:1]
-        result = predict(profile, actors, envs, args.cluster, args.learner)
+        envs = counts("--envs-per-actor", args.envs_per_actor or str(profile.config.actor.envs_per_actor))
+        if len(envs) > 1:
+            raise ConfigError(f"--simulate takes one number of environments, but --envs-per-actor is {envs}")
+        result = predict(profile, actors, envs[0], args.cluster, args.learner)
     if args.validate is not None:
         comparisons = validate(profile, points)
-        result |= {"validation": [asdict(c) for c in comparisons], "verdict": verdict(comparisons)}
+        result |= {
+            "validation": [asdict(c) for c in comparisons],
+            "verdict": verdict(comparisons, len(points)),
+            "other_settings": differing(measured_config(args.validate.parent), to_dict(profile.config)),
+        }
     if args.out is not None:
         try:
             args.out.mkdir(parents=True, exist_ok=True)

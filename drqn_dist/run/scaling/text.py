@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from drqn_dist.run.scaling.settings import LONGEST_S
+
 
 def measured_text(result: dict[str, Any]) -> str:
     """A table of the points, the fits, and the bottleneck."""
-    lines = ["actors  envs   steps/s            efficiency  updates/s  policy lag  samples/insert  cores busy"]
+    lines = ["actors  envs  nodes   steps/s            efficiency  updates/s  policy lag  samples/insert  cores busy"]
     for row in result["points"]:
         low, high = row["spread"]
         lines.append(
-            f"{row['actors']:>6} {row['envs_per_actor']:>5} {row['agent_steps_per_s']:>9,.0f}"
+            f"{row['actors']:>6} {row['envs_per_actor']:>5} {row['nodes']:>6} {row['agent_steps_per_s']:>9,.0f}"
             f" {f'({low:,.0f}-{high:,.0f})':<14}{row['efficiency']:>7.2f}{row['updates_per_s']:>11.1f}"
             f"{_or_dash(row['policy_lag'], '.1f'):>12}{_or_dash(row['samples_per_insert'], '.2f'):>16}"
             f"{row['cores.machine']:>12.2f}"
@@ -35,10 +37,15 @@ def simulated_text(result: dict[str, Any]) -> str:
                 f"{use['loader']:>8.0%}{use['learner']:>9.0%}{use['head link']:>6.0%}"
             )
         limit = result["saturation"]
-        lines.append(
-            f"{result['shard']} The learner makes {limit['learner_updates_per_s']:,.1f} updates/s, worth "
-            f"{limit['learner_steps_per_s']:,.0f} steps/s."
-        )
+        unsettled = [f"{p['actors']:,}" for p in result["predictions"] if not p["settled"]]
+        if unsettled:
+            lines.append(f"Not settled after {LONGEST_S:,.0f} simulated seconds: {', '.join(unsettled)} actors.")
+        lines.append(result["shard"])
+        if limit["learner_updates_per_s"]:
+            lines.append(
+                f"The learner makes {limit['learner_updates_per_s']:,.1f} updates/s, worth "
+                f"{limit['learner_steps_per_s']:,.0f} steps/s."
+            )
         lines.append(result["advice"])
     if "validation" in result:
         lines.append("actors  envs  learner  measured  simulated   error")
@@ -47,6 +54,8 @@ def simulated_text(result: dict[str, Any]) -> str:
                 f"{c['actors']:>6} {c['envs_per_actor']:>5} {'yes' if c['learner'] else 'no':>8} {c['measured']:>9,.0f}"
                 f" {c['simulated']:>10,.0f} {c['error']:>+7.1%}{'  (fitted to)' if c['fitted'] else ''}"
             )
+        if result.get("other_settings"):
+            lines.append(f"The points were measured under other settings: {'; '.join(result['other_settings'])} here.")
         lines.append(result["verdict"])
     return "\n".join(lines)
 

@@ -82,10 +82,12 @@ def test_validation_tells_seen_points_from_unseen_and_gives_the_error() -> None:
     assert (two.measured, two.least, two.greatest) == (1_600.0, 1_500.0, 1_900.0)
     assert two.simulated == pytest.approx(2_000, rel=0.03)  # two actors of 1,000 steps/s on the profile's two cores
     assert two.error == pytest.approx(2_000 / 1_600 - 1, abs=0.04)
-    said = verdict([one, two])
+    said = verdict([one, two], 4)
     assert said.startswith("Over 1 points that it was not fitted to, ")
     assert "at 2 actors x 16 environments without a learner" in said
-    assert "fitted to all" in verdict([one])
+    assert "fitted to all" in verdict([one], 1)
+    assert "all 3 were measured with a learner, and the profile without" in verdict([], 3)
+    assert "the file holds none" in verdict([], 0)
     shown: dict[str, Any] = {"validation": [vars(c) for c in (one, two)], "verdict": said}
     assert simulated_text(shown).splitlines()[1].endswith("(fitted to)")
 

@@ -84,6 +84,15 @@ def test_it_is_fitted_to_the_fewest_actors_and_the_outermost_environments() -> N
         made([])
 
 
+def test_what_was_not_seen_to_happen_has_no_price() -> None:
+    with pytest.raises(ConfigError, match=r"no update was made in the 10\.0 s that 1 actors x 16 environments"):
+        made([point(learner=True, updates_per_s=0.0)])
+    with pytest.raises(ConfigError, match="no step was made"):
+        made([point(agent_steps_per_s=0.0)])
+    none = made([point(per_s=point().per_s | {"fragments": 0.0})])
+    assert none.sizes.fragment_steps == preset("pong-cpu").window.fragment
+
+
 def test_a_profile_survives_its_file(tmp_path: Path) -> None:
     found = made([point(learner=True), point(2, learner=True)], crowding=0.1)
     write_profile(found, tmp_path / "profile.json")

@@ -54,6 +54,16 @@ def test_the_bottleneck_is_named_with_its_figures(found: dict[str, Any], words: 
     assert re.search(words, sentence), sentence
 
 
+def test_a_replay_in_shards_is_judged_by_each_of_them() -> None:
+    busy = changed("cores", BLOCKED, replay=0.9, machine=1.5) | {"learner_time": {"wait": 0.5, "train": 0.5}}
+    points = [point(1, learner=True, **busy)]
+    assert "the bottleneck is the replay: it uses 0.90 of a core, " in bottleneck(points, cores=2)
+    assert "the bottleneck is the replay" not in bottleneck(points, cores=2, shards=2)
+    busier = changed("cores", busy, replay=1.7)
+    said = bottleneck([point(1, learner=True, nodes=3, **busier)], cores=2, shards=2)
+    assert "environments on 3 nodes the bottleneck is the replay: it uses 0.85 of a core for each shard" in said
+
+
 def test_pushing_without_a_learner_can_be_the_bottleneck() -> None:
     slow = point(4, actor_time=dict.fromkeys(PARTS, 0.0) | {"push": 0.8, "env": 0.2, "other": 0.0})
     assert "is pushing to the replay, which uses 0.05 of a core: push 80%" in bottleneck([slow], cores=2)

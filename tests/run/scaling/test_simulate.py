@@ -75,6 +75,14 @@ def test_actors_may_have_no_more_pushes_in_flight_than_allowed() -> None:
     assert found.push_s == pytest.approx(64 * 4 * 0.004, rel=0.1)
 
 
+def test_there_are_as_many_shards_as_were_measured_unless_told_otherwise() -> None:
+    config = preset("pong-cpu")
+    two = dataclasses.replace(config, actors=2, replay=dataclasses.replace(config.replay, shards=2))
+    for cluster, shards in ((BIG, 2), (dataclasses.replace(BIG, shards=4), 4)):
+        found = simulate(profile(push_s=0.004, config=two), 64, 16, cluster, learner=False)
+        assert found.agent_steps_per_s == pytest.approx(shards * 250 * 20, rel=0.03)
+
+
 @pytest.mark.parametrize("actors", [1, 4])
 def test_a_slow_learner_holds_the_actors_at_the_replay_ratio(actors: int) -> None:
     found = simulate(profile(), actors, 16, BIG, learner=True)

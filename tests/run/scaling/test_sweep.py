@@ -82,3 +82,41 @@ def test_what_was_measured_can_be_simulated_and_validated(
     assert json.loads((tmp_path / "simulated" / "simulation.json").read_text()) == result
     main(["scale", "--validate", str(sweep / "points.jsonl"), "--profile", str(sweep / "profile.json")])
     assert capsys.readouterr().out.splitlines()[-1] == result["verdict"]
+
+
+def test_points_that_cannot_be_measured_are_refused_before_any_is(
+    measured: list[tuple[int, int]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for line, words in (
+        (["--actors", "1,4", "--nodes", "1,3"], "one head and 2 for actors, but there are 1"),
+        (["--actors", "1,90000", "--set", "replay.capacity_steps=1000000000"], "this run may need"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main(["scale", "--preset", "gridworld", *line, "--out", str(tmp_path / "out")])
+        assert stopped.value.code == 2
+        assert words in capsys.readouterr().err
+    assert not measured
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_simulation_takes_one_number_of_environments(
+    measured: list[tuple[int, int]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["scale", "--preset", "gridworld", "--actors", "1", "--repeats", "1", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit) as stopped:
+        main(["scale", "--simulate", "4", "--envs-per-actor", "8,16", "--profile", str(tmp_path / "profile.json")])
+    assert stopped.value.code == 2
+    assert "one number of environments" in capsys.readouterr().err
+
+
+def test_points_of_other_settings_are_validated_with_a_word_about_them(
+    measured: list[tuple[int, int]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, settings in (("one", []), ("other", ["--set", "replay.samples_per_insert=2"])):
+        sweep = ["--preset", "gridworld", "--actors", "1", "--repeats", "1", *settings, "--out", str(tmp_path / name)]
+        main(["scale", *sweep])
+        capsys.readouterr()
+        points = str(tmp_path / name / "points.jsonl")
+        main(["scale", "--validate", points, "--profile", str(tmp_path / "one" / "profile.json")])
+        said = capsys.readouterr().out
+        assert ("under other settings: replay.samples_per_insert 2.0 there, 16.0 here" in said) == (name == "other")
