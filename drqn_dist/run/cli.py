@@ -8,10 +8,13 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -186,7 +189,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{PROGRAM} {__version__}")
         return
     try:
-        _command(arguments[0])(arguments[1:])
+        with _terminable():
+            _command(arguments[0])(arguments[1:])
     except (ConfigError, RunFolderError, CheckpointError) as error:
         _fail(error, 2)
     except DrqnError as error:
@@ -196,6 +200,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # `| head` has read enough; nothing may be flushed into it at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends a command as Ctrl-C does, so that what it started ends with it. (`train` handles both itself.)"""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _command(name: str) -> Callable[[Sequence[str]], None]:

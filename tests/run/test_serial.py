@@ -133,6 +133,12 @@ def test_an_actors_burst_that_nobody_could_take_away_is_refused(tmp_path: Path) 
         SerialSession(maze_config(tmp_path, replay={"rate_tolerance_steps": 15}))
     with session(maze_config(tmp_path, replay={"rate_tolerance_steps": 16})) as tight:
         run_until(tight, 50)
+    # Of each environment a fragment, and the three other steps of a push period of four.
+    rare = {"push_period_steps": 4}
+    with pytest.raises(ConfigError, match=r"rate_tolerance_steps \(21\).*2 environments of 8 \+ 3 steps, 22"):
+        SerialSession(maze_config(tmp_path, actor=rare, replay={"rate_tolerance_steps": 21}))
+    with session(maze_config(tmp_path, actor=rare, replay={"rate_tolerance_steps": 22})) as tight:
+        run_until(tight, 50)
 
 
 def test_advance_ends_at_an_evaluation_and_when_asked_to_stop(tmp_path: Path) -> None:

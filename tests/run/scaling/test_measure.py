@@ -4,11 +4,13 @@ import json
 import math
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from actors.actor import ActorStats
@@ -199,6 +201,31 @@ def test_the_command_measures_over_several_nodes_and_writes_its_files(tmp_path: 
         "scale.png",
         "profile.json",
     }
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_sweep_that_is_terminated_takes_everything_along(tmp_path: Path) -> None:
+    program = str(Path(sys.executable).with_name("drqn-dist"))
+    line = [program, "scale", "--preset", "gridworld", "--seconds", "1000", "--out", str(tmp_path)]
+    sweep = psutil.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def titles() -> list[str]:
+        words = []
+        for process in sweep.children(recursive=True):
+            with suppress(psutil.Error):
+                words += process.cmdline()[:1]
+        return words
+
+    try:
+        until(lambda: any(title.startswith("ray::ActorRole") for title in titles()), "an actor", 180)
+        started = sweep.children(recursive=True)
+        sweep.terminate()
+        assert sweep.wait(60) == 130
+        until(lambda: not any(process.is_running() for process in started), "all its processes to end")
+    finally:
+        for process in (*sweep.children(recursive=True), sweep) if sweep.is_running() else ():
+            process.kill()
 
 
 @pytest.mark.slow
