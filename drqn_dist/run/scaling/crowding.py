@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from multiprocessing import get_context
 from threading import BrokenBarrierError
 from typing import Any
@@ -24,12 +25,15 @@ _barrier: Any = None
 """Of this process, set when the pool starts it."""
 
 
-def measure_crowding(config: TrainConfig, processes: int, seconds: float = 2.0, repeats: int = 3) -> float:
-    """Runs an actor whose fragments go nowhere, alone and then in every process at once, in turn.
+def measure_crowding(
+    config: TrainConfig, processes: int, learner: bool, seconds: float = 3.0, repeats: int = 3
+) -> float:
+    """Runs the same work alone and then in every process at once, in turn.
 
     Args:
-        config: what they play.
+        config: what is played, and trained.
         processes: one for each core.
+        learner: the work is a whole serial run, acting and training; otherwise an actor whose fragments go nowhere.
         seconds: of each measurement.
 
     Returns:
@@ -48,7 +52,7 @@ def measure_crowding(config: TrainConfig, processes: int, seconds: float = 2.0, 
             for _ in range(repeats):
                 # All meet at the barrier in either case, so that each process gets exactly one of the calls.
                 alone, together = (
-                    [pool.submit(_play, config, seconds if i < active else 0.0) for i in range(processes)]
+                    [pool.submit(_play, config, learner, seconds if i < active else 0.0) for i in range(processes)]
                     for active in (1, processes)
                 )
                 first = [cost for future in alone if (cost := future.result()) is not None]
@@ -65,25 +69,51 @@ def _begin(barrier: Any) -> None:
     _barrier = barrier
 
 
-def _play(config: TrainConfig, seconds: float) -> float | None:
+def _play(config: TrainConfig, learner: bool, seconds: float) -> float | None:
     """CPU seconds per agent step, or None if it was only to be there."""
+    with (_training if learner else _acting)(config) as step:
+        if not seconds:
+            _barrier.wait(START_S)
+            _barrier.wait(START_S)
+            return None
+        for _ in range(50):  # first calls allocate
+            step()
+        _barrier.wait(START_S)
+        start, deadline, steps = time.process_time(), time.monotonic() + seconds, 0
+        while time.monotonic() < deadline:
+            steps += step()
+        spent = time.process_time() - start
+        _barrier.wait(START_S)
+        return spent / steps
+
+
+@contextmanager
+def _acting(config: TrainConfig) -> Iterator[Callable[[], int]]:
+    """A batched step of an actor; answers the agent steps taken."""
     from actors.actor import Actor
     from drqn_dist.envs.make import env_spec
     from drqn_dist.run.bench.play import FixedWeights, fresh_weights
 
     weights = FixedWeights(fresh_weights(config, env_spec(config.env)))
     with closing(Actor(config, 0, _Nowhere(), weights)) as actor:
-        actor.run(0.2 if seconds else 0.0)  # first calls allocate
-        _barrier.wait(START_S)
-        if not seconds:
-            _barrier.wait(START_S)
-            return None
-        start, deadline, steps = time.process_time(), time.monotonic() + seconds, 0
-        while time.monotonic() < deadline:
-            steps += actor.step()
-        spent = time.process_time() - start
-        _barrier.wait(START_S)
-        return spent / steps
+        yield actor.step
+
+
+@contextmanager
+def _training(config: TrainConfig) -> Iterator[Callable[[], int]]:
+    """The same with the updates that belong to it."""
+    from drqn_dist.run.serial import SerialSession
+    from drqn_dist.run.session import Report
+
+    serial = replace(config, mode="serial", actors=1, replay=replace(config.replay, min_steps=1))
+    with closing(SerialSession(serial)) as session:
+
+        def step() -> int:
+            before = session.agent_steps
+            session.turn(Report())
+            return session.agent_steps - before
+
+        yield step
 
 
 class _Nowhere:

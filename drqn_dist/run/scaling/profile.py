@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -146,8 +147,9 @@ def make_profile(
     chosen = [point for point in smallest if point.envs_per_actor in (envs[0], envs[-1])]
     trained = [point for point in chosen if point.learner]
     for point in chosen:
-        for what, count in (("step", point.agent_steps_per_s), ("update", point.updates_per_s)):
-            if not count and (what == "step" or point.learner):
+        updates = min(point.updates_per_s, point.per_s["batches"]) if point.learner else 1.0
+        for what, count in (("step", point.agent_steps_per_s), ("update", updates)):
+            if not count:
                 raise ConfigError(
                     f"no {what} was made in the {point.seconds:.1f} s that {point.actors} actors x "
                     f"{point.envs_per_actor} environments were measured, so it has no price; measure longer "
@@ -163,11 +165,13 @@ def make_profile(
         actor_fixed_s=fixed,
         actor_per_env_s=per_env,
         actor_idle_s=_idle(chosen, cores),
-        loader_s=_mean([p.cores["loaders"] / p.per_s["batches"] / slow[id(p)] for p in trained if p.per_s["batches"]]),
-        learner_s=_mean([p.cores["learner"] / p.updates_per_s / slow[id(p)] for p in trained if p.updates_per_s]),
-        actor_cv=_mean([point.cv["actor"] for point in chosen]),
-        learner_cv=_mean([point.cv["learner"] for point in trained]),
-        ray_cores=_mean([point.cores["ray"] for point in chosen]),
+        loader_s=_middle(
+            [p.cores["loaders"] / p.per_s["batches"] / slow[id(p)] for p in trained if p.per_s["batches"]]
+        ),
+        learner_s=_middle([p.cores["learner"] / p.updates_per_s / slow[id(p)] for p in trained if p.updates_per_s]),
+        actor_cv=_middle([point.cv["actor"] for point in chosen]),
+        learner_cv=_middle([point.cv["learner"] for point in trained]),
+        ray_cores=_middle([point.cores["ray"] for point in chosen]),
         call_s=min(point.call_s for point in chosen),
     )
     sizes = Sizes(
@@ -175,7 +179,7 @@ def make_profile(
         sample_bytes=_per(trained, "samples", "batches"),
         batch_bytes=_per(trained, "batches", "batches"),
         weight_bytes=float(weight_bytes),
-        fragment_steps=_mean([p.agent_steps_per_s / p.per_s["fragments"] for p in chosen if p.per_s["fragments"]])
+        fragment_steps=_middle([p.agent_steps_per_s / p.per_s["fragments"] for p in chosen if p.per_s["fragments"]])
         or float(config.window.fragment),
     )
     return Profile(
@@ -231,10 +235,12 @@ def _steps_s(point: Point) -> float:
 
 
 def _affine(sizes: Sequence[int], seconds: Sequence[float]) -> tuple[float, float]:
-    """Fixed part and part per environment, both ≥ 0; all per environment where only one size was measured."""
-    if len(set(sizes)) == 1:
-        return 0.0, _mean(seconds) / sizes[0]
-    x, y = np.array(sizes, np.float64), np.array(seconds)
+    """Fixed part and part per environment, both ≥ 0, through the medians of the one or two sizes; all per environment
+    where only one was measured."""
+    middle = {size: _middle([s for n, s in zip(sizes, seconds, strict=True) if n == size]) for size in set(sizes)}
+    if len(middle) == 1:
+        return 0.0, middle[sizes[0]] / sizes[0]
+    x, y = np.array(list(middle), np.float64), np.array(list(middle.values()))
     (fixed, per_env), _ = optimize.nnls(np.stack([1 / y, x / y], axis=1), np.ones_like(y))
     return float(fixed), float(per_env)
 
@@ -251,8 +257,9 @@ def _idle(points: Sequence[Point], cores: int) -> float:
 
 
 def _per(points: Sequence[Point], link: str, operation: str) -> float:
-    return _mean([p.bytes_per_s[link] / p.per_s[operation] for p in points if p.per_s[operation]])
+    return _middle([p.bytes_per_s[link] / p.per_s[operation] for p in points if p.per_s[operation]])
 
 
-def _mean(values: Sequence[float]) -> float:
-    return float(np.mean(values)) if values else 0.0
+def _middle(values: Sequence[float]) -> float:
+    """The median: a machine whose speed jumps for a while would draw a mean along."""
+    return float(statistics.median(values)) if values else 0.0

@@ -96,7 +96,7 @@ def _write(config: TrainConfig, points: Sequence[Point], out: Path) -> dict[str,
         crowding, shard = known.crowding, known.shard
     except RunFolderError:
         print("measuring how busy neighbours slow a core, and what a replay shard costs", file=sys.stderr, flush=True)
-        crowding = measure_crowding(config, cores)
+        crowding = measure_crowding(config, cores, any(point.learner for point in points))
         shard = measure_shard(config, spec, cores, crowding)
     weight_bytes = fresh_weights(config, spec).vector.nbytes
     profile = make_profile(

@@ -229,7 +229,8 @@ def test_a_sweep_that_is_terminated_takes_everything_along(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_crowding_is_measured_with_as_many_processes_as_asked_for(maze: TrainConfig) -> None:
-    assert measure_crowding(maze, 1) == 0.0
-    found = measure_crowding(maze, 2, seconds=0.3, repeats=1)
+@pytest.mark.parametrize("learner", [False, True])
+def test_crowding_is_measured_with_as_many_processes_as_asked_for(maze: TrainConfig, learner: bool) -> None:
+    assert measure_crowding(maze, 1, learner) == 0.0
+    found = measure_crowding(maze, 2, learner, seconds=0.3, repeats=1)
     assert 0.0 <= found < 5.0

@@ -25,7 +25,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
         return point(actors, envs, learner, times[-1], nodes=nodes)
 
     monkeypatch.setattr(measure, "measure", made_up)
-    monkeypatch.setattr(crowding, "measure_crowding", lambda config, cores: 0.07)
+    monkeypatch.setattr(crowding, "measure_crowding", lambda config, cores, learner: 0.07)
     price = ShardPrice(push_call_s=0.0005, push_s=0.0001, sample_s=0.001, priorities_s=0.0005)
     monkeypatch.setattr(shard, "measure_shard", lambda config, spec, cores, crowding: price)
     return asked
