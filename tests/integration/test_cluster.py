@@ -81,10 +81,6 @@ class Cluster:
         """Actor processes on all nodes."""
         return sum(title.startswith("ray::ActorRole") for title in self._titles())
 
-    def raylets(self) -> int:
-        """Nodes that run, also those that an autoscaler started."""
-        return sum(title.endswith("/raylet") for title in self._titles())
-
     def _titles(self) -> list[str]:
         titles = []
         for node in self.nodes:
@@ -268,46 +264,3 @@ def test_all_roles_but_the_actors_live_on_the_node_with_the_gpu(cluster: Cluster
     assert done.returncode == 0, done.stderr
     # Learner, two shards, loader, evaluator.
     assert json.loads(done.stdout.splitlines()[-1]) == {"gpus": 1, "homes": [1] * 5}
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-def test_a_run_is_given_the_nodes_that_it_asks_an_autoscaler_for_and_gives_them_back(
-    cluster: Cluster, tmp_path: Path
-) -> None:
-    """The autoscaler is Ray's own, its provider one that starts raylets here."""
-    worker = {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 4}
-    head = {"resources": {"CPU": ROLES + 1}, "node_config": {}, "max_workers": 0}
-    settings = {
-        "cluster_name": "fake",
-        "provider": {"type": "fake_multinode", "gcs_address": cluster.address},
-        "available_node_types": {"worker": worker, "head": head},
-        "head_node_type": "head",
-        "max_workers": 4,
-        "idle_timeout_minutes": 0.1,
-    }
-    file = tmp_path / "autoscaler.yaml"
-    file.write_text(json.dumps(settings))
-    cluster.environment |= {
-        "RAY_FAKE_CLUSTER": "1",
-        "RAY_enable_autoscaler_v2": "0",
-        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
-    }
-    cluster.add(ROLES + 1, f"--autoscaling-config={file}")
-    assert cluster.raylets() == 1
-    output = tmp_path / "output.txt"
-    arguments = ["--address", cluster.address, "--actors", "3", "--run-dir", str(tmp_path), f"--total-steps={10**9}"]
-    with output.open("wb") as log:
-        run = subprocess.Popen(
-            [PROGRAM, "train", *TINY, *arguments], env=cluster.environment, stdout=log, stderr=subprocess.STDOUT
-        )
-    try:
-        until(lambda: cluster.actors() == 3 or run.poll() is not None, "actors on nodes that were asked for")
-        assert run.poll() is None, output.read_text()
-        assert cluster.raylets() == 3, "one more for each actor without a CPU"
-        run.send_signal(signal.SIGINT)
-        assert run.wait(120) == 0, output.read_text()
-    finally:
-        run.kill()
-        run.wait(30)
-    until(lambda: cluster.raylets() == 1, "idle nodes to be given back")

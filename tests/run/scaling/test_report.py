@@ -55,12 +55,12 @@ def test_the_bottleneck_is_named_with_its_figures(found: dict[str, Any], words: 
 
 
 def test_a_replay_in_shards_is_judged_by_each_of_them() -> None:
-    busy = changed("cores", BLOCKED, replay=0.9, machine=1.5) | {"learner_time": {"wait": 0.5, "train": 0.5}}
+    busy = BLOCKED | STARVED | changed("cores", BASE, replay=0.9, machine=1.5)
     points = [point(1, learner=True, **busy)]
     assert "the bottleneck is the replay: it uses 0.90 of a core, " in bottleneck(points, cores=2)
     assert "the bottleneck is the replay" not in bottleneck(points, cores=2, shards=2)
-    busier = changed("cores", busy, replay=1.7)
-    said = bottleneck([point(1, learner=True, nodes=3, **busier)], cores=2, shards=2)
+    busy |= changed("cores", BASE, replay=1.7)
+    said = bottleneck([point(1, learner=True, nodes=3, **busy)], cores=2, shards=2)
     assert "environments on 3 nodes the bottleneck is the replay: it uses 0.85 of a core for each shard" in said
 
 
@@ -90,7 +90,7 @@ def test_a_summary_is_json_and_can_be_read_by_people() -> None:
     points = [point(n, repeat=r, learner=True) for n in (1, 2, 4) for r in (0, 1)]
     result = json.loads(json.dumps(summary(points, MACHINE) | {"shard": "What a shard costs."}))
     shown = measured_text(result).splitlines()
-    assert shown[1].split()[:3] == ["1", "16", "1,000"]
+    assert shown[1].split()[:4] == ["1", "16", "1", "1,000"]
     assert shown[-2:] == [result["shard"], result["bottleneck"]]
     assert any(line.startswith("usl, 16 environments per actor: x1 1,000 (") for line in shown)
 

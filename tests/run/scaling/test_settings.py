@@ -87,7 +87,7 @@ def test_without_a_learner_pushes_never_wait_and_nothing_can_be_drawn() -> None:
         ("--simulate 4", "need --profile FILE"),
         ("--simulate 4 --profile nowhere", "cannot read nowhere"),
         ("--simulate x --profile nowhere", "--simulate is 'x'"),
-        ("--simulate 4 --profile p --cluster.shards 0", "--cluster.shards is 0"),
+        ("--simulate 4 --profile p --cluster.shards=-1", "--cluster.shards is -1"),
     ],
 )
 def test_a_mistake_is_one_clear_line_and_exit_code_2_and_leaves_nothing(
