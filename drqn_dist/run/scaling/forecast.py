@@ -90,6 +90,12 @@ def advice(prediction: Prediction, limit: Saturation) -> str:
     if prediction.actors_blocked > BLOCKED:
         behind = [part for part in _BUY if part != "actor cores" and (part != "head cores" or use[part] >= FULL)]
         part = max(behind, key=lambda name: round(use[name], 2))  # without cores to spare all others seem busy
+        if prediction.learner and use[part] < FULL:
+            return (
+                f"At {n:,} actors raise learner.prefetch_batches, so that more loaders work at once: no part is in use "
+                f"for more than {use[part]:.0%} of the time (the {part}), yet the learner waits "
+                f"{prediction.learner_waits:.0%} of its time and the actors {prediction.actors_blocked:.0%} ({known})."
+            )
         return (
             f"At {n:,} actors buy {_BUY[part]}: the {part} is in use {use[part]:.0%} of the time, and the actors wait "
             f"{prediction.actors_blocked:.0%} of theirs ({known})."
