@@ -59,6 +59,8 @@ class ActorStats:
     """Since it was last asked."""
     cpu_s: float = 0.0
     """CPU seconds of its process, all threads, since then."""
+    told_s: float = 0.0
+    """When it was asked, in seconds since 1970."""
 
 
 class Actor:
@@ -189,6 +191,7 @@ class Actor:
         stats.epsilon = float(self._epsilons().mean())
         stats.index = self._index
         stats.wall_s, stats.cpu_s = self._watch.lap()
+        stats.told_s = time.time()
         return stats
 
     def close(self) -> None:

@@ -53,6 +53,8 @@ class LearnerStats:
     """Since it was last asked."""
     cpu_s: float = 0.0
     """CPU seconds of its process, all threads, since then."""
+    told_s: float = 0.0
+    """When it was asked, in seconds since 1970."""
 
 
 def resolve_device(name: str) -> torch.device:
@@ -150,6 +152,7 @@ class Learner:
             publish_s=self._publish_s,
             wall_s=wall_s,
             cpu_s=cpu_s,
+            told_s=time.time(),
         )
         self._reset_stats()
         return stats

@@ -9,6 +9,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ import ray
 
 from drqn_dist.errors import ConfigError
 
+CONNECT_S = 10.0
+"""How long a cluster's head gets to take a connection."""
 EXIT_S = 10.0
 """How long Ray's processes get to end by themselves."""
 
@@ -49,6 +52,7 @@ class LocalRay:
         self._owned = True
         self._set("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # what roles say when they end with us is not worth a traceback
         if address is not None:
+            _require_listener(address)
             self._set("RAY_AUTH_MODE", os.environ.get("RAY_AUTH_MODE", "token"))
             reread_authentication()
             try:
@@ -67,7 +71,7 @@ class LocalRay:
         reread_authentication()
         _remove_leftovers(Path(_short_folder()))
         self._folder = tempfile.mkdtemp(prefix="drqn-ray-", dir=_short_folder())
-        self._lock = _locked(Path(self._folder))
+        self._lock = locked(Path(self._folder))
         try:
             self._init(
                 address="local",  # whatever RAY_ADDRESS says
@@ -121,7 +125,7 @@ class LocalRay:
     def _init(self, **options: Any) -> None:
         try:
             # Ray takes SIGTERM over; whoever started this run wants it for an orderly end.
-            with _own_signals():
+            with own_signals():
                 ray.init(logging_level=logging.ERROR, namespace="drqn-dist", **options)
         except BaseException:
             self.close()
@@ -132,6 +136,22 @@ class LocalRay:
         os.environ[name] = value
 
 
+def _require_listener(address: str) -> None:
+    """Ray itself would try for minutes, without a word.
+
+    Raises:
+        ConfigError: nobody listens at this `host:port` or `ray://host:port`.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return  # auto, or what Ray itself has to make out
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S):
+            pass
+    except OSError as error:
+        raise ConfigError(f"cannot join the Ray cluster at {address}: {error}; check --address") from error
+
+
 def _short_folder() -> str:
     """The folder for temporary files, or /tmp where its name is so long that Ray's sockets could not be named: they lie
     about 80 characters further down, and a socket's path may have 107."""
@@ -139,7 +159,7 @@ def _short_folder() -> str:
     return usual if len(usual) <= 20 else "/tmp"
 
 
-def _locked(folder: Path) -> int:
+def locked(folder: Path) -> int:
     """Marks the folder as in use for as long as this process lives and the descriptor is open."""
     lock = os.open(folder / "lock.new", os.O_CREAT | os.O_RDWR, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX)
@@ -160,7 +180,7 @@ def _remove_leftovers(parent: Path) -> None:
 
 
 @contextlib.contextmanager
-def _own_signals() -> Iterator[None]:
+def own_signals() -> Iterator[None]:
     """Puts the handlers of SIGINT and SIGTERM back at the end."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

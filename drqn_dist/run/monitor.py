@@ -12,6 +12,7 @@ import numpy as np
 from actors.actor import ActorStats, Episode
 from actors.evaluator import Evaluation
 from drqn_dist.config import TrainConfig
+from drqn_dist.run.lag import PolicyLag
 from drqn_dist.run.session import Report
 from learner.learner import LearnerStats
 
@@ -39,6 +40,7 @@ class Monitor:
         self._started = self._last = time.monotonic()
         self._steps_at_start = agent_steps
         self._episodes: deque[Episode] = deque(maxlen=RECENT_EPISODES)
+        self._lag = PolicyLag()
         self._threshold = max(GREEDY_EPSILON, config.actor.epsilon_low)
         self.last_evaluation: Evaluation | None = None
         self.best: Evaluation | None = None
@@ -76,8 +78,11 @@ class Monitor:
             "charts/episodic_return": _mean(e.score for e in self._episodes),
             "charts/episodic_length": _mean(e.steps for e in self._episodes),
             **_learner_values(report.learner),
-            **_actor_values(report.actors, self.updates),
+            **_actor_values(report.actors),
         }
+        lag = self._lag.of(report)
+        if lag is not None:
+            values["actors/policy_lag_updates"] = lag
         if report.replay is not None:
             replay, capacity = report.replay, self._config.replay.capacity_steps
             values |= {
@@ -164,7 +169,7 @@ def _learner_values(pieces: list[LearnerStats]) -> dict[str, float]:
     }
 
 
-def _actor_values(pieces: list[ActorStats], updates: int) -> dict[str, float]:
+def _actor_values(pieces: list[ActorStats]) -> dict[str, float]:
     busy = [p for p in pieces if p.agent_steps]
     if not busy:
         return {}
@@ -173,7 +178,6 @@ def _actor_values(pieces: list[ActorStats], updates: int) -> dict[str, float]:
     total = max(sum(parts.values()), 1e-9)
     return {
         "charts/epsilon": float(np.mean([p.epsilon for p in busy])),
-        "actors/policy_lag_updates": updates - float(np.mean([p.weight_version for p in busy])),
         **{f"time/actor_{name}": seconds / total for name, seconds in parts.items()},
     }
 

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from drqn_dist.run.local_ray import _locked, _remove_leftovers
+from drqn_dist.errors import ConfigError
+from drqn_dist.run.local_ray import _remove_leftovers, _require_listener, locked
 
 
 def test_folders_of_killed_runs_are_removed_and_those_in_use_stay(tmp_path: Path) -> None:
     folders = {name: tmp_path / f"drqn-ray-{name}" for name in ("killed", "running", "starting", "other")}
     for folder in folders.values():
         (folder / "session").mkdir(parents=True)
-    locks = {name: _locked(folders[name]) for name in ("killed", "running")}
+    locks = {name: locked(folders[name]) for name in ("killed", "running")}
     os.close(locks["killed"])  # as the kernel does when a process dies
     folders["other"].rename(tmp_path / "not-ours")
     (tmp_path / "not-ours" / "lock").touch()
@@ -54,3 +56,15 @@ def test_a_ray_that_starts_only_in_part_leaves_nothing_behind() -> None:
     assert int(output[0].removeprefix("before: ")) >= 1
     assert output[1:] == ["cannot start a local Ray: no raylet today; or train with --mode serial", "after: 0"]
     assert set(Path("/tmp").glob("drqn-ray-*")) <= folders
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "no-such-host.invalid:{}"])
+def test_an_address_where_nobody_listens_is_refused_at_once(address: str) -> None:
+    with socket.socket() as probe:  # bound, but not listening
+        probe.bind(("127.0.0.1", 0))
+        with pytest.raises(ConfigError, match=r"cannot join the Ray cluster at .*; check --address"):
+            _require_listener(address.format(probe.getsockname()[1]))
+        probe.listen()
+        if "127" in address:
+            _require_listener(address.format(probe.getsockname()[1]))
+    _require_listener("auto")

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from drqn_dist.errors import ConfigError
-from drqn_dist.run.scaling.points import Key, Point
+from drqn_dist.run.scaling.points import Key, Point, point_from
 from drqn_dist.run.scaling.profile import Profile
-from drqn_dist.run.scaling.report import by_key
+from drqn_dist.run.scaling.report import WAITS, by_key
 from drqn_dist.run.scaling.settings import ClusterShape
 from drqn_dist.run.scaling.simulate import Prediction, one_machine, simulate
 
@@ -182,6 +182,18 @@ def validate(profile: Profile, points: Sequence[Point]) -> list[Comparison]:
             )
         )
     return found
+
+
+def caution(profile: Profile) -> str:
+    """What speaks against the profile's prices; empty if nothing does."""
+    taken = [point_from(values) for values in profile.points]
+    waits = max((p.actor_time["push"] for p in taken if p.key in profile.fitted_keys), default=0.0)
+    if waits <= WAITS:
+        return ""
+    return (
+        f"The actors waited up to {waits:.0%} of their time in the points that the prices are taken from, so what "
+        "their processes need at rest counts as the price of few steps: measure with a lower replay.samples_per_insert."
+    )
 
 
 def verdict(comparisons: Sequence[Comparison], measured: int) -> str:

@@ -16,6 +16,7 @@ from actors.actor import ActorStats
 from drqn_dist.config import TrainConfig
 from drqn_dist.envs.make import env_spec
 from drqn_dist.errors import RoleFailedError
+from drqn_dist.run.lag import PolicyLag
 from drqn_dist.run.memory import FRAGMENT_OVERHEAD_BYTES, check_memory
 from drqn_dist.run.remote_replay import LoaderWork, ReplayWork
 from drqn_dist.run.scaling.nodes import on_nodes
@@ -113,8 +114,7 @@ class Window:
         self._session = session
         self._actors: list[ActorStats] = []
         self._learner: list[LearnerStats] = []
-        self._lags: list[float] = []
-        self._updates = 0
+        self._lag, self._lags = PolicyLag(), list[float]()
         self._counters: list[tuple[int, int]] = []
         self._work = session.work()
         self._cpu = _ray_and_machine_cpu_s()
@@ -124,10 +124,8 @@ class Window:
     def add(self, report: Report) -> None:
         self._actors += report.actors
         self._learner += report.learner
-        self._updates = max([self._updates, *(piece.updates for piece in report.learner)])
-        versions = [piece.weight_version for piece in report.actors if piece.agent_steps]
-        if versions and self._updates:
-            self._lags.append(self._updates - float(np.mean(versions)))
+        if (lag := self._lag.of(report)) is not None:
+            self._lags.append(lag)
         if report.replay is not None:
             self._counters.append((report.replay.sampled_steps, report.replay.inserted_steps))
 

@@ -10,12 +10,13 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from drqn_dist.config import TrainConfig
 from drqn_dist.errors import ConfigError
 from drqn_dist.interfaces import EnvSpec
-from drqn_dist.run.local_ray import reread_authentication
+from drqn_dist.run.local_ray import locked, own_signals, reread_authentication
 from drqn_dist.run.memory import object_store_bytes
 
 
@@ -50,25 +51,28 @@ def on_nodes(config: TrainConfig, spec: EnvSpec, count: int) -> Iterator[TrainCo
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
     reread_authentication()
+    lock = locked(Path(folder))  # who finds it unlocked may remove it
     cluster: Any = cluster_utils.Cluster()
     try:
         store = object_store_bytes(config, spec)
         each = -(-config.actors // (count - 1))
         try:
-            cluster.add_node(
-                num_cpus=2 + config.replay.shards + config.learner.loaders,  # learner and evaluator besides
-                object_store_memory=store,
-                temp_dir=f"{folder}/r",  # Ray opens it to everyone; the folder around it stays this user's own
-                include_dashboard=False,
-            )
-            for _ in range(count - 1):
-                cluster.add_node(num_cpus=each, object_store_memory=store)
+            with own_signals():  # Ray would take SIGTERM over
+                cluster.add_node(
+                    num_cpus=2 + config.replay.shards + config.learner.loaders,  # learner and evaluator besides
+                    object_store_memory=store,
+                    temp_dir=f"{folder}/r",  # Ray opens it to everyone; the folder around it stays this user's own
+                    include_dashboard=False,
+                )
+                for _ in range(count - 1):
+                    cluster.add_node(num_cpus=each, object_store_memory=store)
         except (OSError, RuntimeError, ValueError, TimeoutError) as error:
             raise ConfigError(f"cannot start {count} Ray nodes on this machine: {error}; try --nodes 1") from error
         yield replace(config, address=cluster.address)
     finally:
         cluster.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)

@@ -29,9 +29,9 @@ _PARTS = {
     "decode": "#117733",
     "train": "#332288",
     "publish": "#AA4499",
-    "wait": "#DDDDDD",
-    "idle": "#EEEEEE",
-    "other": "#AAAAAA",
+    "wait": "#BBBBBB",
+    "idle": "#F0F0F0",
+    "other": "#777777",
 }
 _ROLES = {"actor": "A", "loader": "B", "learner": "L"}
 
@@ -80,7 +80,7 @@ def _draw_speed(axes: Axes, points: Sequence[Point]) -> None:
     axes.set_xlabel("actors")
     axes.set_ylabel("agent steps per second")
     axes.set_xticks(sorted({point.actors for point in points}))
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.08 * max(point.agent_steps_per_s for point in points) or 1.0)
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.legend(frameon=False, fontsize=8)
 

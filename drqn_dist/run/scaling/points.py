@@ -152,7 +152,11 @@ def point_from(values: Mapping[str, Any]) -> Point:
     unknown = set(values) - {f.name for f in fields(Point)}
     if unknown:
         raise TypeError(f"unknown figure {sorted(unknown)[0]}")
-    return Point(**values)
+    found = Point(**values)
+    for f in fields(Point):
+        if f.type in ("int", "float") and not isinstance(values[f.name], int | float):
+            raise TypeError(f"{f.name} is {values[f.name]!r}")
+    return found
 
 
 def _line(point: Point) -> str:

@@ -217,6 +217,8 @@ def read_profile(path: Path) -> Profile:
         for values in profile.points:
             point_from(values)
         _ = profile.fitted_keys
+        if profile.sizes.fragment_steps <= 0 or profile.costs.actor_fixed_s + profile.costs.actor_per_env_s <= 0:
+            raise ValueError("fragments without steps, or actors without costs")
     except OSError as error:
         raise RunFolderError(f"cannot read {path}: {error.strerror}; name a profile.json that scale wrote") from error
     except (ValueError, TypeError, KeyError, AttributeError, ConfigError) as error:

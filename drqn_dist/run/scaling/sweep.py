@@ -110,7 +110,7 @@ def _write(config: TrainConfig, points: Sequence[Point], out: Path) -> dict[str,
 
 
 def _simulate(args: ScaleArgs) -> dict[str, Any]:
-    from drqn_dist.run.scaling.forecast import predict, validate, verdict
+    from drqn_dist.run.scaling.forecast import caution, predict, validate, verdict
     from drqn_dist.run.scaling.report import write_json
 
     assert args.profile is not None
@@ -118,11 +118,13 @@ def _simulate(args: ScaleArgs) -> dict[str, Any]:
     profile = read_profile(args.profile)
     points = read_points(args.validate) if args.validate is not None else []
     result: dict[str, Any] = {}
+    if said := caution(profile):
+        result["caution"] = said
     if actors:
         envs = counts("--envs-per-actor", args.envs_per_actor or str(profile.config.actor.envs_per_actor))
         if len(envs) > 1:
             raise ConfigError(f"--simulate takes one number of environments, but --envs-per-actor is {envs}")
-        result = predict(profile, actors, envs[0], args.cluster, args.learner)
+        result |= predict(profile, actors, envs[0], args.cluster, args.learner)
     if args.validate is not None:
         comparisons = validate(profile, points)
         result |= {

@@ -57,6 +57,8 @@ def simulated_text(result: dict[str, Any]) -> str:
         if result.get("other_settings"):
             lines.append(f"The points were measured under other settings: {'; '.join(result['other_settings'])} here.")
         lines.append(result["verdict"])
+    if "caution" in result:
+        lines.insert(0, result["caution"])
     return "\n".join(lines)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from drqn_dist.errors import ConfigError
-from drqn_dist.run.scaling.forecast import advice, predict, saturation, validate, verdict
+from drqn_dist.run.scaling.forecast import advice, caution, predict, saturation, validate, verdict
 from drqn_dist.run.scaling.settings import ClusterShape
 from drqn_dist.run.scaling.simulate import Prediction
 from drqn_dist.run.scaling.text import simulated_text
@@ -94,6 +94,13 @@ def test_validation_tells_seen_points_from_unseen_and_gives_the_error() -> None:
     assert "the file holds none" in verdict([], 0)
     shown: dict[str, Any] = {"validation": [vars(c) for c in (one, two)], "verdict": said}
     assert simulated_text(shown).splitlines()[1].endswith("(fitted to)")
+
+
+def test_prices_of_actors_that_waited_are_told_to_be_too_high() -> None:
+    waiting = point(learner=True, actor_time=point().actor_time | {"push": 0.6})
+    taken = replace(profile(), fitted_to=[list(waiting.key)], points=[vars(waiting), vars(point(2, learner=True))])
+    assert "The actors waited up to 60% of their time" in caution(taken)
+    assert caution(replace(taken, fitted_to=[list(point(2, learner=True).key)])) == ""
 
 
 def test_points_with_a_learner_are_left_out_where_the_profile_knows_none() -> None:

@@ -86,12 +86,15 @@ def test_a_point_is_made_of_rates_each_over_its_own_time() -> None:
     counts, cpu = {"push": 30, "sample": 10, "priorities": 0}, {"push": 0.3, "sample": 0.2, "priorities": 0.0}
     after = ([ReplayWork(2.0, 20, counts, cpu)], [LoaderWork(3.0, 15, 2.0, 0.5, 10_000, 20_000)])
     window = Window(FakeSession(before, after))  # type: ignore[arg-type]
-    first = ActorStats(index=0, agent_steps=100, fragments=5, fragment_bytes=50, wall_s=2.0, cpu_s=1.0)
-    second = ActorStats(index=1, agent_steps=30, fragments=1, weight_version=8, wall_s=1.0, cpu_s=0.5)
+    first = ActorStats(index=0, agent_steps=100, fragments=5, fragment_bytes=50, wall_s=2.0, cpu_s=1.0, told_s=2.0)
+    second = ActorStats(index=1, agent_steps=30, fragments=1, weight_version=8, wall_s=1.0, cpu_s=0.5, told_s=2.1)
     window.add(
         Report(
             actors=[replace(first, weight_version=4), replace(first, agent_steps=200, weight_version=6), second],
-            learner=[learnt(10, 10, 2.0, wall_s=1.0, cpu_s=0.5), learnt(40, 30, 6.0, wall_s=1.0, cpu_s=1.0)],
+            learner=[
+                learnt(10, 10, 2.0, wall_s=1.0, cpu_s=0.5, told_s=1.0),
+                learnt(40, 30, 6.0, wall_s=1.0, cpu_s=1.0, told_s=2.0),
+            ],
             replay=replay_stats(1_000, 500),
         )
     )
@@ -104,7 +107,8 @@ def test_a_point_is_made_of_rates_each_over_its_own_time() -> None:
     assert point.frames_per_s == 4 * point.agent_steps_per_s
     assert point.updates_per_s == 40 / 4
     assert point.sample_age == (10 * 2.0 + 30 * 6.0) / 40
-    assert point.policy_lag == 40 - (4 + 6 + 8) / 3
+    # The learner makes 30 updates a second, and the second actor told its version a tenth of a second later.
+    assert point.policy_lag == pytest.approx(((40 - 4) + (40 - 6) + (43 - 8)) / 3)
     assert point.samples_per_insert == 800 / 100
     assert point.cores["actors"] == 2 / 4 + 0.5
     assert point.cores["learner"] == 1.5 / 4
@@ -205,9 +209,10 @@ def test_the_command_measures_over_several_nodes_and_writes_its_files(tmp_path: 
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_a_sweep_that_is_terminated_takes_everything_along(tmp_path: Path) -> None:
+@pytest.mark.parametrize("nodes", ["1", "2"])
+def test_a_sweep_that_is_terminated_takes_everything_along(nodes: str, tmp_path: Path) -> None:
     program = str(Path(sys.executable).with_name("drqn-dist"))
-    line = [program, "scale", "--preset", "gridworld", "--seconds", "1000", "--out", str(tmp_path)]
+    line = [program, "scale", "--preset", "gridworld", "--seconds", "1000", "--nodes", nodes, "--out", str(tmp_path)]
     sweep = psutil.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def titles() -> list[str]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,8 @@ def test_a_folder_of_other_settings_is_refused_and_says_which_differ(tmp_path: P
 
 def test_a_file_that_holds_no_points_is_refused_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "points.jsonl"
-    for text in ('{"actors": 1}\n', "nonsense\n", "[]\n", '{"odd": 1}\n'):
+    no_number = json.dumps(vars(point()) | {"agent_steps_per_s": None})
+    for text in (f"{no_number}\n", '{"actors": 1}\n', "nonsense\n", "[]\n", '{"odd": 1}\n'):
         path.write_text(text)
         with pytest.raises(RunFolderError, match=r"line 1 of .* is no measured point"):
             read_points(path)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,5 +106,8 @@ def test_a_damaged_profile_is_refused(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(RunFolderError, match="is no profile of this version"):
             read_profile(path)
+    write_profile(replace(made([point()]), sizes=replace(made([point()]).sizes, fragment_steps=0)), path)
+    with pytest.raises(RunFolderError, match="fragments without steps"):
+        read_profile(path)
     with pytest.raises(RunFolderError, match=r"name a profile\.json"):
         read_profile(tmp_path / "none.json")
