@@ -40,7 +40,8 @@ def test_learner_figures_are_means_over_updates_and_shares_of_time(tmp_path: Pat
 
 def test_actor_figures_count_actors_that_did_something(tmp_path: Path) -> None:
     busy = ActorStats(agent_steps=10, weight_version=4, epsilon=0.2, env_s=3.0, policy_s=1.0)
-    values, shown = monitor(tmp_path, updates=10).take(Report(actors=[busy, ActorStats(epsilon=0.9)]))
+    report = Report(actors=[busy, ActorStats(epsilon=0.9)], learner=[piece(10, 10)])
+    values, shown = monitor(tmp_path).take(report)
     assert values["charts/epsilon"] == 0.2
     assert values["actors/policy_lag_updates"] == shown["policy_lag"] == 10 - 4
     assert (values["time/actor_env"], values["time/actor_policy"]) == (3 / 4, 1 / 4)
