@@ -16,6 +16,9 @@ Every line of `metrics.jsonl` holds `agent_steps`, `frames` and `wall_s`, and an
     replay/fill                stored steps / capacity, 0..1
     replay/samples_per_insert  measured replay ratio
     replay/late_priorities     priorities that came after their window was evicted
+    replay/missing             fragments overtaken by later ones and not here (yet), or lost with a replay that died
+    replay/duplicates          fragments that came again
+    replay/rejected            pushes that were no valid fragment
     replay/sample_age_updates  updates between the policy that acted in a window and the learner that trains it
     actors/policy_lag_updates  updates between the acting policy and the learner
     time/updates               learner updates so far

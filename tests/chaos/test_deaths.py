@@ -5,10 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
-from pathlib import Path
 
-import psutil
 import pytest
 
 from drqn_dist.errors import RoleFailedError
@@ -170,32 +167,3 @@ def test_a_role_that_keeps_dying_ends_the_run(run: Run) -> None:
     actor.failures[:] = [(time.monotonic(), actor.node)] * 5
     with pytest.raises(RoleFailedError, match=r"actor 0 failed too often \(failure 6 within 3600 s, 5 are allowed\)"):
         run.kill("Actor")
-
-
-@pytest.mark.timeout(600)
-def test_a_killed_shard_leaves_the_other_to_serve_and_comes_back_empty(local_ray: None, tmp_path: Path) -> None:
-    until(lambda: not role_processes(), "the processes of the run before to end")
-    config = maze_config(tmp_path, mode="ray", actors=2, total_steps=10**9, replay={"shards": 2})
-    with closing(RaySession(config, hang_s=HANG_S)) as session:
-        run = Run(session)
-        run.goes_on()
-        shards = session._replay
-        run.advance_until(lambda: all(shard.process for shard in shards), "both shards' pulses")
-        before = [stats.inserted_steps for stats in session._replay_stats if stats]
-        run.reports.clear()
-        assert shards[1].process is not None
-        psutil.Process(shards[1].process).kill()
-        run.advance_until(lambda: bool(run.events), "an event about the shard")
-        assert run.events[0].startswith("replay 1 failed (failure 1 within 3600 s), starting it again in 0 s: ")
-        run.advance_until(lambda: shards[1].begun and shards[1].process is not None, "the shard to be back")
-        run.goes_on()
-
-        def stored() -> list[int]:
-            return [stats.stored_steps for stats in session._replay_stats if stats]
-
-        run.advance_until(lambda: min(stored()) > 100, "both shards to be fed")
-        after = [stats.inserted_steps for stats in session._replay_stats if stats]
-        assert after[0] > before[0]
-        assert after[1] > before[1], "its counters go on"
-        assert [event.split()[0] for report in run.reports for event in report.events] in ([], ["replay"])
-    until(lambda: not role_processes(), "the role processes to end")
