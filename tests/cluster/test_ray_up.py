@@ -171,7 +171,7 @@ def downloads() -> Iterator[Executor]:
 
 def launcher_files() -> set[Path]:
     """What `ray up` keeps on the machine that it is called on: ssh connections, and which hosts it has started."""
-    return {*Path("/tmp").glob("ray_ssh_*"), *Path("/tmp").glob("ray/cluster-*")}
+    return {found for kind in ("ray_ssh_*", "ray-config-*", "ray/cluster-*") for found in Path("/tmp").glob(kind)}
 
 
 def bare(host: Host, wheels: Path) -> Host:
