@@ -118,16 +118,15 @@ class Limiter:
     """The replay's rate limiter: its debt, ratio · inserted − sampled, stays within ± tolerance, and each side waits in
     order."""
 
-    def __init__(self, env: simpy.Environment, ratio: float, tolerance_steps: float, debt: float = 0.0) -> None:
+    def __init__(self, env: simpy.Environment, ratio: float, tolerance_steps: float) -> None:
         """
         Args:
             ratio: samples per insert; 0: nobody ever waits to insert, and nobody samples.
             tolerance_steps: inserted steps that either side may be ahead.
-            debt: to begin with, as a share of the tolerance, -1 … 1.
         """
         self._env, self._ratio = env, ratio
         self._tolerance = tolerance_steps * ratio
-        self._debt = debt * self._tolerance
+        self._debt = 0.0
         self._inserts: deque[tuple[float, simpy.Event]] = deque()
         self._samples: deque[tuple[float, simpy.Event]] = deque()
 
@@ -136,6 +135,11 @@ class Limiter:
 
     def sample(self, steps: float) -> simpy.Event:
         return self._enter(self._samples, steps)
+
+    def drive(self, share: float) -> None:
+        """Sets the debt to a share of the tolerance, -1 … 1, unless it is beyond that already."""
+        self._debt = (max if share > 0 else min)(self._debt, share * self._tolerance)
+        self._let_in()
 
     def _enter(self, line: deque[tuple[float, simpy.Event]], steps: float) -> simpy.Event:
         entered = self._env.event()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +20,8 @@ LONGEST_S = 20_000.0
 """Simulated seconds after which a prediction is given all the same."""
 ACTING_ONLY_BYTES = 512 * 1024**2
 """Room for fragments that nobody samples."""
+
+_MEASURED_WITH = ("actors", "nodes", "seconds", "warmup_s", "repeats", "preset", "env", "set")
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,10 @@ class ScaleArgs:
         _require_range("repeats", self.repeats, 1, 1_000)
         if self.simulates and self.profile is None:
             raise ConfigError("--simulate and --validate need --profile FILE: a profile.json that a measurement wrote")
+        for f in fields(self):
+            if self.simulates and f.name in _MEASURED_WITH and getattr(self, f.name) != f.default:
+                flag = f.name.replace("_", "-")
+                raise ConfigError(f"--{flag} is for a measurement; the simulation takes it from --profile: leave it out")
         if not self.simulates and self.profile is not None:
             raise ConfigError("--profile is for --simulate or --validate; a measurement writes its own into --out")
         if not self.simulates and self.out is None:

@@ -36,6 +36,10 @@ UPDATES = 100
 """The same for updates, where there is a learner."""
 CYCLES = 10
 """The same for the cycles of an actor that nobody holds up."""
+BALANCED = 0.02
+"""In a steady state samples per insert are off the replay ratio by less than this share."""
+NEARLY = 0.9
+"""Share of the rate limiter's tolerance at which the side that is ahead will soon wait."""
 PRIORITY_CALLS = 16
 """Calls with priorities under way before the learner waits, as in `channels`."""
 
@@ -112,7 +116,7 @@ class _Pipeline:
         self._cycle_s = cycle * crowd + self._costs.actor_idle_s * self._cycle_steps
         self._num_shards = cluster.shards or profile.config.replay.shards
         self._shards = [
-            _Shard(Server(self._env, self._head.cores), self._limiter(actors)) for _ in range(self._num_shards)
+            _Shard(Server(self._env, self._head.cores), self._limiter()) for _ in range(self._num_shards)
         ]
         self._ready: simpy.Container = simpy.Container(self._env)
         self._free: simpy.Container = simpy.Container(self._env, init=learning.prefetch_batches + 1)
@@ -141,21 +145,20 @@ class _Pipeline:
         turn = len(homes) * self._in_flight / self._burst
         while self._totals["pushes"] < turn and env.now < LONGEST_S:
             env.run(until=env.now + CYCLES * self._cycle_s)
-        before, began, updates = self._state(), env.now, self._updates
-        done = False
-        while not done and env.now - began < LONGEST_S:
-            env.run(until=env.now + CYCLES * self._cycle_s)
-            enough = self._totals["pushes"] >= before["pushes"] + BURSTS
-            done = enough and (not self._learns or self._updates >= updates + UPDATES)
-        seconds = env.now - began
-        spent = {name: value - before[name] for name, value in self._state().items()}
+        spent, seconds, settled = self._window()
+        while not settled and env.now < LONGEST_S:
+            # One side was ahead, as the rate limiter lets it be for a while: go to where it will have to wait.
+            ahead = spent["steps"] * self._ratio > spent["updates"] * self._batch_steps
+            for shard in self._shards:
+                shard.limiter.drive(NEARLY if ahead else -NEARLY)
+            spent, seconds, settled = self._window()
         actors = len(homes)
         return Prediction(
             actors=actors,
             envs_per_actor=self._envs,
             learner=self._learns,
             agent_steps_per_s=spent["steps"] / seconds,
-            updates_per_s=(self._updates - updates) / seconds,
+            updates_per_s=spent["updates"] / seconds,
             policy_lag=spent["lag"] / max(1.0, spent["cycles"]),
             push_s=spent["push_s"] / max(1.0, spent["pushes"]),
             actors_blocked=spent["blocked"] / (seconds * actors),
@@ -169,11 +172,24 @@ class _Pipeline:
                 "head link": max(spent["link in"], spent["link out"]) / seconds,
             },
             simulated_s=seconds,
-            settled=done,
+            settled=settled,
         )
+
+    def _window(self) -> tuple[dict[str, float], float, bool]:
+        """What happened in the time of enough pushes and updates, its seconds, and whether it was a steady state."""
+        env, before, began = self._env, self._state(), self._env.now
+        enough = False
+        while not enough and env.now - began < LONGEST_S:
+            env.run(until=env.now + CYCLES * self._cycle_s)
+            enough = self._totals["pushes"] >= before["pushes"] + BURSTS
+            enough &= not self._learns or self._updates >= before["updates"] + UPDATES
+        spent = {name: value - before[name] for name, value in self._state().items()}
+        sampled, due = spent["updates"] * self._batch_steps, spent["steps"] * self._ratio
+        return spent, env.now - began, enough and (not self._learns or abs(sampled / due - 1) < BALANCED)
 
     def _state(self) -> dict[str, float]:
         return self._totals | {
+            "updates": float(self._updates),
             "blocked": self._blocked.seconds,
             "loading": self._loading.seconds - self._limited.seconds / len(self._shards),
             "waiting": self._waiting.seconds,
@@ -197,14 +213,12 @@ class _Pipeline:
             nodes[index % len(nodes)].actors += 1
         return nodes
 
-    def _limiter(self, actors: int) -> Limiter:
-        """One shard's, with its part of the slack, begun where the faster side will have driven it."""
+    def _limiter(self) -> Limiter:
+        """One shard's, with its part of the slack."""
         shards = self._num_shards
         least = max(self._burst * self._sizes.fragment_steps, self._batch_steps / max(self._ratio, 1e-9) / shards)
         tolerance = max(self._config.rate_tolerance_steps / shards, least if self._ratio else 0.0)
-        acting = actors * self._envs * self._cycle_steps / self._cycle_s
-        trained = self._batch_steps / max(self._costs.learner_s / self._cluster.learner_speedup, 1e-12)
-        return Limiter(self._env, self._ratio, tolerance, 0.9 if acting * self._ratio > trained else -0.9)
+        return Limiter(self._env, self._ratio, tolerance)
 
     def _step_s(self, envs: int) -> float:
         return self._costs.actor_fixed_s + envs * self._costs.actor_per_env_s

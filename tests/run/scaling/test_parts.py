@@ -119,6 +119,21 @@ def test_the_rate_limiter_holds_the_ratio_whoever_is_faster(insert_s: float, sam
     assert done["sampled"] / done["inserted"] == pytest.approx(8, rel=0.02)
 
 
+def test_a_rate_limiter_driven_to_one_side_makes_that_side_wait_and_never_takes_back() -> None:
+    env = simpy.Environment()
+    limiter = Limiter(env, ratio=8, tolerance_steps=100)
+    limiter.drive(0.9)
+    assert limiter.insert(10).triggered
+    waiting = limiter.insert(10)
+    assert not waiting.triggered
+    limiter.drive(0.5)
+    assert not waiting.triggered
+    limiter.drive(-1.0)
+    assert waiting.triggered
+    assert limiter.insert(180).triggered
+    assert not limiter.insert(20).triggered
+
+
 def test_without_a_ratio_inserts_never_wait() -> None:
     env = simpy.Environment()
     limiter = Limiter(env, ratio=0, tolerance_steps=0)

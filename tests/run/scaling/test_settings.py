@@ -85,6 +85,8 @@ def test_without_a_learner_pushes_never_wait_and_nothing_can_be_drawn() -> None:
         ("--out d --envs-per-actor 60000", "replay.capacity_steps"),
         ("--out d --profile p", "--profile is for --simulate"),
         ("--simulate 4", "need --profile FILE"),
+        ("--simulate 4 --profile p --actors 8", "--actors is for a measurement"),
+        ("--simulate 4 --profile p --set replay.shards=2", "--set is for a measurement"),
         ("--simulate 4 --profile nowhere", "cannot read nowhere"),
         ("--simulate x --profile nowhere", "--simulate is 'x'"),
         ("--simulate 4 --profile p --cluster.shards=-1", "--cluster.shards is -1"),

@@ -101,6 +101,22 @@ def test_slow_actors_hold_the_learner_at_the_replay_ratio() -> None:
     assert found.learner_waits == pytest.approx(1 - 10 / 30, abs=0.05)
 
 
+@pytest.mark.parametrize("actors", [2, 4])
+@pytest.mark.parametrize("ratio", [0.5, 1.0, 2.0])
+def test_cores_that_all_parts_share_are_divided_by_what_an_acted_step_costs_everywhere(
+    actors: int, ratio: float
+) -> None:
+    """Whoever gets more of the cores at first, the rate limiter makes the others follow."""
+    config = preset("pong-cpu")
+    balanced = dataclasses.replace(config, replay=dataclasses.replace(config.replay, samples_per_insert=ratio))
+    shared = profile(config=balanced, loader_s=0.004, learner_s=0.02)
+    found = simulate(shared, actors, 16, one_machine(shared), learner=True)
+    step_s = 0.001 + 0.001 / 20 + ratio / 80 * (0.004 + 0.02)
+    assert found.settled
+    assert found.agent_steps_per_s == pytest.approx(2 / step_s, rel=0.04)
+    assert found.updates_per_s * 80 == pytest.approx(found.agent_steps_per_s * ratio, rel=0.02)
+
+
 def test_a_faster_learner_is_fed_until_the_loader_is_busy_all_the_time() -> None:
     slow = profile(loader_s=0.01, push_s=1e-6)
     cluster = dataclasses.replace(BIG, learner_speedup=100.0)
