@@ -254,7 +254,7 @@ class ActorConfig:
     """linear: rate = max(rung, 1 - step / this); exponential: rung + (1 - rung) exp(-step / this)."""
     push_period_steps: int = AUTO
     """Batched environment steps between two pushes; what was completed meanwhile goes in one call, whose price hardly
-    depends on what it carries. 0 = half a fragment."""
+    depends on what it carries. 0 = half a fragment; in serial mode, where a call costs nothing, 1."""
     max_pushes_in_flight: int = 32
     """Fragments sent but not yet acknowledged, per actor; beyond that the actor waits."""
     weight_pull_period_steps: int = 20
@@ -411,7 +411,8 @@ class TrainConfig:
     @property
     def push_period(self) -> int:
         """Batched steps between two pushes, with its automatic value filled in."""
-        return self.actor.push_period_steps or max(1, self.window.fragment // 2)
+        automatic = 1 if self.mode == "serial" else max(1, self.window.fragment // 2)
+        return self.actor.push_period_steps or automatic
 
     @property
     def total_envs(self) -> int:

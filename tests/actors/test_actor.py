@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ from actors.actor import Actor
 from drqn_dist.config import TrainConfig
 from drqn_dist.errors import FragmentError
 from drqn_dist.fragment import Fragment
+from drqn_dist.presets import preset
 from drqn_dist.qlearning.exploration import epsilon_ladder
 from drqn_dist.seeding import derive_seed
 from tests.fakes import FakeEnv, FakeSink, FakeWeights, Script
@@ -250,6 +251,15 @@ def test_fragments_go_in_one_push_per_period_the_same_ones_and_none_waits_longer
     assert waited.min() == 0
     assert waited.max() == period - 1
     assert pushes < most or period == 1
+
+
+@pytest.mark.parametrize(("mode", "period"), [("ray", 10), ("serial", 1)])
+def test_an_automatic_push_period_saves_calls_where_they_cost_something(
+    mode: Literal["ray", "serial"], period: int
+) -> None:
+    pong = preset("pong-cpu")
+    assert replace(pong, mode=mode).push_period == period
+    assert replace(pong, mode=mode, actor=replace(pong.actor, push_period_steps=7)).push_period == 7
 
 
 def test_an_actor_that_never_got_weights_still_pushes_valid_fragments_and_goes_on_asking() -> None:

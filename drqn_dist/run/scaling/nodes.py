@@ -47,7 +47,11 @@ def on_nodes(config: TrainConfig, spec: EnvSpec, count: int) -> Iterator[TrainCo
     from ray import cluster_utils
 
     folder = tempfile.mkdtemp(prefix="drqn-ray-", dir="/tmp")  # a socket's path may have 107 characters
-    wanted = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    wanted = {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_TMPDIR": folder,  # Ray notes there which cluster is the machine's: these nodes are not
+    }
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
     reread_authentication()
@@ -61,7 +65,7 @@ def on_nodes(config: TrainConfig, spec: EnvSpec, count: int) -> Iterator[TrainCo
                 cluster.add_node(
                     num_cpus=2 + config.replay.shards + config.learner.loaders,  # learner and evaluator besides
                     object_store_memory=store,
-                    temp_dir=f"{folder}/r",  # Ray opens it to everyone; the folder around it stays this user's own
+                    temp_dir=f"{folder}/ray",  # Ray opens it to everyone; the folder around it stays this user's own
                     include_dashboard=False,
                 )
                 for _ in range(count - 1):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import math
 import subprocess
 import sys
@@ -186,18 +187,24 @@ def test_a_measurement_that_was_disturbed_is_thrown_away(
 def test_the_command_measures_over_several_nodes_and_writes_its_files(tmp_path: Path) -> None:
     program = str(Path(sys.executable).with_name("drqn-dist"))  # apart from the Ray of other tests
     short = ["--seconds", "1", "--warmup-s", "0.2", "--repeats", "1", "--actors", "1,2", "--nodes", "2", "--json"]
+    note = tmp_path / "machine" / "ray" / "ray_current_cluster"
+    note.parent.mkdir(parents=True)
+    note.write_text("192.0.2.1:6379")
+    out = tmp_path / "out"
     done = subprocess.run(
-        [program, "scale", "--preset", "gridworld", *short, "--out", str(tmp_path)],
+        [program, "scale", "--preset", "gridworld", *short, "--out", str(out)],
+        env=os.environ | {"RAY_TMPDIR": str(tmp_path / "machine")},
         capture_output=True,
         text=True,
         timeout=280,
     )
     assert done.returncode == 0, done.stderr
+    assert note.read_text() == "192.0.2.1:6379", "the machine's own cluster is another"
     assert "bottleneck" in json.loads(done.stdout)["bottleneck"]
-    points = read_points(tmp_path / "points.jsonl")
+    points = read_points(out / "points.jsonl")
     assert sorted((point.actors, point.nodes) for point in points) == [(1, 2), (2, 2)]
     assert all(point.updates_per_s > 0 for point in points)
-    assert {path.name for path in tmp_path.iterdir()} == {
+    assert {path.name for path in out.iterdir()} == {
         "points.jsonl",
         "sweep.json",
         "scale.csv",
