@@ -105,7 +105,7 @@ class ScaleArgs:
         for f in fields(self):
             if self.simulates and f.name in _MEASURED_WITH and getattr(self, f.name) != f.default:
                 flag = f.name.replace("_", "-")
-                raise ConfigError(f"--{flag} is for a measurement; the simulation takes it from --profile: leave it out")
+                raise ConfigError(f"--{flag} is for a measurement; a simulation takes it from --profile")
         if not self.simulates and self.profile is not None:
             raise ConfigError("--profile is for --simulate or --validate; a measurement writes its own into --out")
         if not self.simulates and self.out is None:

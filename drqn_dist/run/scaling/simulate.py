@@ -115,9 +115,7 @@ class _Pipeline:
         crowd = max(1.0, max(node.actors / node.num_cores for node in self._nodes))
         self._cycle_s = cycle * crowd + self._costs.actor_idle_s * self._cycle_steps
         self._num_shards = cluster.shards or profile.config.replay.shards
-        self._shards = [
-            _Shard(Server(self._env, self._head.cores), self._limiter()) for _ in range(self._num_shards)
-        ]
+        self._shards = [_Shard(Server(self._env, self._head.cores), self._limiter()) for _ in range(self._num_shards)]
         self._ready: simpy.Container = simpy.Container(self._env)
         self._free: simpy.Container = simpy.Container(self._env, init=learning.prefetch_batches + 1)
         self._priorities: simpy.Container = simpy.Container(self._env, init=PRIORITY_CALLS)
