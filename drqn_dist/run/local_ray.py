@@ -25,6 +25,9 @@ CONNECT_S = 10.0
 """How long a cluster's head gets to take a connection."""
 EXIT_S = 10.0
 """How long Ray's processes get to end by themselves."""
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(1024**3), "MALLOC_TRIM_THRESHOLD_": str(1024**3)}
+"""Environment of every process: glibc otherwise returns every array of a training step to the kernel and faults it in
+again, 5 to 10 % of the learner's time. On a cluster `deploy/` sets it."""
 
 
 class LocalRay:
@@ -65,12 +68,11 @@ class LocalRay:
         self._set("RAY_AUTH_MODE", "token")
         self._set("RAY_AUTH_TOKEN", secrets.token_hex(32))
         self._set("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        # glibc otherwise returns every array of a training step to the kernel and faults it in again: 5 to 10 %.
-        self._set("MALLOC_MMAP_THRESHOLD_", str(1024**3))
-        self._set("MALLOC_TRIM_THRESHOLD_", str(1024**3))
+        for name, value in ALLOCATOR.items():
+            self._set(name, value)
         reread_authentication()
-        _remove_leftovers(Path(_short_folder()))
-        self._folder = tempfile.mkdtemp(prefix="drqn-ray-", dir=_short_folder())
+        _remove_leftovers(Path(short_folder()))
+        self._folder = tempfile.mkdtemp(prefix="drqn-ray-", dir=short_folder())
         self._lock = locked(Path(self._folder))
         try:
             self._init(
@@ -152,7 +154,7 @@ def _require_listener(address: str) -> None:
         raise ConfigError(f"cannot join the Ray cluster at {address}: {error}; check --address") from error
 
 
-def _short_folder() -> str:
+def short_folder() -> str:
     """The folder for temporary files, or /tmp where its name is so long that Ray's sockets could not be named: they lie
     about 80 characters further down, and a socket's path may have 107."""
     usual = tempfile.gettempdir()

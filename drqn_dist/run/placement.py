@@ -25,6 +25,8 @@ from drqn_dist.run.memory import usable_cores
 
 JOIN_S = 600.0
 """How long a run waits for a cluster to have room for its learner; an autoscaler may have to start a machine first."""
+_HEAD = "node:__internal_head__"
+"""A resource that Ray gives to the head alone, 1 of it."""
 _FIRST_WORD_S = 5.0
 """After that it says what it waits for."""
 
@@ -34,7 +36,8 @@ ACTOR_OPTIONS: dict[str, Any] = {"scheduling_strategy": "SPREAD"}
 
 class Placement:
     """Room for learner, replay, loaders and evaluator on one node, or as few as have it: between them go batches of
-    megabytes, from the actors only fragments of kilobytes. With a GPU it is that GPU's node."""
+    megabytes, from the actors only fragments of kilobytes. With a GPU it is that GPU's node, otherwise the head if it
+    has so many CPUs: other nodes may leave, and then cost actors only."""
 
     def __init__(self, config: TrainConfig, say: Callable[[str], None] | None = None) -> None:
         """
@@ -43,8 +46,11 @@ class Placement:
         """
         self.gpus = learner_gpus(config)
         others = config.replay.shards + config.learner.loaders + 1
-        bundles = [{"CPU": 1.0, "GPU": float(self.gpus)} if self.gpus else {"CPU": 1.0}]
-        bundles += [{"CPU": 1.0}] * others
+        bundles = [{"CPU": 1.0}] * (1 + others)
+        if self.gpus:
+            bundles[0] = {"CPU": 1.0, "GPU": float(self.gpus)}
+        elif _head_cpus() >= len(bundles):
+            bundles[0] = {"CPU": 1.0, _HEAD: 0.001}
         self._loaders_from = 1 + config.replay.shards
         self._evaluator = len(bundles) - 1
         self._group: PlacementGroup = placement_group(bundles, strategy="PACK")
@@ -123,6 +129,12 @@ def fitting_actors(config: TrainConfig) -> int:
 def has_free_cpu() -> bool:
     """Whether an actor that has not begun could have done so."""
     return float(RAY.available_resources().get("CPU", 0)) >= 1
+
+
+def _head_cpus() -> float:
+    """Of the cluster's head, used or not."""
+    nodes = [node["Resources"] for node in RAY.nodes() if node["Alive"]]
+    return max((float(node.get("CPU", 0)) for node in nodes if _HEAD in node), default=0.0)
 
 
 def living_nodes() -> set[str]:

@@ -41,6 +41,43 @@ class Cluster:
         }
         self.nodes: list[subprocess.Popen[bytes]] = []
 
+    def autoscale(self, cpus: int, nodes: int) -> None:
+        """Starts a head whose autoscaler adds up to so many nodes of one CPU: Ray's own provider for tests, which
+        starts processes on this machine where others would rent machines."""
+        head = "f" * 51 + "0" * 5  # the id by which that provider knows it
+        config = {
+            "cluster_name": "fake",
+            "max_workers": nodes,
+            "provider": {
+                "type": "fake_multinode",
+                "launch_multiple": True,
+                "head_node_id": head,
+                "gcs_address": self.address,
+            },
+            "available_node_types": {
+                "ray.head.default": {"resources": {"CPU": cpus}, "node_config": {}, "max_workers": 0},
+                "worker": {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": nodes},
+            },
+            "head_node_type": "ray.head.default",
+            "upscaling_speed": 1.0,
+            "idle_timeout_minutes": 0.1,
+            **{name: {} for name in ("auth", "docker", "file_mounts", "head_node", "worker_nodes")},
+            **{name: [] for name in ("cluster_synced_files", "rsync_exclude", "rsync_filter")},
+            **{f"{name}_commands": [] for name in ("initialization", "setup", "head_setup", "worker_setup")},
+            **{f"{name}_start_ray_commands": [] for name in ("head", "worker")},
+            "file_mounts_sync_continuously": False,
+        }
+        file = self._folder / "scaling.json"
+        file.write_text(json.dumps(config))
+        self.environment |= {
+            "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+            "RAY_FAKE_CLUSTER": "1",
+            "RAY_enable_autoscaler_v2": "1",
+            "RAY_CLOUD_INSTANCE_ID": head,
+            "RAY_NODE_TYPE_NAME": "ray.head.default",
+        }
+        self.add(cpus, f"--autoscaling-config={file}")
+
     def add(self, cpus: int, *options: str) -> subprocess.Popen[bytes]:
         """Starts a node and waits until it serves."""
         number = len(self.nodes) + 1
@@ -80,6 +117,10 @@ class Cluster:
     def actors(self) -> int:
         """Actor processes on all nodes."""
         return sum(title.startswith("ray::ActorRole") for title in self._titles())
+
+    def raylets(self) -> int:
+        """Nodes, added ones included."""
+        return sum(title.endswith("/raylet") for title in self._titles())
 
     def _titles(self) -> list[str]:
         titles = []
@@ -173,6 +214,28 @@ def test_a_run_starts_with_what_is_there_grows_and_survives_the_loss_of_a_node(
 
 @pytest.mark.ray
 @pytest.mark.slow
+def test_the_autoscaler_adds_nodes_for_the_actors_that_have_none(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.autoscale(ROLES, nodes=3)
+    arguments = ["--address", cluster.address, "--actors", "2", "--run-dir", str(tmp_path), f"--total-steps={10**9}"]
+    output = tmp_path / "output.txt"
+    with output.open("wb") as log:
+        run = subprocess.Popen(
+            [PROGRAM, "train", *TINY, *arguments], env=cluster.environment, stdout=log, stderr=subprocess.STDOUT
+        )
+    try:
+        until(lambda: cluster.actors() == 2 or run.poll() is not None, "actors on nodes that were added for them")
+        assert run.poll() is None, output.read_text()
+        assert cluster.raylets() == 3
+        run.send_signal(signal.SIGINT)
+        assert run.wait(120) == 0, output.read_text()
+    finally:
+        run.kill()
+        run.wait(30)
+    until(lambda: cluster.raylets() == 1, "nodes that nobody needs to be given back", 120)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
 def test_ctrl_c_ends_a_run_that_waits_for_room(cluster: Cluster, tmp_path: Path) -> None:
     cluster.add(cpus=ROLES - 1)
     output = tmp_path / "output.txt"
@@ -247,16 +310,23 @@ with closing(LocalRay(config.address, cpus=0, store_bytes=0)):
     place = Placement(config)
     nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes()}
     homes = placement_group_table(place._group)["bundles_to_node_id"].values()
-    print(json.dumps({"gpus": place.gpus, "homes": [nodes[home].get("GPU", 0) for home in homes]}))
+    kinds = ["GPU" if nodes[home].get("GPU") else "head" if "node:__internal_head__" in nodes[home] else "other"
+             for home in homes]
+    print(json.dumps({"gpus": place.gpus, "homes": kinds}))
     place.close()
 """
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_all_roles_but_the_actors_live_on_the_node_with_the_gpu(cluster: Cluster) -> None:
-    cluster.add(ROLES + 4)
-    cluster.add(ROLES + 1, "--num-gpus=1")  # Ray believes it
+@pytest.mark.parametrize(
+    ("head_cpus", "gpus", "home"), [(ROLES + 4, 1, "GPU"), (ROLES + 1, 0, "head"), (ROLES, 0, "other")]
+)
+def test_all_roles_but_the_actors_live_on_the_node_with_the_gpu_or_on_the_head_if_it_has_room(
+    head_cpus: int, gpus: int, home: str, cluster: Cluster
+) -> None:
+    cluster.add(head_cpus)
+    cluster.add(ROLES + 4, f"--num-gpus={gpus}")  # Ray believes it
     done = subprocess.run(
         [sys.executable, "-c", _PLACE, cluster.address],
         env=cluster.environment,
@@ -266,4 +336,4 @@ def test_all_roles_but_the_actors_live_on_the_node_with_the_gpu(cluster: Cluster
     )
     assert done.returncode == 0, done.stderr
     # Learner, two shards, loader, evaluator.
-    assert json.loads(done.stdout.splitlines()[-1]) == {"gpus": 1, "homes": [1] * 5}
+    assert json.loads(done.stdout.splitlines()[-1]) == {"gpus": gpus, "homes": [home] * 5}

@@ -1,18 +1,27 @@
-"""What a shard of the replay costs: CPU time of a push and of a window, of one shard and of several together."""
+"""What a shard of the replay costs: CPU time of a push and of a window, of one shard and of several together, in our
+own code and in whole processes."""
 
 from __future__ import annotations
 
 import time
+import uuid
+from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import ray
 
 from drqn_dist.config import TrainConfig
 from drqn_dist.interfaces import EnvSpec
 from drqn_dist.run.bench.figures import Figures
-from drqn_dist.run.bench.fill import unblocked
-from drqn_dist.run.memory import batches_per_draw
+from drqn_dist.run.bench.fill import fragments_per_push, unblocked
+from drqn_dist.run.channels import RemotePriorities, RemoteSource
+from drqn_dist.run.local_ray import LocalRay
+from drqn_dist.run.memory import batches_per_draw, object_store_bytes
+from drqn_dist.run.remote_replay import start_replay
 from replay_server.replay import Replay, make_shard
 from replay_server.shards import SHARD_STRIDE, ShardLedger
 
@@ -20,6 +29,13 @@ COUNTS = (1, 2, 4)
 """Shards that are compared."""
 CALLS = 100
 """To each shard, in one measurement."""
+PROCESS_CALLS = 240
+"""To all shards together, in one measurement of their processes."""
+IN_FLIGHT = 8
+"""Pushes that wait for their answer."""
+STORED = 1_000
+"""Full fragments that a process holds."""
+FILL_S = 300.0
 
 
 def shard_costs(
@@ -95,3 +111,97 @@ class _Shards:
                 part.update_priorities(theirs, np.ones(len(theirs)))
                 spent += time.thread_time() - start
         return spent / windows
+
+
+def process_costs(
+    config: TrainConfig, spec: EnvSpec, supply: Iterator[list[bytes]], repeats: int, calls: int = PROCESS_CALLS
+) -> Figures:
+    """CPU time of the shards' whole processes, Ray's part included, beyond what they use at rest, all together. They
+    are called as actors, loader and learner call them, from one process.
+
+    Returns:
+        process_us_per_fragment, process_us_per_window of one shard; processes_<K>_push_cost and
+        processes_<K>_window_cost: CPU time of the same operation with K shards over that with one, measured in turn.
+
+    Raises:
+        ConfigError: Ray does not start.
+    """
+    figures = Figures()
+    with closing(LocalRay(None, cpus=sum(COUNTS), store_bytes=object_store_bytes(config, spec))):
+        parts = {count: _Processes(config, spec, count, supply) for count in COUNTS}
+        for _ in range(repeats):
+            costs = {count: (part.push(supply, calls), part.draw(calls)) for count, part in parts.items()}
+            push, window = costs[1]
+            figures.add(process_us_per_fragment=1e6 * push, process_us_per_window=1e6 * window)
+            for count in COUNTS[1:]:
+                figures.add(
+                    **{
+                        f"processes_{count}_push_cost": costs[count][0] / push,
+                        f"processes_{count}_window_cost": costs[count][1] / window,
+                    }
+                )
+        for part in parts.values():
+            part.close()
+    return figures
+
+
+class _Processes:
+    def __init__(self, config: TrainConfig, spec: EnvSpec, count: int, supply: Iterator[list[bytes]]) -> None:
+        self._burst = fragments_per_push(config)
+        settings = replace(unblocked(config.replay, count * STORED * config.window.fragment), shards=count)
+        fed = replace(config.actor, envs_per_actor=1)  # so that a shard has room for their windows
+        config = replace(config, mode="ray", actors=count, actor=fed, replay=settings)
+        self._shards = start_replay(config, spec, f"cost-{uuid.uuid4().hex}")
+        self._batches = batches_per_draw(config, spec)
+        self._source = RemoteSource(self._shards, config.learner.batch_windows, config.window.unroll, seed=0)
+        self._priorities = RemotePriorities(self._shards, self._batches)
+        self._prioritized = config.replay.prioritized
+        waiting: list[Any] = []
+        for shard in self._shards:
+            stored = 0
+            while stored < STORED + self._burst:
+                pieces = next(supply)
+                waiting.append(shard.push.remote(pieces))
+                stored += len(pieces)
+        ray.get(waiting, timeout=FILL_S)
+        self._rest_cores = 0.0
+        start, spent = time.perf_counter(), self._cpu_s()
+        time.sleep(1.0)
+        self._rest_cores = (self._cpu_s() - spent) / (time.perf_counter() - start)
+
+    def push(self, supply: Iterator[list[bytes]], calls: int) -> float:
+        """CPU seconds of each fragment, in pushes of as many as an actor makes."""
+        pieces: list[bytes] = []
+        while len(pieces) < calls * self._burst:
+            pieces += next(supply)
+        start, spent = time.perf_counter(), self._cpu_s()
+        waiting: deque[Any] = deque()
+        for call in range(calls):
+            if len(waiting) >= IN_FLIGHT:
+                ray.get(waiting.popleft())
+            push = pieces[call * self._burst : (call + 1) * self._burst]
+            waiting.append(self._shards[call % len(self._shards)].push.remote(push))
+        ray.get(list(waiting))
+        return self._since(start, spent) / (calls * self._burst)
+
+    def draw(self, calls: int) -> float:
+        """CPU seconds of each window, its priority sent back."""
+        start, spent = time.perf_counter(), self._cpu_s()
+        windows = 0
+        for _ in range(calls // len(self._shards)):
+            for batch in self._source.sample(self._batches):
+                windows += len(batch.ids)
+                if self._prioritized:
+                    self._priorities.update_priorities(batch.ids, np.ones(len(batch.ids)))
+        return self._since(start, spent) / windows
+
+    def close(self) -> None:
+        for shard in self._shards:
+            ray.kill(shard)
+
+    def _since(self, start: float, spent: float) -> float:
+        return self._cpu_s() - spent - self._rest_cores * (time.perf_counter() - start)
+
+    def _cpu_s(self) -> float:
+        """After all that was sent before has been done: a process's calls of this kind are answered in order."""
+        return float(sum(work.cpu_s for work in ray.get([shard.work.remote() for shard in self._shards])))

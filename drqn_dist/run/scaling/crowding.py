@@ -6,7 +6,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from multiprocessing import get_context
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from drqn_dist.config import TrainConfig
+from drqn_dist.config import AUTO, TrainConfig
 from drqn_dist.errors import RoleFailedError
 
 START_S = 300.0
@@ -33,14 +33,15 @@ def measure_crowding(
     Args:
         config: what is played, and trained.
         processes: one for each core.
-        learner: the work is a whole serial run, acting and training; otherwise an actor whose fragments go nowhere.
+        learner: the work is a whole serial run, acting and training on the CPU; otherwise an actor whose fragments go
+            nowhere.
         seconds: of each measurement.
 
     Returns:
         CPU seconds per step together over alone, minus 1; the median of the repeats, at least 0.
 
     Raises:
-        RoleFailedError: the processes do not start.
+        RoleFailedError: the processes do not start, or one of them dies.
     """
     if processes < 2:
         return 0.0
@@ -61,6 +62,8 @@ def measure_crowding(
                 )
         except BrokenBarrierError as error:
             raise RoleFailedError(f"{processes} processes did not start in {START_S:.0f} s; try again") from error
+        except BrokenExecutor as error:
+            raise RoleFailedError(f"one of {processes} processes died (out of memory?): {error}") from error
     return max(0.0, statistics.median(ratios) - 1)
 
 
@@ -105,7 +108,9 @@ def _training(config: TrainConfig) -> Iterator[Callable[[], int]]:
     from drqn_dist.run.serial import SerialSession
     from drqn_dist.run.session import Report
 
-    serial = replace(config, mode="serial", actors=1, replay=replace(config.replay, min_steps=1))
+    replay = replace(config.replay, min_steps=1, rate_tolerance_steps=AUTO)
+    learner = replace(config.learner, device="cpu")
+    serial = replace(config, mode="serial", actors=1, replay=replay, learner=learner)
     with closing(SerialSession(serial)) as session:
 
         def step() -> int:

@@ -116,10 +116,13 @@ def predict(
         predictions, saturation, advice (for the largest number), cluster; JSON-able.
 
     Raises:
-        ConfigError: a learner is asked for, but the profile was measured without.
+        ConfigError: a learner is asked for, but the profile was measured without; or a shard would have no actor.
     """
     if learner and not profile.trains:
         raise ConfigError("the profile was measured without a learner; add --no-learner, or measure with one")
+    shards = cluster.shards or profile.config.replay.shards
+    if min(actors) < shards:
+        raise ConfigError(f"{min(actors)} actors cannot fill {shards} shards; simulate more of them, or fewer shards")
     predictions = [simulate(profile, n, envs_per_actor, cluster, learner) for n in actors]
     limit = saturation(profile, envs_per_actor, cluster, learner)
     return {
@@ -137,7 +140,6 @@ class Comparison:
 
     actors: int
     envs_per_actor: int
-    nodes: int
     learner: bool
     fitted: bool
     """The profile's costs were taken from it, so it says nothing about the model."""
@@ -153,13 +155,13 @@ class Comparison:
 
 
 def validate(profile: Profile, points: Sequence[Point]) -> list[Comparison]:
-    """Simulates every point on the machine that the profile was measured on; points with a learner only if the profile
-    knows one."""
+    """Simulates every point on the machine that the profile was measured on: not those over several nodes, and those
+    with a learner only if the profile knows one."""
     fitted: set[Key] = profile.fitted_keys
     found = []
     for key, group in by_key(points).items():
         actors, envs, nodes, learner = key
-        if learner and not profile.trains:
+        if nodes > 1 or (learner and not profile.trains):
             continue
         simulated = simulate(profile, actors, envs, one_machine(profile), learner)
         speeds = [point.agent_steps_per_s for point in group]
@@ -169,7 +171,6 @@ def validate(profile: Profile, points: Sequence[Point]) -> list[Comparison]:
             Comparison(
                 actors,
                 envs,
-                nodes,
                 learner,
                 key in fitted,
                 measured,
@@ -204,7 +205,8 @@ def verdict(comparisons: Sequence[Comparison], measured: int) -> str:
     """
     if not comparisons:
         return (
-            f"No point to validate with: all {measured} were measured with a learner, and the profile without."
+            f"No point to validate with: all {measured} were measured over several nodes, or with a learner that the "
+            "profile does not know."
             if measured
             else "No point to validate with: the file holds none."
         )

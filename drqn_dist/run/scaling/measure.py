@@ -19,6 +19,7 @@ from drqn_dist.errors import RoleFailedError
 from drqn_dist.run.lag import PolicyLag
 from drqn_dist.run.memory import FRAGMENT_OVERHEAD_BYTES, check_memory
 from drqn_dist.run.remote_replay import LoaderWork, ReplayWork
+from drqn_dist.run.scaling.busy import busy_cpu_s
 from drqn_dist.run.scaling.nodes import on_nodes
 from drqn_dist.run.scaling.points import Point
 from drqn_dist.run.scaling.settings import point_config
@@ -281,6 +282,4 @@ def _ray_and_machine_cpu_s() -> tuple[float, float]:
                 ours += times.user + times.system
         except psutil.Error:  # it has just ended
             continue
-    times = psutil.cpu_times()._asdict()
-    busy = sum(times.get(name, 0.0) for name in ("user", "system", "nice", "irq", "softirq"))
-    return ours, busy
+    return ours, busy_cpu_s()

@@ -16,7 +16,7 @@ from typing import Any
 from drqn_dist.config import TrainConfig
 from drqn_dist.errors import ConfigError
 from drqn_dist.interfaces import EnvSpec
-from drqn_dist.run.local_ray import locked, own_signals, reread_authentication
+from drqn_dist.run.local_ray import ALLOCATOR, locked, own_signals, reread_authentication, short_folder
 from drqn_dist.run.memory import object_store_bytes
 
 
@@ -35,7 +35,8 @@ def check_nodes(count: int, actors: int) -> None:
 @contextmanager
 def on_nodes(config: TrainConfig, spec: EnvSpec, count: int) -> Iterator[TrainConfig]:
     """The configuration to run on so many nodes: a head with replay, loaders and learner, the others with the actors.
-    With one node it is the configuration as it is, and the run starts its own Ray.
+    With one node it is the configuration as it is, and the run starts its own Ray. The nodes listen on the machine's
+    own address (Ray's `Cluster` knows no other), to nobody without a token made for them.
 
     Raises:
         ConfigError: there are more actor nodes than actors, or Ray does not start.
@@ -46,11 +47,12 @@ def on_nodes(config: TrainConfig, spec: EnvSpec, count: int) -> Iterator[TrainCo
     check_nodes(count, config.actors)
     from ray import cluster_utils
 
-    folder = tempfile.mkdtemp(prefix="drqn-ray-", dir="/tmp")  # a socket's path may have 107 characters
+    folder = tempfile.mkdtemp(prefix="drqn-ray-", dir=short_folder())
     wanted = {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_TMPDIR": folder,  # Ray notes there which cluster is the machine's: these nodes are not
+        **ALLOCATOR,
     }
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)

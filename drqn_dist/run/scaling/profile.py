@@ -42,8 +42,9 @@ class Costs:
     """Standard deviation over mean of one batched actor step."""
     learner_cv: float
     """The same of one update."""
-    ray_cores: float
-    """CPU seconds per second of Ray's own processes and the driver."""
+    other_cores: float
+    """CPU seconds per second of all that has no price here: Ray's own processes, the driver, and what the roles'
+    processes do while nobody calls them."""
     call_s: float
     """Seconds of a call between processes of one node."""
 
@@ -111,9 +112,7 @@ class Profile:
 
     def burst(self, envs_per_actor: int) -> tuple[float, float]:
         """Batched steps between two pushes that carry anything, and fragments in each, on average."""
-        window = self.sizes.fragment_steps
-        steps = max(float(self.config.push_period), window / envs_per_actor)
-        return steps, envs_per_actor * steps / window
+        return _burst(self.config, self.sizes.fragment_steps, envs_per_actor)
 
     @property
     def trains(self) -> bool:
@@ -157,6 +156,9 @@ def make_profile(
                 )
     slow = {id(point): slowdown(point.cores["machine"], cores, crowding) for point in chosen}
 
+    fragment_steps = _middle(
+        [p.agent_steps_per_s / p.per_s["fragments"] for p in chosen if p.per_s["fragments"]]
+    ) or float(config.window.fragment)
     fixed, per_env = _affine(
         [point.envs_per_actor for point in chosen],
         [point.cores["actors"] * _steps_s(point) / slow[id(point)] for point in chosen],
@@ -171,7 +173,12 @@ def make_profile(
         learner_s=_middle([p.cores["learner"] / p.updates_per_s / slow[id(p)] for p in trained if p.updates_per_s]),
         actor_cv=_middle([point.cv["actor"] for point in chosen]),
         learner_cv=_middle([point.cv["learner"] for point in trained]),
-        ray_cores=_middle([point.cores["ray"] for point in chosen]),
+        other_cores=_middle(
+            [
+                max(0.0, p.cores["machine"] - _priced(p, shard, _burst(config, fragment_steps, p.envs_per_actor)[1]))
+                for p in chosen
+            ]
+        ),
         call_s=min(point.call_s for point in chosen),
     )
     sizes = Sizes(
@@ -179,8 +186,7 @@ def make_profile(
         sample_bytes=_per(trained, "samples", "batches"),
         batch_bytes=_per(trained, "batches", "batches"),
         weight_bytes=float(weight_bytes),
-        fragment_steps=_middle([p.agent_steps_per_s / p.per_s["fragments"] for p in chosen if p.per_s["fragments"]])
-        or float(config.window.fragment),
+        fragment_steps=fragment_steps,
     )
     return Profile(
         config=config,
@@ -231,6 +237,19 @@ def slowdown(busy: float, cores: int, crowding: float) -> float:
     return 1 + crowding * max(0.0, min(busy, cores) - 1) / (cores - 1) if cores > 1 else 1.0
 
 
+def _burst(config: TrainConfig, fragment_steps: float, envs_per_actor: int) -> tuple[float, float]:
+    steps = max(float(config.push_period), fragment_steps / envs_per_actor)
+    return steps, envs_per_actor * steps / fragment_steps
+
+
+def _priced(point: Point, price: ShardPrice, fragments_per_push: float) -> float:
+    """Cores in use by what the profile has a price for."""
+    done, cores = point.per_s, point.cores
+    shard = done["push"] * (price.push_s + price.push_call_s / fragments_per_push)
+    shard += done["sample"] * price.sample_s + done["priorities"] * price.priorities_s
+    return cores["actors"] + shard + (cores["learner"] + cores["loaders"] if point.learner else 0.0)
+
+
 def _steps_s(point: Point) -> float:
     """Actor seconds per batched step, were the actors' CPU use 1."""
     return point.envs_per_actor / point.agent_steps_per_s if point.agent_steps_per_s else 0.0
@@ -255,7 +274,7 @@ def _idle(points: Sequence[Point], cores: int) -> float:
         if point.cores["machine"] < cores - SPARE_CORES:
             idle = point.actors * (1 - point.actor_time["push"]) - point.cores["actors"]
             found.append(max(0.0, idle) * _steps_s(point))
-    return min(found, default=0.0)
+    return _middle(found)
 
 
 def _per(points: Sequence[Point], link: str, operation: str) -> float:

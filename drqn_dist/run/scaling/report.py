@@ -90,7 +90,9 @@ def bottleneck(points: Sequence[Point], cores: int, shards: int = 1) -> str:
         cores: of the machine.
         shards: of the replay.
     """
-    largest = max(by_key(points).values(), key=lambda group: group[0].actors * group[0].envs_per_actor)
+    largest = max(
+        by_key(points).values(), key=lambda group: (group[0].actors * group[0].envs_per_actor, group[0].nodes)
+    )
     row = median(largest)
     busy = min(1.0, row["cores.machine"] / cores)
     full = f"{row['cores.machine']:.2f} of {cores} cores are busy"

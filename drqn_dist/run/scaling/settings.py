@@ -22,6 +22,7 @@ ACTING_ONLY_BYTES = 512 * 1024**2
 """Room for fragments that nobody samples."""
 
 _MEASURED_WITH = ("actors", "nodes", "seconds", "warmup_s", "repeats", "preset", "env", "set")
+_SIMULATED_WITH = ("cluster", "learner", "envs_per_actor")
 
 
 @dataclass(frozen=True)
@@ -102,14 +103,22 @@ class ScaleArgs:
         _require_range("repeats", self.repeats, 1, 1_000)
         if self.simulates and self.profile is None:
             raise ConfigError("--simulate and --validate need --profile FILE: a profile.json that a measurement wrote")
-        for f in fields(self):
-            if self.simulates and f.name in _MEASURED_WITH and getattr(self, f.name) != f.default:
-                flag = f.name.replace("_", "-")
-                raise ConfigError(f"--{flag} is for a measurement; a simulation takes it from --profile")
+        if self.simulates:
+            self._refuse(_MEASURED_WITH, "is for a measurement; a simulation takes it from --profile")
+        else:
+            self._refuse(("cluster",), "is for --simulate")
+        if self.simulate is None and self.validate is not None:
+            self._refuse(_SIMULATED_WITH, "is for --simulate; --validate takes it from the points")
         if not self.simulates and self.profile is not None:
             raise ConfigError("--profile is for --simulate or --validate; a measurement writes its own into --out")
         if not self.simulates and self.out is None:
             raise ConfigError("say where to keep the measurements: --out DIR")
+
+    def _refuse(self, names: Sequence[str], why: str) -> None:
+        defaults = {f.name: f.default for f in fields(self)} | {"cluster": ClusterShape()}
+        for name in names:
+            if getattr(self, name) != defaults[name]:
+                raise ConfigError(f"--{name.replace('_', '-')} {why}")
 
     @property
     def simulates(self) -> bool:

@@ -14,16 +14,16 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
-import psutil
 import ray
 
 from drqn_dist.config import TrainConfig
 from drqn_dist.interfaces import EnvSpec
 from drqn_dist.run.bench.figures import Figures
-from drqn_dist.run.bench.fill import copies, unblocked
+from drqn_dist.run.bench.fill import copies, fragments_per_push, unblocked
 from drqn_dist.run.local_ray import LocalRay
 from drqn_dist.run.memory import batches_per_call, object_store_bytes
 from drqn_dist.run.remote_replay import start_replay
+from drqn_dist.run.scaling.busy import busy_cpu_s
 from drqn_dist.run.scaling.profile import ShardPrice, slowdown
 
 IN_FLIGHT = 8
@@ -55,7 +55,7 @@ def measure_shard(
     steps = 4 * config.window.fragment * config.actor.envs_per_actor
     payloads = play(config, spec, max(2_000, steps), weights=None)
     supply = itertools.chain.from_iterable(copies(payloads, config.replay.max_fragment_bytes))
-    many = max(LEAST_MANY, round(config.actor.envs_per_actor * config.push_period / config.window.fragment))
+    many = max(LEAST_MANY, fragments_per_push(config))
     config = _alone(config)
     batches = batches_per_call(config, spec)
     windows = batches * config.learner.batch_windows
@@ -78,7 +78,7 @@ def measure_shard(
                 push_call_s=max(0.0, single.cpu_s / calls - fragment_s),
                 push_s=fragment_s,
                 sample_s=sample.cpu_s / (calls * batches),
-                priorities_s=update.cpu_s / calls,
+                priorities_s=update.cpu_s / calls if config.replay.prioritized else 0.0,
                 rest_cores=idle.cpu_s / idle.seconds,
                 fragments_per_s=many * calls / burst.seconds,
             )
@@ -111,8 +111,7 @@ class _Caller:
 
     def make(self, calls: Iterable[Any]) -> _Spent:
         """Waits for an answer before there are too many calls without."""
-        cpu_s, start = self._cpu_s(), time.perf_counter()
-        psutil.cpu_percent()  # counts from here on
+        cpu_s, busy_s, start = self._cpu_s(), busy_cpu_s(), time.perf_counter()
         waiting: deque[Any] = deque()
         answers = []
         for call in calls:
@@ -120,7 +119,8 @@ class _Caller:
             if len(waiting) >= IN_FLIGHT:
                 answers.append(ray.get(waiting.popleft()))
         answers += ray.get(list(waiting))
-        seconds, busy = time.perf_counter() - start, psutil.cpu_percent() / 100 * self._cores
+        seconds = time.perf_counter() - start
+        busy = (busy_cpu_s() - busy_s) / seconds
         return _Spent(seconds, (self._cpu_s() - cpu_s) / slowdown(busy, self._cores, self._crowding), answers)
 
     def idle(self, seconds: float) -> _Spent:

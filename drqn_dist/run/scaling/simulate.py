@@ -84,7 +84,7 @@ class _Node:
     """A machine: its cores, its link, and its copy of the weights."""
 
     def __init__(self, env: simpy.Environment, profile: Profile, cluster: ClusterShape, cores: int) -> None:
-        left = max(0.1, cores - profile.costs.ray_cores)  # the rest is Ray's own
+        left = max(0.1, cores - profile.costs.other_cores)
         self.cores = Cores(env, left, profile.crowding)
         self.num_cores = left
         bandwidth, latency = cluster.link_gbit_per_s * 1e9 / 8, cluster.latency_ms / 1e3

@@ -83,6 +83,7 @@ def _write(config: TrainConfig, points: Sequence[Point], out: Path) -> dict[str,
     from drqn_dist.run.scaling.report import summary, write_json, write_table
     from drqn_dist.run.scaling.shard import measure_shard
     from drqn_dist.run.scaling.simulate import one_machine
+    from learner.learner import resolve_device
 
     machine = machine_description()
     result = summary(points, machine, config.replay.shards)
@@ -96,7 +97,9 @@ def _write(config: TrainConfig, points: Sequence[Point], out: Path) -> dict[str,
         crowding, shard = known.crowding, known.shard
     except RunFolderError:
         print("measuring how busy neighbours slow a core, and what a replay shard costs", file=sys.stderr, flush=True)
-        crowding = measure_crowding(config, cores, any(point.learner for point in points))
+        # Where a GPU trains, the cores act.
+        on_cores = any(point.learner for point in points) and resolve_device(config.learner.device).type == "cpu"
+        crowding = measure_crowding(config, cores, on_cores)
         shard = measure_shard(config, spec, cores, crowding)
     weight_bytes = fresh_weights(config, spec).vector.nbytes
     profile = make_profile(

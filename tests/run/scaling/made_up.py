@@ -49,7 +49,7 @@ def profile(cores: int = 2, crowding: float = 0.0, config: Any = None, **costs: 
         "learner_s": 1 / 30,
         "actor_cv": 0.0,
         "learner_cv": 0.0,
-        "ray_cores": 0.0,
+        "other_cores": 0.0,
         "call_s": 0.0,
     } | costs
     sizes = Sizes(

@@ -90,7 +90,7 @@ def test_validation_tells_seen_points_from_unseen_and_gives_the_error() -> None:
     assert said.startswith("Over 1 points that it was not fitted to, ")
     assert "at 2 actors x 16 environments without a learner" in said
     assert "fitted to all" in verdict([one], 1)
-    assert "all 3 were measured with a learner, and the profile without" in verdict([], 3)
+    assert "all 3 were measured over several nodes, or with a learner that" in verdict([], 3)
     assert "the file holds none" in verdict([], 0)
     shown: dict[str, Any] = {"validation": [vars(c) for c in (one, two)], "verdict": said}
     assert simulated_text(shown).splitlines()[1].endswith("(fitted to)")
@@ -103,5 +103,11 @@ def test_prices_of_actors_that_waited_are_told_to_be_too_high() -> None:
     assert caution(replace(taken, fitted_to=[list(point(2, learner=True).key)])) == ""
 
 
-def test_points_with_a_learner_are_left_out_where_the_profile_knows_none() -> None:
+def test_points_that_the_model_cannot_know_are_left_out() -> None:
     assert validate(profile(learner_s=0.0), [point(2, learner=True)]) == []
+    assert validate(profile(), [point(2, nodes=2)]) == []
+
+
+def test_a_shard_without_an_actor_is_refused() -> None:
+    with pytest.raises(ConfigError, match="2 actors cannot fill 4 shards"):
+        predict(profile(), [2, 8], 16, replace(CLUSTER, shards=4), learner=False)

@@ -54,6 +54,10 @@ def test_the_bottleneck_is_named_with_its_figures(found: dict[str, Any], words: 
     assert re.search(words, sentence), sentence
 
 
+def test_the_most_nodes_are_judged_where_actors_are_equally_many() -> None:
+    assert "environments on 3 nodes the bottleneck" in bottleneck([point(2, nodes=n) for n in (1, 3, 2)], cores=2)
+
+
 def test_a_replay_in_shards_is_judged_by_each_of_them() -> None:
     busy = BLOCKED | STARVED | changed("cores", BASE, replay=0.9, machine=1.5)
     points = [point(1, learner=True, **busy)]

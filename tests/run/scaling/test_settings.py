@@ -87,6 +87,8 @@ def test_without_a_learner_pushes_never_wait_and_nothing_can_be_drawn() -> None:
         ("--simulate 4", "need --profile FILE"),
         ("--simulate 4 --profile p --actors 8", "--actors is for a measurement"),
         ("--simulate 4 --profile p --set replay.shards=2", "--set is for a measurement"),
+        ("--out d --cluster.shards 2", "--cluster is for --simulate"),
+        ("--validate d --profile p --no-learner", "--learner is for --simulate; --validate takes it from the points"),
         ("--simulate 4 --profile nowhere", "cannot read nowhere"),
         ("--simulate x --profile nowhere", "--simulate is 'x'"),
         ("--simulate 4 --profile p --cluster.shards=-1", "--cluster.shards is -1"),

@@ -27,8 +27,8 @@ def test_twice_as_many_actors_as_cores_are_no_faster() -> None:
     assert four.use["actor cores"] == pytest.approx(1.0, abs=0.01)
 
 
-def test_what_ray_uses_is_taken_from_the_cores() -> None:
-    busy = profile(push_s=1e-9, ray_cores=0.5)
+def test_what_has_no_price_is_taken_from_the_cores() -> None:
+    busy = profile(push_s=1e-9, other_cores=0.5)
     assert simulate(busy, 4, 16, one_machine(busy), learner=False).agent_steps_per_s == pytest.approx(1_500, rel=0.03)
 
 
