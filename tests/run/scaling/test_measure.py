@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from actors.actor import ActorStats
 from drqn_dist.config import TrainConfig
 from drqn_dist.errors import RoleFailedError
 from drqn_dist.run.remote_replay import LoaderWork, ReplayWork
+from drqn_dist.run.scaling.busy import busy_cpu_s
 from drqn_dist.run.scaling.crowding import measure_crowding
 from drqn_dist.run.scaling.measure import Window, actor_shares, learner_shares, measure, shares, variation
 from drqn_dist.run.scaling.points import Point, read_points
@@ -247,3 +249,11 @@ def test_crowding_is_measured_with_as_many_processes_as_asked_for(maze: TrainCon
     tight = replace(maze, replay=replace(maze.replay, rate_tolerance_steps=1))  # as only many processes may have it
     found = measure_crowding(tight, 2, learner, seconds=0.3, repeats=1)
     assert 0.0 <= found < 5.0
+
+
+def test_busy_cores_are_those_that_this_process_may_use() -> None:
+    start, before, spent = time.perf_counter(), busy_cpu_s(), time.process_time()
+    while time.process_time() < spent + 0.5:
+        pass
+    busy, elapsed = busy_cpu_s() - before, time.perf_counter() - start
+    assert 0.4 < busy < (os.cpu_count() or 1) * elapsed + 0.1  # the kernel counts in hundredths of a second
