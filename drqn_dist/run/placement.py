@@ -27,6 +27,8 @@ JOIN_S = 600.0
 """How long a run waits for a cluster to have room for its learner; an autoscaler may have to start a machine first."""
 _HEAD = "node:__internal_head__"
 """A resource that Ray gives to the head alone, 1 of it."""
+_HEAD_S = 5.0
+"""How long the head gets to say that it has room."""
 _FIRST_WORD_S = 5.0
 """After that it says what it waits for."""
 
@@ -37,7 +39,7 @@ ACTOR_OPTIONS: dict[str, Any] = {"scheduling_strategy": "SPREAD"}
 class Placement:
     """Room for learner, replay, loaders and evaluator on one node, or as few as have it: between them go batches of
     megabytes, from the actors only fragments of kilobytes. With a GPU it is that GPU's node, otherwise the head if it
-    has so many CPUs: other nodes may leave, and then cost actors only."""
+    has so many CPUs free: other nodes may leave, and then cost actors only."""
 
     def __init__(self, config: TrainConfig, say: Callable[[str], None] | None = None) -> None:
         """
@@ -46,14 +48,18 @@ class Placement:
         """
         self.gpus = learner_gpus(config)
         others = config.replay.shards + config.learner.loaders + 1
-        bundles = [{"CPU": 1.0}] * (1 + others)
-        if self.gpus:
-            bundles[0] = {"CPU": 1.0, "GPU": float(self.gpus)}
-        elif _head_cpus() >= len(bundles):
-            bundles[0] = {"CPU": 1.0, _HEAD: 0.001}
+        bundles = [{"CPU": 1.0, "GPU": float(self.gpus)} if self.gpus else {"CPU": 1.0}]
+        bundles += [{"CPU": 1.0}] * others
         self._loaders_from = 1 + config.replay.shards
         self._evaluator = len(bundles) - 1
-        self._group: PlacementGroup = placement_group(bundles, strategy="PACK")
+        if not self.gpus and _head_cpus() >= len(bundles):
+            self._group: PlacementGroup = placement_group(
+                [{"CPU": 1.0, _HEAD: 0.001}, *bundles[1:]], strategy="STRICT_PACK"
+            )
+            if self._group.wait(_HEAD_S):
+                return
+            self.close()  # another run lives there
+        self._group = placement_group(bundles, strategy="PACK")
         say = say or (lambda line: print(line, file=sys.stderr, flush=True))
         needed = f"{len(bundles)} CPUs{f' and {self.gpus} GPU' if self.gpus else ''} for all roles but the actors"
         if self._group.wait(_FIRST_WORD_S):

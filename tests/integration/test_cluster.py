@@ -49,7 +49,8 @@ class Cluster:
             "cluster_name": "fake",
             "max_workers": nodes,
             "provider": {
-                "type": "fake_multinode",
+                "type": "external",  # whose defaults are in Ray's wheel; those of its type fake_multinode are not
+                "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
                 "launch_multiple": True,
                 "head_node_id": head,
                 "gcs_address": self.address,
@@ -307,6 +308,8 @@ from dataclasses import replace
 config = preset("gridworld")
 config = replace(config, address=sys.argv[1], replay=replace(config.replay, shards=2), actors=2)
 with closing(LocalRay(config.address, cpus=0, store_bytes=0)):
+    for _ in range(int(sys.argv[2])):
+        Placement(config)
     place = Placement(config)
     nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes()}
     homes = placement_group_table(place._group)["bundles_to_node_id"].values()
@@ -320,15 +323,16 @@ with closing(LocalRay(config.address, cpus=0, store_bytes=0)):
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("head_cpus", "gpus", "home"), [(ROLES + 4, 1, "GPU"), (ROLES + 1, 0, "head"), (ROLES, 0, "other")]
+    ("head_cpus", "gpus", "runs", "home"),
+    [(ROLES + 4, 1, 0, "GPU"), (ROLES + 1, 0, 0, "head"), (ROLES, 0, 0, "other"), (ROLES + 2, 0, 1, "other")],
 )
 def test_all_roles_but_the_actors_live_on_the_node_with_the_gpu_or_on_the_head_if_it_has_room(
-    head_cpus: int, gpus: int, home: str, cluster: Cluster
+    head_cpus: int, gpus: int, runs: int, home: str, cluster: Cluster
 ) -> None:
     cluster.add(head_cpus)
     cluster.add(ROLES + 4, f"--num-gpus={gpus}")  # Ray believes it
     done = subprocess.run(
-        [sys.executable, "-c", _PLACE, cluster.address],
+        [sys.executable, "-c", _PLACE, cluster.address, str(runs)],
         env=cluster.environment,
         capture_output=True,
         text=True,

@@ -87,7 +87,7 @@ def test_replay_figures_have_their_names_and_the_ratio_is_their_quotient() -> No
     kinds = [f"{of}_{k}_{what}_cost" for of in ("shards", "processes") for k in (2, 4) for what in ("push", "window")]
     assert set(kinds) < result["spread"].keys()
     # Far more than it may be, and far from what K times the work would cost: a busy machine measures poorly.
-    assert all(0.3 < result[kind] < 2.0 for kind in kinds if kind.startswith("processes_"))
+    assert all(0.2 < result[kind] < 3.0 for kind in kinds if kind.startswith("processes_"))
     assert result["process_us_per_fragment"] > result["cpu_us_per_push"], "Ray's part included"
 
 

@@ -164,7 +164,7 @@ class _Processes:
                 waiting.append(shard.push.remote(pieces))
                 stored += len(pieces)
         ray.get(waiting, timeout=FILL_S)
-        self._rest_cores = 0.0
+        time.sleep(1.0)  # what was pushed is tidied up
         start, spent = time.perf_counter(), self._cpu_s()
         time.sleep(1.0)
         self._rest_cores = (self._cpu_s() - spent) / (time.perf_counter() - start)
@@ -200,7 +200,7 @@ class _Processes:
             ray.kill(shard)
 
     def _since(self, start: float, spent: float) -> float:
-        return self._cpu_s() - spent - self._rest_cores * (time.perf_counter() - start)
+        return max(1e-9, self._cpu_s() - spent - self._rest_cores * (time.perf_counter() - start))
 
     def _cpu_s(self) -> float:
         """After all that was sent before has been done: a process's calls of this kind are answered in order."""

@@ -136,6 +136,11 @@ class Limiter:
     def sample(self, steps: float) -> simpy.Event:
         return self._enter(self._samples, steps)
 
+    @property
+    def debt(self) -> float:
+        """As a share of the tolerance, -1 … 1: positive where inserts are ahead."""
+        return self._debt / self._tolerance if self._tolerance else 0.0
+
     def drive(self, share: float) -> None:
         """Sets the debt to a share of the tolerance, -1 … 1, unless it is beyond that already."""
         self._debt = (max if share > 0 else min)(self._debt, share * self._tolerance)

@@ -174,10 +174,7 @@ def make_profile(
         actor_cv=_middle([point.cv["actor"] for point in chosen]),
         learner_cv=_middle([point.cv["learner"] for point in trained]),
         other_cores=_middle(
-            [
-                max(0.0, p.cores["machine"] - _priced(p, shard, _burst(config, fragment_steps, p.envs_per_actor)[1]))
-                for p in chosen
-            ]
+            [_other_cores(point, shard, _burst(config, fragment_steps, point.envs_per_actor)[1]) for point in chosen]
         ),
         call_s=min(point.call_s for point in chosen),
     )
@@ -242,12 +239,13 @@ def _burst(config: TrainConfig, fragment_steps: float, envs_per_actor: int) -> t
     return steps, envs_per_actor * steps / fragment_steps
 
 
-def _priced(point: Point, price: ShardPrice, fragments_per_push: float) -> float:
-    """Cores in use by what the profile has a price for."""
+def _other_cores(point: Point, price: ShardPrice, fragments_per_push: float) -> float:
+    """Cores in use by what the profile has no price for."""
     done, cores = point.per_s, point.cores
     shard = done["push"] * (price.push_s + price.push_call_s / fragments_per_push)
     shard += done["sample"] * price.sample_s + done["priorities"] * price.priorities_s
-    return cores["actors"] + shard + (cores["learner"] + cores["loaders"] if point.learner else 0.0)
+    idle = 0.0 if point.learner else cores["learner"] + cores["loaders"]
+    return cores["ray"] + max(0.0, cores["replay"] - shard) + idle
 
 
 def _steps_s(point: Point) -> float:

@@ -21,7 +21,8 @@ LONGEST_S = 20_000.0
 ACTING_ONLY_BYTES = 512 * 1024**2
 """Room for fragments that nobody samples."""
 
-_MEASURED_WITH = ("actors", "nodes", "seconds", "warmup_s", "repeats", "preset", "env", "set")
+_MEASURED_WITH = ("actors", "nodes", "seconds", "warmup_s", "repeats")
+_MEASURED = ("preset", "env", "set")
 _SIMULATED_WITH = ("cluster", "learner", "envs_per_actor")
 
 
@@ -104,7 +105,8 @@ class ScaleArgs:
         if self.simulates and self.profile is None:
             raise ConfigError("--simulate and --validate need --profile FILE: a profile.json that a measurement wrote")
         if self.simulates:
-            self._refuse(_MEASURED_WITH, "is for a measurement; a simulation takes it from --profile")
+            self._refuse(_MEASURED_WITH, "is for a measurement")
+            self._refuse(_MEASURED, "is for a measurement; a simulation takes it from --profile")
         else:
             self._refuse(("cluster",), "is for --simulate")
         if self.simulate is None and self.validate is not None:

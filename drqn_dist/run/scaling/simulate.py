@@ -145,10 +145,6 @@ class _Pipeline:
             env.run(until=env.now + CYCLES * self._cycle_s)
         spent, seconds, settled = self._window()
         while not settled and env.now < LONGEST_S:
-            # One side was ahead, as the rate limiter lets it be for a while: go to where it will have to wait.
-            ahead = spent["steps"] * self._ratio > spent["updates"] * self._batch_steps
-            for shard in self._shards:
-                shard.limiter.drive(NEARLY if ahead else -NEARLY)
             spent, seconds, settled = self._window()
         actors = len(homes)
         return Prediction(
@@ -174,8 +170,11 @@ class _Pipeline:
         )
 
     def _window(self) -> tuple[dict[str, float], float, bool]:
-        """What happened in the time of enough pushes and updates, its seconds, and whether it was a steady state."""
+        """What happened in the time of enough pushes and updates, its seconds, and whether it was a steady state. If
+        not, one side was ahead, as a rate limiter lets it be for a while: it is taken to where that side has to wait.
+        """
         env, before, began = self._env, self._state(), self._env.now
+        debts = [shard.limiter.debt for shard in self._shards]
         enough = False
         while not enough and env.now - began < LONGEST_S:
             env.run(until=env.now + CYCLES * self._cycle_s)
@@ -183,7 +182,12 @@ class _Pipeline:
             enough &= not self._learns or self._updates >= before["updates"] + UPDATES
         spent = {name: value - before[name] for name, value in self._state().items()}
         sampled, due = spent["updates"] * self._batch_steps, spent["steps"] * self._ratio
-        return spent, env.now - began, enough and (not self._learns or abs(sampled / due - 1) < BALANCED)
+        balanced = not self._learns or abs(sampled / due - 1) < BALANCED
+        if not balanced:
+            for shard, debt in zip(self._shards, debts, strict=True):
+                if abs(moved := shard.limiter.debt - debt) > 1 - NEARLY:
+                    shard.limiter.drive(NEARLY if moved > 0 else -NEARLY)
+        return spent, env.now - began, enough and balanced
 
     def _state(self) -> dict[str, float]:
         return self._totals | {

@@ -40,10 +40,10 @@ def test_costs_of_acting_are_recovered() -> None:
     assert found.costs.actor_fixed_s == pytest.approx(0.004)
     assert found.costs.actor_per_env_s == pytest.approx(0.001)
     assert found.shard == PRICE
-    # 1.2 cores are busy: 1.0 with acting, and a shard with fragments of 20 steps, all of which travel in pushes of a
-    # period of ten: one of 2 environments alone, 32 of 64 together.
+    # 0.1 are Ray's, and of the shard's 0.05 a part is priced: fragments of 20 steps, which travel in pushes of a period
+    # of ten, one of 2 environments alone, 32 of 64 together.
     shard = [(2 / 0.006 / 20) * (0.0001 + 0.0003), (64 / 0.068 / 20) * (0.0001 + 0.0003 / 32)]
-    assert found.costs.other_cores == pytest.approx(1.2 - 1.0 - sum(shard) / 2)
+    assert found.costs.other_cores == pytest.approx(0.1 + sum(max(0.0, 0.05 - s) for s in shard) / 2)
     assert (found.sizes.fragment_steps, found.sizes.fragment_bytes) == (pytest.approx(20), pytest.approx(3_000))
     assert not found.trains
 
@@ -56,8 +56,10 @@ def test_with_one_number_of_environments_all_is_per_environment() -> None:
 def test_costs_of_training_are_recovered() -> None:
     found = made([point(learner=True)])
     assert found.costs.learner_s == pytest.approx(0.9 / 25)
-    # More is priced than the 1.0 cores that are said to be busy.
-    assert found.costs.other_cores == 0.0
+    # Ray's 0.05 and the shard's, but for 50 fragments alike, 8 in a push, 25 batches and 12.5 calls with priorities.
+    shard = 50 * (0.0001 + 0.0003 / 8) + 25 * 0.0004 + 12.5 * 0.0002
+    assert found.costs.other_cores == pytest.approx(0.05 + 0.05 - shard)
+    assert made([point()]).costs.other_cores > 0.05 + 0.9 + 0.1, "a learner and a loader that only wait"
     assert found.costs.loader_s == pytest.approx(0.1 / 25)
     assert found.sizes.batch_bytes == pytest.approx(1e7 / 25)
     assert found.trains

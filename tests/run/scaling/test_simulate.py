@@ -117,6 +117,20 @@ def test_cores_that_all_parts_share_are_divided_by_what_an_acted_step_costs_ever
     assert found.updates_per_s * 80 == pytest.approx(found.agent_steps_per_s * ratio, rel=0.02)
 
 
+@pytest.mark.parametrize(("actors", "shards"), [(3, 2), (7, 4)])
+def test_shards_with_unequal_numbers_of_actors_settle_too(actors: int, shards: int) -> None:
+    """Those of fewer actors hold the learner up, and it those of more."""
+    cluster = dataclasses.replace(BIG, shards=shards, learner_speedup=20.0, loaders=4)
+    began = time.process_time()
+    config = preset("pong-cpu")
+    balanced = dataclasses.replace(config, replay=dataclasses.replace(config.replay, samples_per_insert=1.0))
+    found = simulate(profile(config=balanced), actors, 16, cluster, learner=True)
+    assert found.settled
+    assert time.process_time() - began < 20
+    # Every batch takes an equal part of each shard, so all are as slow as the shard with the fewest actors.
+    assert found.agent_steps_per_s == pytest.approx(1_000 * (actors // shards) * shards, rel=0.05)
+
+
 def test_a_faster_learner_is_fed_until_the_loader_is_busy_all_the_time() -> None:
     slow = profile(loader_s=0.01, push_s=1e-6)
     cluster = dataclasses.replace(BIG, learner_speedup=100.0)
