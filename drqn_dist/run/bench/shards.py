@@ -55,15 +55,17 @@ def shard_costs(
         pieces = next(supply)
         costs = {count: (shards.push(pieces), shards.draw()) for count, shards in parts.items()}
         push, window = costs[1]
-        figures.add(cpu_us_per_push=1e6 * push, cpu_us_per_window=1e6 * window)
-        for count in COUNTS[1:]:
-            figures.add(
-                **{
-                    f"shards_{count}_push_cost": costs[count][0] / push,
-                    f"shards_{count}_window_cost": costs[count][1] / window,
-                }
-            )
+        figures.add(cpu_us_per_push=1e6 * push, cpu_us_per_window=1e6 * window, **_relative("shards", costs))
     return figures
+
+
+def _relative(of: str, costs: dict[int, tuple[float, float]]) -> dict[str, float]:
+    """Costs of a push and a window with several shards over those with one."""
+    found = {}
+    for count in COUNTS[1:]:
+        for what, several, one in zip(("push", "window"), costs[count], costs[1], strict=True):
+            found[f"{of}_{count}_{what}_cost"] = several / one
+    return found
 
 
 class _Shards:
@@ -132,14 +134,9 @@ def process_costs(
         for _ in range(repeats):
             costs = {count: (part.push(supply, calls), part.draw(calls)) for count, part in parts.items()}
             push, window = costs[1]
-            figures.add(process_us_per_fragment=1e6 * push, process_us_per_window=1e6 * window)
-            for count in COUNTS[1:]:
-                figures.add(
-                    **{
-                        f"processes_{count}_push_cost": costs[count][0] / push,
-                        f"processes_{count}_window_cost": costs[count][1] / window,
-                    }
-                )
+            figures.add(
+                process_us_per_fragment=1e6 * push, process_us_per_window=1e6 * window, **_relative("processes", costs)
+            )
         for part in parts.values():
             part.close()
     return figures
