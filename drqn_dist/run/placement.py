@@ -52,30 +52,31 @@ class Placement:
         bundles += [{"CPU": 1.0}] * others
         self._loaders_from = 1 + config.replay.shards
         self._evaluator = len(bundles) - 1
+        self._group: PlacementGroup | None = None
+        try:
+            self._find_room(bundles, say or (lambda line: print(line, file=sys.stderr, flush=True)))
+        except BaseException:
+            self.close()
+            raise
+
+    def _find_room(self, bundles: list[dict[str, float]], say: Callable[[str], None]) -> None:
         if not self.gpus and _head_cpus() >= len(bundles):
-            self._group: PlacementGroup = placement_group(
-                [{"CPU": 1.0, _HEAD: 0.001}, *bundles[1:]], strategy="STRICT_PACK"
-            )
+            self._group = placement_group([{"CPU": 1.0, _HEAD: 0.001}, *bundles[1:]], strategy="STRICT_PACK")
             if self._group.wait(_HEAD_S):
                 return
             self.close()  # another run lives there
         self._group = placement_group(bundles, strategy="PACK")
-        say = say or (lambda line: print(line, file=sys.stderr, flush=True))
         needed = f"{len(bundles)} CPUs{f' and {self.gpus} GPU' if self.gpus else ''} for all roles but the actors"
         if self._group.wait(_FIRST_WORD_S):
             return
         say(f"waiting up to {JOIN_S:.0f} s for {needed}; the cluster has {_described()}")
         deadline = time.monotonic() + JOIN_S
-        try:
-            while not self._group.wait(1):  # a signal is only seen between two of these
-                if time.monotonic() > deadline:
-                    raise ConfigError(
-                        f"the cluster had no room for {needed} within {JOIN_S:.0f} s; it has {_described()}: add a "
-                        "node, or lower learner.loaders or replay.shards"
-                    )
-        except BaseException:
-            self.close()
-            raise
+        while not self._group.wait(1):  # a signal is only seen between two of these
+            if time.monotonic() > deadline:
+                raise ConfigError(
+                    f"the cluster had no room for {needed} within {JOIN_S:.0f} s; it has {_described()}: add a "
+                    "node, or lower learner.loaders or replay.shards"
+                )
 
     def learner(self) -> dict[str, Any]:
         """Ray options of the learner."""
@@ -99,10 +100,12 @@ class Placement:
 
     def close(self) -> None:
         """Gives the room back; whoever still lives there ends."""
-        with suppress(RayError, ValueError):
-            remove_placement_group(self._group)
+        if self._group is not None:
+            with suppress(RayError, ValueError):
+                remove_placement_group(self._group)
 
     def _in_bundle(self, index: int) -> dict[str, Any]:
+        assert self._group is not None
         strategy = PlacementGroupSchedulingStrategy(
             placement_group=self._group, placement_group_bundle_index=index, placement_group_capture_child_tasks=False
         )

@@ -282,6 +282,8 @@ class RaySession:
         if unknown or changed:  # Ray was quicker to start another one than we to ask
             self._fail(role, "its process died", alive=False)
             return
+        if role.shard >= 0 and role.failures and not role.begun:
+            self._report.events.append(f"{role.name} is back, and fills again")
         role.seen_s, role.begun = now, True
         if pulse is not None:
             role.process, role.node = pulse.process, pulse.node
@@ -307,6 +309,9 @@ class RaySession:
         lost = role.node is not None and role.node not in nodes
         decision = decide(role.name, counted, now, cause, lost)
         self._report.events.append(decision.reason)
+        if role.shard >= 0 and (stats := self._replay_stats[role.shard]):
+            others = ", the other shards serve on" if len(self._replay) > 1 else ""
+            self._report.events.append(f"{role.name} lost the {stats.stored_steps:,} steps that it held{others}")
         if decision.action == "stop":
             raise RoleFailedError(decision.reason)
         role.not_before_s = now + decision.delay_s

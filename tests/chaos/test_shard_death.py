@@ -38,5 +38,8 @@ def test_a_killed_shard_leaves_the_other_to_serve_and_comes_back_empty(local_ray
         after = [stats.inserted_steps for stats in session._replay_stats if stats]
         assert after[0] > before[0]
         assert after[1] > before[1], "its counters go on"
-        assert [event.split()[0] for report in run.reports for event in report.events] in ([], ["replay"])
+        told = run.events
+        assert told[1].startswith("replay 1 lost the ")
+        assert told[1].endswith(" steps that it held, the other shards serve on")
+        assert told[2:] == ["replay 1 is back, and fills again"]
     until(lambda: not role_processes(), "the role processes to end")

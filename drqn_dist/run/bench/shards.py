@@ -3,10 +3,10 @@ own code and in whole processes."""
 
 from __future__ import annotations
 
+import itertools
 import time
 import uuid
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from typing import Any
@@ -16,6 +16,7 @@ import ray
 
 from drqn_dist.config import TrainConfig
 from drqn_dist.interfaces import EnvSpec
+from drqn_dist.run.bench.calls import answers
 from drqn_dist.run.bench.figures import Figures
 from drqn_dist.run.bench.fill import fragments_per_push, unblocked
 from drqn_dist.run.channels import RemotePriorities, RemoteSource
@@ -29,10 +30,12 @@ COUNTS = (1, 2, 4)
 """Shards that are compared."""
 CALLS = 100
 """To each shard, in one measurement."""
-PROCESS_CALLS = 240
+PROCESS_CALLS = 480
 """To all shards together, in one measurement of their processes."""
 IN_FLIGHT = 8
-"""Pushes that wait for their answer."""
+"""Pushes under way at once, to each shard."""
+REST_S = 1.0
+"""How long processes are watched while nobody calls them."""
 STORED = 1_000
 """Full fragments that a process holds."""
 FILL_S = 300.0
@@ -119,7 +122,7 @@ def process_costs(
     config: TrainConfig, spec: EnvSpec, supply: Iterator[list[bytes]], repeats: int, calls: int = PROCESS_CALLS
 ) -> Figures:
     """CPU time of the shards' whole processes, Ray's part included, beyond what they use at rest, all together. They
-    are called as actors, loader and learner call them, from one process.
+    are called as actors, loader and learner call them, from one process, each shard as often at once.
 
     Returns:
         process_us_per_fragment, process_us_per_window of one shard; processes_<K>_push_cost and
@@ -132,6 +135,7 @@ def process_costs(
     with closing(LocalRay(None, cpus=sum(COUNTS), store_bytes=object_store_bytes(config, spec))):
         parts = {count: _Processes(config, spec, count, supply) for count in COUNTS}
         for _ in range(repeats):
+            _rest(parts.values())
             costs = {count: (part.push(supply, calls), part.draw(calls)) for count, part in parts.items()}
             push, window = costs[1]
             figures.add(
@@ -140,6 +144,14 @@ def process_costs(
         for part in parts.values():
             part.close()
     return figures
+
+
+def _rest(parts: Collection[_Processes]) -> None:
+    """Watches what all of them use at rest, now."""
+    start, before = time.perf_counter(), [part.cpu_s() for part in parts]
+    time.sleep(REST_S)
+    for part, spent in zip(parts, before, strict=True):
+        part.rest_cores = (part.cpu_s() - spent) / (time.perf_counter() - start)
 
 
 class _Processes:
@@ -161,29 +173,23 @@ class _Processes:
                 waiting.append(shard.push.remote(pieces))
                 stored += len(pieces)
         ray.get(waiting, timeout=FILL_S)
-        time.sleep(1.0)  # what was pushed is tidied up
-        start, spent = time.perf_counter(), self._cpu_s()
-        time.sleep(1.0)
-        self._rest_cores = (self._cpu_s() - spent) / (time.perf_counter() - start)
+        self.rest_cores = 0.0
+        """CPU seconds per second while nobody calls, of all shards together."""
 
     def push(self, supply: Iterator[list[bytes]], calls: int) -> float:
         """CPU seconds of each fragment, in pushes of as many as an actor makes."""
         pieces: list[bytes] = []
         while len(pieces) < calls * self._burst:
             pieces += next(supply)
-        start, spent = time.perf_counter(), self._cpu_s()
-        waiting: deque[Any] = deque()
-        for call in range(calls):
-            if len(waiting) >= IN_FLIGHT:
-                ray.get(waiting.popleft())
-            push = pieces[call * self._burst : (call + 1) * self._burst]
-            waiting.append(self._shards[call % len(self._shards)].push.remote(push))
-        ray.get(list(waiting))
+        pushes = [pieces[call * self._burst : (call + 1) * self._burst] for call in range(calls)]
+        start, spent = time.perf_counter(), self.cpu_s()
+        turns = itertools.cycle(self._shards)
+        answers((next(turns).push.remote(push) for push in pushes), IN_FLIGHT * len(self._shards))
         return self._since(start, spent) / (calls * self._burst)
 
     def draw(self, calls: int) -> float:
         """CPU seconds of each window, its priority sent back."""
-        start, spent = time.perf_counter(), self._cpu_s()
+        start, spent = time.perf_counter(), self.cpu_s()
         windows = 0
         for _ in range(calls // len(self._shards)):
             for batch in self._source.sample(self._batches):
@@ -197,8 +203,8 @@ class _Processes:
             ray.kill(shard)
 
     def _since(self, start: float, spent: float) -> float:
-        return max(1e-9, self._cpu_s() - spent - self._rest_cores * (time.perf_counter() - start))
+        return max(1e-9, self.cpu_s() - spent - self.rest_cores * (time.perf_counter() - start))
 
-    def _cpu_s(self) -> float:
+    def cpu_s(self) -> float:
         """After all that was sent before has been done: a process's calls of this kind are answered in order."""
         return float(sum(work.cpu_s for work in ray.get([shard.work.remote() for shard in self._shards])))

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from drqn_dist.errors import ConfigError
-from drqn_dist.run.scaling.points import Key, Point, point_from
+from drqn_dist.run.scaling.points import Point, point_from
 from drqn_dist.run.scaling.profile import Profile
 from drqn_dist.run.scaling.report import WAITS, by_key
 from drqn_dist.run.scaling.settings import ClusterShape
@@ -152,17 +152,23 @@ class Comparison:
     """Of the simulation, as a share of the measurement; positive where it is too fast."""
     updates_measured: float
     updates_simulated: float
+    lag_measured: float | None
+    """Policy lag in updates; None where nobody trained."""
+    lag_simulated: float | None
 
 
 def validate(profile: Profile, points: Sequence[Point]) -> list[Comparison]:
     """Simulates every point on the machine that the profile was measured on: not those over several nodes, and those
-    with a learner only if the profile knows one."""
-    fitted: set[Key] = profile.fitted_keys
+    with a learner only if the profile knows one. Measurements that the profile was fitted to are only compared where
+    there are no others of that point."""
+    fitted = [point for values in profile.points if (point := point_from(values)).key in profile.fitted_keys]
     found = []
     for key, group in by_key(points).items():
         actors, envs, nodes, learner = key
         if nodes > 1 or (learner and not profile.trains):
             continue
+        unseen = [point for point in group if point not in fitted]
+        group = unseen or group
         simulated = simulate(profile, actors, envs, one_machine(profile), learner)
         speeds = [point.agent_steps_per_s for point in group]
         measured = statistics.median(speeds)
@@ -172,7 +178,7 @@ def validate(profile: Profile, points: Sequence[Point]) -> list[Comparison]:
                 actors,
                 envs,
                 learner,
-                key in fitted,
+                not unseen,
                 measured,
                 min(speeds),
                 max(speeds),
@@ -180,6 +186,10 @@ def validate(profile: Profile, points: Sequence[Point]) -> list[Comparison]:
                 error,
                 statistics.median(point.updates_per_s for point in group),
                 simulated.updates_per_s,
+                statistics.median(lags)
+                if (lags := [p.policy_lag for p in group if p.policy_lag is not None])
+                else None,
+                simulated.policy_lag if learner else None,
             )
         )
     return found
@@ -224,4 +234,4 @@ def verdict(comparisons: Sequence[Comparison], measured: int) -> str:
 
 
 def _crowded(profile: Profile) -> float:
-    return 1 + profile.crowding
+    return profile.crowding.slowdown(profile.cores, profile.cores)

@@ -15,7 +15,7 @@ import psutil
 from actors.actor import ActorStats
 from drqn_dist.config import TrainConfig
 from drqn_dist.envs.make import env_spec
-from drqn_dist.errors import RoleFailedError
+from drqn_dist.errors import ConfigError, RoleFailedError
 from drqn_dist.run.lag import PolicyLag
 from drqn_dist.run.memory import FRAGMENT_OVERHEAD_BYTES, check_memory
 from drqn_dist.run.remote_replay import LoaderWork, ReplayWork
@@ -138,6 +138,12 @@ class Window:
         call_s = time.perf_counter() - start
         replay = _replay_difference(self._work[0], work[0])
         loader = _loader_difference(self._work[1], work[1])
+        silent = set(range(config.actors)) - {piece.index for piece in self._actors}
+        if silent:
+            raise ConfigError(
+                f"{len(silent)} of {config.actors} actors reported nothing in {elapsed:.1f} s; measure longer "
+                "(--seconds, into another --out)"
+            )
         steps_per_s = _per_actor(self._actors, "agent_steps")
         trained = [piece for piece in self._learner if piece.new_updates]
         updates = sum(piece.new_updates for piece in trained)

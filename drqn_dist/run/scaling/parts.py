@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Generator
+from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
@@ -35,18 +36,39 @@ class Meter:
         return self._ended + self._inside * self._env.now
 
 
+@dataclass(frozen=True)
+class Crowding:
+    """How much more CPU time the same work takes on a busy machine, 0.1 = 10 %."""
+
+    neighbours: float = 0.0
+    """With one process on every core: they share caches, memory and clock."""
+    turns: float = 0.0
+    """With two on every core, beyond that: each finds its caches filled by the other."""
+
+    def slowdown(self, runnable: float, cores: float) -> float:
+        """CPU time of work while so many processes could run, over that of a process alone."""
+        busy = max(0.0, min(runnable, cores) - 1) / (cores - 1) if cores > 1 else 0.0
+        return (1 + self.neighbours * busy) * (1 + self.turns * sharing(runnable, cores))
+
+
+UNCROWDED = Crowding()
+
+
+def sharing(runnable: float, cores: float) -> float:
+    """Share of the processes that take turns on a core: of n on C cores 2(n - C), and all from n = 2C on."""
+    return min(1.0, 2 * max(0.0, runnable - cores) / runnable) if runnable else 0.0
+
+
 class Cores:
     """The cores of one node, shared evenly by the jobs that run on it (one thread each).
 
-    With n jobs on C cores each job advances by min(1, C / n) CPU seconds per second. A core may also be slower while
-    its neighbours are busy (shared caches, memory and clock): with `crowding` c all speeds are divided by
-    1 + c · (busy − 1) / (C − 1), where busy = min(n, C).
+    With n jobs on C cores each job advances by min(1, C / n) CPU seconds per second, less by the crowding's slowdown.
 
     All jobs advance alike, so the one with the least work left ends first. Work is therefore counted on one clock that
     runs at the common speed, each job ends at its own mark on it, and a heap knows the next; O(log n) a job.
     """
 
-    def __init__(self, env: simpy.Environment, cores: float, crowding: float = 0.0) -> None:
+    def __init__(self, env: simpy.Environment, cores: float, crowding: Crowding = UNCROWDED) -> None:
         self._env, self._cores, self._crowding = env, cores, crowding
         self._jobs: list[tuple[float, int, simpy.Event]] = []
         self._number = count()
@@ -69,9 +91,8 @@ class Cores:
 
     @property
     def _speed(self) -> float:
-        busy = min(len(self._jobs), self._cores)
-        crowd = self._crowding * max(0.0, busy - 1) / (self._cores - 1) if self._cores > 1 else 0.0
-        return busy / len(self._jobs) / (1 + crowd)
+        jobs = len(self._jobs)
+        return min(jobs, self._cores) / jobs / self._crowding.slowdown(jobs, self._cores)
 
     def _advance(self) -> None:
         elapsed, self._since = self._env.now - self._since, self._env.now

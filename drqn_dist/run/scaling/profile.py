@@ -14,10 +14,13 @@ from scipy import optimize
 
 from drqn_dist.config import TrainConfig, from_dict
 from drqn_dist.errors import ConfigError, RunFolderError
+from drqn_dist.run.scaling.parts import Crowding, sharing
 from drqn_dist.run.scaling.points import Key, Point, point_from
 
 BUSY = 0.9
 """A machine with more than this share of its cores at work has none to spare."""
+SHARING = 0.5
+"""Where a smaller share of the processes takes turns, it does not show what they cost."""
 SPARE_CORES = 0.7
 """With so many cores idle nobody waits for one."""
 
@@ -92,8 +95,7 @@ class Profile:
     """But for its actors and environments. Windows, batches, replay ratio, publish and pull periods are in here."""
     cores: int
     """Of the machine that was measured."""
-    crowding: float
-    """How much more CPU time the same work takes when all of its cores are busy, 0.1 = 10 %."""
+    crowding: Crowding
     batches_per_call: int
     """Batches that a loader gives, and updates whose priorities go back, in one call."""
     costs: Costs
@@ -124,7 +126,7 @@ def make_profile(
     config: TrainConfig,
     points: Sequence[Point],
     cores: int,
-    crowding: float,
+    neighbours: float,
     shard: ShardPrice,
     batches_per_call: int,
     weight_bytes: int,
@@ -133,7 +135,11 @@ def make_profile(
     """The costs and sizes behind measured points.
 
     They are taken from the points with the fewest nodes and actors, and there from the fewest and the most
-    environments per actor; all others are left to validate a simulation with.
+    environments per actor. What turns on a core cost is taken from the same environments with the most actors, if
+    there are more processes than cores. All others are left to validate a simulation with.
+
+    Args:
+        cores, neighbours: of this machine (`Crowding`).
 
     Raises:
         ConfigError: there are no points.
@@ -154,7 +160,8 @@ def make_profile(
                     f"{point.envs_per_actor} environments were measured, so it has no price; measure longer "
                     "(--seconds, into another --out)"
                 )
-    slow = {id(point): slowdown(point.cores["machine"], cores, crowding) for point in chosen}
+    alone = Crowding(neighbours)
+    slow = {id(point): alone.slowdown(point.cores["machine"], cores) for point in chosen}
 
     fragment_steps = _middle(
         [p.agent_steps_per_s / p.per_s["fragments"] for p in chosen if p.per_s["fragments"]]
@@ -185,10 +192,17 @@ def make_profile(
         weight_bytes=float(weight_bytes),
         fragment_steps=fragment_steps,
     )
+    most = max(point.actors for point in points if point.nodes == fewest[0])
+    crowded = [
+        p for p in points if (p.nodes, p.actors) == (fewest[0], most) and p.envs_per_actor in (envs[0], envs[-1])
+    ]
+    crowded = [point for point in crowded if sharing(_runnable(point), cores) > SHARING]
+    turns = _middle([_dearer(p, costs, alone.slowdown(cores, cores)) / sharing(_runnable(p), cores) for p in crowded])
+    chosen += [point for point in crowded if point not in chosen]
     return Profile(
         config=config,
         cores=cores,
-        crowding=crowding,
+        crowding=Crowding(neighbours, max(0.0, turns)),
         batches_per_call=batches_per_call,
         costs=costs,
         shard=shard,
@@ -229,11 +243,6 @@ def read_profile(path: Path) -> Profile:
     return profile
 
 
-def slowdown(busy: float, cores: int, crowding: float) -> float:
-    """How much longer work takes while so many cores are busy."""
-    return 1 + crowding * max(0.0, min(busy, cores) - 1) / (cores - 1) if cores > 1 else 1.0
-
-
 def _burst(config: TrainConfig, fragment_steps: float, envs_per_actor: int) -> tuple[float, float]:
     steps = max(float(config.push_period), fragment_steps / envs_per_actor)
     return steps, envs_per_actor * steps / fragment_steps
@@ -246,6 +255,23 @@ def _other_cores(point: Point, price: ShardPrice, fragments_per_push: float) -> 
     shard += done["sample"] * price.sample_s + done["priorities"] * price.priorities_s
     idle = 0.0 if point.learner else cores["learner"] + cores["loaders"]
     return cores["ray"] + max(0.0, cores["replay"] - shard) + idle
+
+
+def _runnable(point: Point) -> float:
+    """Processes that did not wait for another one, on average."""
+    trains = (1 - point.learner_time["wait"]) + (point.loader_time["decode"]) if point.learner else 0.0
+    return point.actors * (1 - point.actor_time["push"]) + trains
+
+
+def _dearer(point: Point, costs: Costs, slow: float) -> float:
+    """How much more CPU time the roles took than by their prices on crowded cores, 0.1 = 10 %."""
+    batched_steps = point.agent_steps_per_s / point.envs_per_actor
+    due = batched_steps * (costs.actor_fixed_s + point.envs_per_actor * costs.actor_per_env_s)
+    spent = point.cores["actors"]
+    if point.learner:
+        due += point.updates_per_s * costs.learner_s + point.per_s["batches"] * costs.loader_s
+        spent += point.cores["learner"] + point.cores["loaders"]
+    return spent / (due * slow) - 1
 
 
 def _steps_s(point: Point) -> float:

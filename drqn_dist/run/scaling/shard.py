@@ -7,7 +7,6 @@ from __future__ import annotations
 import itertools
 import time
 import uuid
-from collections import deque
 from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass, fields, replace
@@ -18,16 +17,18 @@ import ray
 
 from drqn_dist.config import TrainConfig
 from drqn_dist.interfaces import EnvSpec
+from drqn_dist.run.bench.calls import answers
 from drqn_dist.run.bench.figures import Figures
 from drqn_dist.run.bench.fill import copies, fragments_per_push, unblocked
 from drqn_dist.run.local_ray import LocalRay
 from drqn_dist.run.memory import batches_per_call, object_store_bytes
 from drqn_dist.run.remote_replay import start_replay
 from drqn_dist.run.scaling.busy import busy_cpu_s
-from drqn_dist.run.scaling.profile import ShardPrice, slowdown
+from drqn_dist.run.scaling.parts import Crowding
+from drqn_dist.run.scaling.profile import ShardPrice
 
 IN_FLIGHT = 8
-"""Calls that wait for their answer: enough to keep the shard busy, few enough not to pile up."""
+"""Calls under way at once."""
 STORED = 1_000
 """Full fragments that the shard holds: pushes evict."""
 LEAST_MANY = 8
@@ -36,7 +37,7 @@ START_S = 120.0
 
 
 def measure_shard(
-    config: TrainConfig, spec: EnvSpec, cores: int, crowding: float, calls: int = 200, repeats: int = 3
+    config: TrainConfig, spec: EnvSpec, cores: int, neighbours: float, calls: int = 200, repeats: int = 3
 ) -> ShardPrice:
     """Starts a shard, fills it with real play, and calls it as often as it answers.
 
@@ -44,7 +45,7 @@ def measure_shard(
     environments of an actor complete in a push period, but at least LEAST_MANY.
 
     Args:
-        cores, crowding: of this machine, to state prices of a core whose neighbours are idle.
+        cores, neighbours: of this machine (`Crowding`), to state prices of a core whose neighbours are idle.
         calls: of each kind, in each repeat.
 
     Raises:
@@ -63,7 +64,7 @@ def measure_shard(
     figures = Figures()
     with closing(LocalRay(None, cpus=1, store_bytes=object_store_bytes(config, spec))):
         (shard,) = start_replay(config, spec, f"price-{uuid.uuid4().hex}")
-        caller = _Caller(shard, cores, crowding)
+        caller = _Caller(shard, cores, Crowding(neighbours))
         full = list(itertools.islice(supply, STORED + STORED // 5))
         ray.get(shard.push.remote(full), timeout=START_S)
         for _ in range(repeats):
@@ -106,22 +107,16 @@ class _Spent:
 class _Caller:
     """Calls a shard, a few calls at once."""
 
-    def __init__(self, shard: Any, cores: int, crowding: float) -> None:
+    def __init__(self, shard: Any, cores: int, crowding: Crowding) -> None:
         self._shard, self._cores, self._crowding = shard, cores, crowding
 
     def make(self, calls: Iterable[Any]) -> _Spent:
         """Waits for an answer before there are too many calls without."""
         cpu_s, busy_s, start = self._cpu_s(), busy_cpu_s(), time.perf_counter()
-        waiting: deque[Any] = deque()
-        answers = []
-        for call in calls:
-            waiting.append(call)
-            if len(waiting) >= IN_FLIGHT:
-                answers.append(ray.get(waiting.popleft()))
-        answers += ray.get(list(waiting))
+        found = answers(calls, IN_FLIGHT)
         seconds = time.perf_counter() - start
         busy = (busy_cpu_s() - busy_s) / seconds
-        return _Spent(seconds, (self._cpu_s() - cpu_s) / slowdown(busy, self._cores, self._crowding), answers)
+        return _Spent(seconds, (self._cpu_s() - cpu_s) / self._crowding.slowdown(busy, self._cores), found)
 
     def idle(self, seconds: float) -> _Spent:
         """Calls nobody for so long."""

@@ -10,11 +10,11 @@
 One event stands for a whole push period of all of an actor's environments, not for a step: all that an actor does
 between two pushes is one job on its node's cores, and a push carries as many fragments as are completed in it. Means
 and variations are those of the profile; sums of many steps are gamma distributed. Processes share the cores of their
-node evenly (`parts.Cores`). Each shard has a rate limiter of its own with its part of the tolerance, and gives an equal
-part of each batch.
+node evenly (`parts.Cores`). Shards share one rate limiter, as those of the replay together hold the ratio of the whole,
+and each gives an equal part of a batch.
 
 Not modelled: memory, the object store's limits, failures, evaluations, episodes' ends (but for the mean length of
-fragments), batches that grow slower with a colder cache.
+fragments).
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from drqn_dist.run.scaling.parts import Cores, Limiter, Link, Meter, Server, Ste
 from drqn_dist.run.scaling.profile import Profile
 from drqn_dist.run.scaling.settings import LONGEST_S, ClusterShape, point_config
 
-BURSTS = 200
+BURSTS = 1_000
 """Pushes, of all actors together, that a prediction is taken over, at least."""
-UPDATES = 100
+UPDATES = 500
 """The same for updates, where there is a learner."""
 CYCLES = 10
 """The same for the cycles of an actor that nobody holds up."""
@@ -114,8 +114,10 @@ class _Pipeline:
         cycle = self._cycle_steps * self._step_s(envs)
         crowd = max(1.0, max(node.actors / node.num_cores for node in self._nodes))
         self._cycle_s = cycle * crowd + self._costs.actor_idle_s * self._cycle_steps
-        self._num_shards = cluster.shards or profile.config.replay.shards
-        self._shards = [_Shard(Server(self._env, self._head.cores), self._limiter()) for _ in range(self._num_shards)]
+        num_shards = cluster.shards or profile.config.replay.shards
+        self._shards = [Server(self._env, self._head.cores) for _ in range(num_shards)]
+        least = max(self._burst * self._sizes.fragment_steps, self._batch_steps / self._ratio if learner else 0.0)
+        self._limiter = Limiter(self._env, self._ratio, max(self._config.rate_tolerance_steps, least))
         self._ready: simpy.Container = simpy.Container(self._env)
         self._free: simpy.Container = simpy.Container(self._env, init=learning.prefetch_batches + 1)
         self._priorities: simpy.Container = simpy.Container(self._env, init=PRIORITY_CALLS)
@@ -174,7 +176,7 @@ class _Pipeline:
         not, one side was ahead, as a rate limiter lets it be for a while: it is taken to where that side has to wait.
         """
         env, before, began = self._env, self._state(), self._env.now
-        debts = [shard.limiter.debt for shard in self._shards]
+        debt = self._limiter.debt
         enough = False
         while not enough and env.now - began < LONGEST_S:
             env.run(until=env.now + CYCLES * self._cycle_s)
@@ -183,10 +185,8 @@ class _Pipeline:
         spent = {name: value - before[name] for name, value in self._state().items()}
         sampled, due = spent["updates"] * self._batch_steps, spent["steps"] * self._ratio
         balanced = not self._learns or abs(sampled / due - 1) < BALANCED
-        if not balanced:
-            for shard, debt in zip(self._shards, debts, strict=True):
-                if abs(moved := shard.limiter.debt - debt) > 1 - NEARLY:
-                    shard.limiter.drive(NEARLY if moved > 0 else -NEARLY)
+        if not balanced and abs(moved := self._limiter.debt - debt) > 1 - NEARLY:
+            self._limiter.drive(NEARLY if moved > 0 else -NEARLY)
         return spent, env.now - began, enough and balanced
 
     def _state(self) -> dict[str, float]:
@@ -198,7 +198,7 @@ class _Pipeline:
             "training": self._training.seconds,
             "actor cores": sum(node.cores.busy() for node in self._nodes),
             "head cores": self._head.cores.busy(),
-            "shards": sum(shard.server.busy.seconds for shard in self._shards),
+            "shards": sum(shard.busy.seconds for shard in self._shards),
             "link in": self._head.into.busy_s,
             "link out": self._head.out.busy_s,
         }
@@ -215,13 +215,6 @@ class _Pipeline:
             nodes[index % len(nodes)].actors += 1
         return nodes
 
-    def _limiter(self) -> Limiter:
-        """One shard's, with its part of the slack."""
-        shards = self._num_shards
-        least = max(self._burst * self._sizes.fragment_steps, self._batch_steps / max(self._ratio, 1e-9) / shards)
-        tolerance = max(self._config.rate_tolerance_steps / shards, least if self._ratio else 0.0)
-        return Limiter(self._env, self._ratio, tolerance)
-
     def _step_s(self, envs: int) -> float:
         return self._costs.actor_fixed_s + envs * self._costs.actor_per_env_s
 
@@ -230,20 +223,20 @@ class _Pipeline:
             return mean
         return float(self._rng.gamma(1 / cv**2, mean * cv**2))
 
-    def _actor(self, node: _Node, shard: _Shard) -> Steps:
+    def _actor(self, node: _Node, shard: Server) -> Steps:
         env, totals, steps = self._env, self._totals, self._cycle_steps
         in_flight: simpy.Container = simpy.Container(env, init=self._in_flight)
         work, idle = steps * self._step_s(self._envs), steps * self._costs.actor_idle_s
         cv = self._costs.actor_cv / max(1.0, steps) ** 0.5
         pull = self._config.actor.weight_pull_period_steps / steps
         yield env.timeout(self._rng.random() * self._cycle_s)
+        began, cycle_s = env.now, self._cycle_s
         while True:
-            began = env.now
             yield node.cores.run(self._draw(work, cv))
             if idle:
                 yield env.timeout(idle)
-            # Weights asked for at one pull are taken over at the next, and serve until the one after.
-            age = 1.5 * pull * (env.now - began)
+            # Weights asked for at one pull are taken over at the next, and serve for two: the one after asks again.
+            age = 2 * pull * cycle_s
             totals["lag"] += self._updates - self._version_at(node, env.now - age)
             totals["cycles"] += 1
             left = self._fragments
@@ -254,14 +247,15 @@ class _Pipeline:
                 self._blocked.leave()
                 env.process(self._push(node, shard, burst, in_flight))
                 left -= burst
+            began, cycle_s = env.now, env.now - began  # waits for the replay included
 
-    def _push(self, node: _Node, shard: _Shard, fragments: float, in_flight: simpy.Container) -> Steps:
+    def _push(self, node: _Node, shard: Server, fragments: float, in_flight: simpy.Container) -> Steps:
         env, began = self._env, self._env.now
         size = fragments * self._sizes.fragment_bytes
         yield env.timeout(self._costs.call_s / 2 + self._transfer_s(node, self._head, size))
         if self._learns:
-            yield shard.limiter.insert(fragments * self._sizes.fragment_steps)
-        yield from shard.server.serve(self._price.push_call_s + fragments * self._price.push_s)
+            yield self._limiter.insert(fragments * self._sizes.fragment_steps)
+        yield from shard.serve(self._price.push_call_s + fragments * self._price.push_s)
         yield env.timeout(self._costs.call_s / 2 + (self._cluster.latency_ms / 1e3 if node is not self._head else 0.0))
         self._totals["push_s"] += env.now - began
         self._totals["pushes"] += 1
@@ -286,13 +280,13 @@ class _Pipeline:
             arrived -= 1
             yield self._ready.put(1)
 
-    def _sample(self, shard: _Shard, batches: int) -> Steps:
+    def _sample(self, shard: Server, batches: int) -> Steps:
         share = 1 / len(self._shards)
         for _ in range(batches):
             self._limited.enter()
-            yield shard.limiter.sample(self._batch_steps * share)
+            yield self._limiter.sample(self._batch_steps * share)
             self._limited.leave()
-            yield from shard.server.serve(self._price.sample_s * share)
+            yield from shard.serve(self._price.sample_s * share)
 
     def _learner(self) -> Steps:
         env, config = self._env, self._config.learner
@@ -317,7 +311,7 @@ class _Pipeline:
 
     def _send_priorities(self) -> Steps:
         for shard in self._shards:
-            yield from shard.server.serve(self._price.priorities_s / len(self._shards))
+            yield from shard.serve(self._price.priorities_s / len(self._shards))
         yield self._priorities.put(1)
 
     def _fetch_weights(self, node: _Node) -> Steps:
@@ -339,12 +333,6 @@ class _Pipeline:
     def _version_at(self, node: _Node, when: float) -> int:
         """The version that the node held then."""
         return node.weights[max(0, bisect.bisect_right(node.weights, when, key=lambda entry: entry[0]) - 1)][1]
-
-
-@dataclass(frozen=True)
-class _Shard:
-    server: Server
-    limiter: Limiter
 
 
 def _widened(config: TrainConfig, actors: int, envs: int) -> TrainConfig:

@@ -48,6 +48,7 @@ def _measure(args: ScaleArgs) -> dict[str, Any]:
     actors = counts("--actors", args.actors)
     envs = counts("--envs-per-actor", args.envs_per_actor or str(config.actor.envs_per_actor))
     nodes = counts("--nodes", args.nodes)
+    from drqn_dist.run.run_folder import machine_description
     from drqn_dist.run.scaling.measure import check_point, measure
     from drqn_dist.run.scaling.nodes import check_nodes
 
@@ -56,11 +57,13 @@ def _measure(args: ScaleArgs) -> dict[str, Any]:
         check_nodes(k, n)
         check_point(point_config(config, n, e, learner), learner)
     assert args.out is not None
+    machine = machine_description()
     settings = {
         "config": to_dict(config),
         "seconds": args.seconds,
         "warmup_s": args.warmup_s,
         "learner": args.learner,
+        "machine": {name: machine[name] for name in ("cpu", "usable_cores")},
     }
     file = PointsFile(args.out, settings)
     left = list(order(grid, args.repeats, file.points))
@@ -69,14 +72,13 @@ def _measure(args: ScaleArgs) -> dict[str, Any]:
             point = measure(config, *key, args.warmup_s, args.seconds, repeat)
             file.add(point)
             print(f"{done}/{len(left)}  {_line(point)}", file=sys.stderr, flush=True)
-    return _write(config, file.points, args.out)
+    return _write(config, file.points, args.out, machine)
 
 
-def _write(config: TrainConfig, points: Sequence[Point], out: Path) -> dict[str, Any]:
+def _write(config: TrainConfig, points: Sequence[Point], out: Path, machine: dict[str, Any]) -> dict[str, Any]:
     from drqn_dist.envs.make import env_spec
     from drqn_dist.run.bench.play import fresh_weights
     from drqn_dist.run.memory import batches_per_call
-    from drqn_dist.run.run_folder import machine_description
     from drqn_dist.run.scaling.crowding import measure_crowding
     from drqn_dist.run.scaling.forecast import saturation, shard_sentence
     from drqn_dist.run.scaling.picture import draw
@@ -85,7 +87,6 @@ def _write(config: TrainConfig, points: Sequence[Point], out: Path) -> dict[str,
     from drqn_dist.run.scaling.simulate import one_machine
     from learner.learner import resolve_device
 
-    machine = machine_description()
     result = summary(points, machine, config.replay.shards)
     write_table(points, out / "scale.csv")
     write_json(result, out / "scale.json")
@@ -94,16 +95,16 @@ def _write(config: TrainConfig, points: Sequence[Point], out: Path) -> dict[str,
     cores = int(machine["usable_cores"])
     try:  # measured once for a sweep: they take a while, and belong to its machine
         known = read_profile(out / "profile.json")
-        crowding, shard = known.crowding, known.shard
+        neighbours, shard = known.crowding.neighbours, known.shard
     except RunFolderError:
         print("measuring how busy neighbours slow a core, and what a replay shard costs", file=sys.stderr, flush=True)
         # Where a GPU trains, the cores act.
         on_cores = any(point.learner for point in points) and resolve_device(config.learner.device).type == "cpu"
-        crowding = measure_crowding(config, cores, on_cores)
-        shard = measure_shard(config, spec, cores, crowding)
+        neighbours = measure_crowding(config, cores, on_cores)
+        shard = measure_shard(config, spec, cores, neighbours)
     weight_bytes = fresh_weights(config, spec).vector.nbytes
     profile = make_profile(
-        config, points, cores, crowding, shard, batches_per_call(config, spec), weight_bytes, machine
+        config, points, cores, neighbours, shard, batches_per_call(config, spec), weight_bytes, machine
     )
     write_profile(profile, out / "profile.json")
     limit = saturation(profile, max(p.envs_per_actor for p in points), one_machine(profile), profile.trains)

@@ -48,11 +48,12 @@ def simulated_text(result: dict[str, Any]) -> str:
             )
         lines.append(result["advice"])
     if "validation" in result:
-        lines.append("actors  envs  learner  measured  simulated   error")
+        lines.append("actors  envs  learner  measured  simulated   error  policy lag  simulated")
         for c in result["validation"]:
             lines.append(
                 f"{c['actors']:>6} {c['envs_per_actor']:>5} {'yes' if c['learner'] else 'no':>8} {c['measured']:>9,.0f}"
-                f" {c['simulated']:>10,.0f} {c['error']:>+7.1%}{'  (fitted to)' if c['fitted'] else ''}"
+                f" {c['simulated']:>10,.0f} {c['error']:>+7.1%}{_or_dash(c['lag_measured'], '.1f'):>12}"
+                f"{_or_dash(c['lag_simulated'], '.1f'):>11}{'  (fitted to)' if c['fitted'] else ''}"
             )
         if result.get("other_settings"):
             lines.append(f"The points were measured under other settings: {'; '.join(result['other_settings'])} here.")

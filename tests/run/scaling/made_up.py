@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from drqn_dist.presets import preset
+from drqn_dist.run.scaling.parts import UNCROWDED, Crowding
 from drqn_dist.run.scaling.points import Point
 from drqn_dist.run.scaling.profile import Costs, Profile, ShardPrice, Sizes
 
@@ -36,7 +37,7 @@ def point(actors: int = 1, envs: int = 16, learner: bool = False, repeat: int = 
     return Point(actors, envs, learner=learner, repeat=repeat, **(values | changes))
 
 
-def profile(cores: int = 2, crowding: float = 0.0, config: Any = None, **costs: float) -> Profile:
+def profile(cores: int = 2, crowding: Crowding = UNCROWDED, config: Any = None, **costs: float) -> Profile:
     """1,000 agent steps/s of one actor with 16 environments, 50 fragments/s, 30 updates/s; nothing varies, and calls
     cost nothing beside what they carry. The costs are of `Costs` or of `ShardPrice`."""
     price = {"push_call_s": 0.0, "push_s": 0.001, "sample_s": 0.0, "priorities_s": 0.0}

@@ -79,7 +79,7 @@ def test_a_profile_without_a_learner_cannot_predict_one() -> None:
 
 
 def test_validation_tells_seen_points_from_unseen_and_gives_the_error() -> None:
-    fitted = replace(profile(push_s=1e-9), fitted_to=[[1, 16, 1, False]])
+    fitted = replace(profile(push_s=1e-9), fitted_to=[[1, 16, 1, False]], points=[vars(point(1))])
     points = [point(1), *(point(2, repeat=r, agent_steps_per_s=v) for r, v in enumerate((1_500.0, 1_600.0, 1_900.0)))]
     one, two = validate(fitted, points)
     assert (one.fitted, two.fitted) == (True, False)
@@ -94,6 +94,12 @@ def test_validation_tells_seen_points_from_unseen_and_gives_the_error() -> None:
     assert "the file holds none" in verdict([], 0)
     shown: dict[str, Any] = {"validation": [vars(c) for c in (one, two)], "verdict": said}
     assert simulated_text(shown).splitlines()[1].endswith("(fitted to)")
+
+
+def test_other_measurements_of_a_fitted_point_are_unseen() -> None:
+    fitted = replace(profile(push_s=1e-9), fitted_to=[[1, 16, 1, False]], points=[vars(point(1))])
+    (found,) = validate(fitted, [point(1, agent_steps_per_s=500.0), point(1)])
+    assert (found.fitted, found.measured) == (False, 500.0)
 
 
 def test_prices_of_actors_that_waited_are_told_to_be_too_high() -> None:

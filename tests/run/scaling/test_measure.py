@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +18,9 @@ import pytest
 
 from actors.actor import ActorStats
 from drqn_dist.config import TrainConfig
-from drqn_dist.errors import RoleFailedError
+from drqn_dist.errors import ConfigError, RoleFailedError
 from drqn_dist.run.remote_replay import LoaderWork, ReplayWork
+from drqn_dist.run.scaling import crowding
 from drqn_dist.run.scaling.busy import busy_cpu_s
 from drqn_dist.run.scaling.crowding import measure_crowding
 from drqn_dist.run.scaling.measure import Window, actor_shares, learner_shares, measure, shares, variation
@@ -82,6 +84,14 @@ def test_the_variation_of_one_operation_is_found_from_pieces_of_many() -> None:
     assert variation(seconds, counts.tolist()) == pytest.approx(0.5, rel=0.05)
     assert variation([1.0], [10.0]) == 0.0
     assert variation([1.0, 1.0], [0.0, 10.0]) == 0.0
+
+
+def test_a_point_needs_to_have_heard_of_every_actor() -> None:
+    work = ([ReplayWork(1.0)], [LoaderWork()])
+    window = Window(FakeSession(work, work))  # type: ignore[arg-type]
+    window.add(Report(actors=[ActorStats(index=0, agent_steps=100, wall_s=1.0)], replay=replay_stats(0, 100)))
+    with pytest.raises(ConfigError, match=r"1 of 2 actors reported nothing in .* measure longer"):
+        window.point(maze_config(Path("x"), actors=2), 1, False, 4, repeat=0)
 
 
 def test_a_point_is_made_of_rates_each_over_its_own_time() -> None:
@@ -249,6 +259,29 @@ def test_crowding_is_measured_with_as_many_processes_as_asked_for(maze: TrainCon
     tight = replace(maze, replay=replace(maze.replay, rate_tolerance_steps=1))  # as only many processes may have it
     found = measure_crowding(tight, 2, learner, seconds=0.3, repeats=1)
     assert 0.0 <= found < 5.0
+
+
+def test_work_that_costs_more_in_company_is_crowded(maze: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Pool:
+        """Runs nothing: a step costs 1, beside a neighbour 1.2."""
+
+        def __init__(self, *_: object) -> None:
+            self._calls = 0
+
+        def __enter__(self) -> Pool:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            """Nothing to end."""
+
+        def submit(self, play: object, config: object, learner: object, seconds: float) -> Future[float | None]:
+            together, self._calls = self._calls // 2 % 2, self._calls + 1
+            done: Future[float | None] = Future()
+            done.set_result((1.0, 1.2)[together] if seconds else None)
+            return done
+
+    monkeypatch.setattr(crowding, "ProcessPoolExecutor", Pool)
+    assert measure_crowding(maze, 2, learner=False) == pytest.approx(0.2)
 
 
 def test_busy_cores_are_those_that_this_process_may_use() -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import simpy
 
-from drqn_dist.run.scaling.parts import Cores, Limiter, Link, Meter, Server, Steps
+from drqn_dist.run.scaling.parts import Cores, Crowding, Limiter, Link, Meter, Server, Steps
 
 
 def finished(env: simpy.Environment, cores: Cores, jobs: list[tuple[float, float]]) -> list[float]:
@@ -47,9 +47,26 @@ def test_three_jobs_on_two_cores_advance_at_two_thirds() -> None:
 
 def test_crowded_cores_are_slower_and_lonely_ones_are_not() -> None:
     env = simpy.Environment()
-    assert finished(env, Cores(env, 2, crowding=0.25), [(0.0, 1.0)]) == pytest.approx([1.0])
+    assert finished(env, Cores(env, 2, Crowding(neighbours=0.25)), [(0.0, 1.0)]) == pytest.approx([1.0])
     env = simpy.Environment()
-    assert finished(env, Cores(env, 2, crowding=0.25), [(0.0, 1.0), (0.0, 1.0)]) == pytest.approx([1.25, 1.25])
+    assert finished(env, Cores(env, 2, Crowding(neighbours=0.25)), [(0.0, 1.0), (0.0, 1.0)]) == pytest.approx(
+        [1.25, 1.25]
+    )
+
+
+def test_processes_that_take_turns_are_slower() -> None:
+    crowding = Crowding(turns=0.2)
+    env = simpy.Environment()
+    assert finished(env, Cores(env, 2, crowding), [(0.0, 1.0)] * 2) == pytest.approx([1.0] * 2)
+    env = simpy.Environment()  # four on two cores: half the time each, and a fifth more of it
+    assert finished(env, Cores(env, 2, crowding), [(0.0, 1.0)] * 4) == pytest.approx([2.4] * 4)
+    env = simpy.Environment()  # of three, two share a core and one has its own, in turn
+    assert finished(env, Cores(env, 2, crowding), [(0.0, 1.0)] * 3) == pytest.approx([1.5 * (1 + 0.2 * 2 / 3)] * 3)
+    env = simpy.Environment()
+    both = Crowding(neighbours=0.5, turns=0.2)
+    assert finished(env, Cores(env, 2, both), [(0.0, 1.0)] * 8) == pytest.approx([4 * 1.5 * 1.2] * 8)
+    env = simpy.Environment()
+    assert finished(env, Cores(env, 1, both), [(0.0, 1.0)] * 2) == pytest.approx([2.4] * 2)
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -15,8 +15,8 @@ from tests.run.scaling.made_up import PARTS, point
 PRICE = ShardPrice(push_call_s=0.0003, push_s=0.0001, sample_s=0.0004, priorities_s=0.0002)
 
 
-def made(points: list[Point], crowding: float = 0.0) -> Profile:
-    return make_profile(preset("pong-cpu"), points, 2, crowding, PRICE, 2, 1_000, {"cpu": "x"})
+def made(points: list[Point], neighbours: float = 0.0) -> Profile:
+    return make_profile(preset("pong-cpu"), points, 2, neighbours, PRICE, 2, 1_000, {"cpu": "x"})
 
 
 def acting(envs: int, **changes: Any) -> Point:
@@ -67,8 +67,42 @@ def test_costs_of_training_are_recovered() -> None:
 
 def test_costs_are_those_of_a_core_whose_neighbours_are_idle() -> None:
     busy = {"actors": 1.0, "replay": 0.0, "loaders": 0.0, "learner": 0.0, "ray": 0.0, "machine": 2.0}
-    crowded = made([point(cores=busy)], crowding=0.25)
+    crowded = made([point(cores=busy)], neighbours=0.25)
     assert crowded.costs.actor_per_env_s == pytest.approx(made([point(cores=busy)]).costs.actor_per_env_s / 1.25)
+
+
+def several(actors: int, dearer: float, **changes: Any) -> Point:
+    """Actors that keep two cores busy, with batched steps that cost so much more than those of `acting`."""
+    speed = 2.0 * 16 / (0.020 * (1 + dearer))
+    cores = {"actors": 2.0, "replay": 0.0, "loaders": 0.0, "learner": 0.0, "ray": 0.0, "machine": 2.0}
+    return replace(acting(16), actors=actors, **({"agent_steps_per_s": speed, "cores": cores} | changes))
+
+
+def test_what_turns_cost_is_taken_from_the_most_actors() -> None:
+    found = made([acting(16), several(2, 0.5), several(3, 0.5), several(4, 0.1)])
+    assert found.crowding.turns == pytest.approx(0.1)
+    assert found.fitted_keys == {(1, 16, 1, False), (4, 16, 1, False)}
+    # Of three on two cores, two take turns.
+    assert made([acting(16), several(3, 0.1)]).crowding.turns == pytest.approx(0.1 / (2 / 3))
+    # A part of it may be that neighbours are busy: 0.25 by one half, of which the first point knows a fifth.
+    busy = made([acting(16), several(4, 0.1)], neighbours=0.05)
+    assert busy.crowding.turns == pytest.approx(1.1 / (1.05 / (1 + 0.05 * 0.2)) - 1)
+    assert made([acting(16), several(4, -0.1)]).crowding.turns == 0.0, "nothing gets cheaper"
+
+
+def test_turns_are_unknown_where_nobody_shares_a_core() -> None:
+    waiting = {"actor_time": dict.fromkeys(PARTS, 0.0) | {"push": 0.6}}
+    for points in ([several(2, 0.5)], [several(4, 0.5, **waiting)], []):
+        found = made([acting(16), *points])
+        assert found.crowding.turns == 0.0
+        assert found.fitted_keys == {(1, 16, 1, False)}
+
+
+def test_turns_cost_the_learner_and_its_loaders_too() -> None:
+    one = point(learner=True)  # 0.8 cores act, 0.9 train, 0.1 load
+    twice = {"actors": 0.8, "learner": 0.9, "loaders": 0.1, "replay": 0.0, "ray": 0.0, "machine": 2.0}
+    rates = {"agent_steps_per_s": 500.0, "updates_per_s": 12.5, "per_s": one.per_s | {"batches": 12.5}}
+    assert made([one, replace(one, actors=4, cores=twice, **rates)]).crowding.turns == pytest.approx(1.0)
 
 
 def test_a_push_carries_what_all_environments_complete_in_its_period() -> None:
@@ -102,7 +136,7 @@ def test_what_was_not_seen_to_happen_has_no_price() -> None:
 
 
 def test_a_profile_survives_its_file(tmp_path: Path) -> None:
-    found = made([point(learner=True), point(2, learner=True)], crowding=0.1)
+    found = made([point(learner=True), point(2, learner=True)], neighbours=0.1)
     write_profile(found, tmp_path / "profile.json")
     assert read_profile(tmp_path / "profile.json") == found
 

@@ -20,7 +20,7 @@ def test_every_preset_leaves_room_for_its_windows_in_the_shard_that_is_measured(
 @pytest.mark.ray
 def test_a_shards_price_is_its_processs_own_cpu_time(local_ray: None, tmp_path: Path, monkeypatch: Any) -> None:
     config = maze_config(tmp_path, mode="ray", actors=4, actor={"envs_per_actor": 4}, replay={"shards": 2})
-    price = measure_shard(config, env_spec(config.env), cores=2, crowding=0.0, calls=100, repeats=3)
+    price = measure_shard(config, env_spec(config.env), cores=2, neighbours=0.0, calls=100, repeats=3)
     assert price.fragments_per_push == 8
     # A call is work for Ray's threads too; a fragment of 8 steps of a maze is little beside it.
     assert 5e-5 < price.push_call_s < 2e-2

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from drqn_dist.run import run_folder
 from drqn_dist.run.cli import main
 from drqn_dist.run.scaling import crowding, measure, shard
 from drqn_dist.run.scaling.points import Point, read_points
@@ -27,7 +28,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     monkeypatch.setattr(measure, "measure", made_up)
     monkeypatch.setattr(crowding, "measure_crowding", lambda config, cores, learner: 0.07)
     price = ShardPrice(push_call_s=0.0005, push_s=0.0001, sample_s=0.001, priorities_s=0.0005)
-    monkeypatch.setattr(shard, "measure_shard", lambda config, spec, cores, crowding: price)
+    monkeypatch.setattr(shard, "measure_shard", lambda config, spec, cores, neighbours: price)
     return asked
 
 
@@ -35,7 +36,10 @@ SWEEP = ["scale", "--preset", "gridworld", "--actors", "1,2,3", "--repeats", "2"
 
 
 def test_an_interrupted_sweep_goes_on_where_it_stopped(
-    measured: list[tuple[int, int]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    measured: list[tuple[int, int]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     line = [*SWEEP, "--out", str(tmp_path)]
     with pytest.raises(SystemExit) as stopped:
@@ -52,7 +56,7 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(
     assert sorted(path.name for path in tmp_path.iterdir()) == names
     assert json.loads((tmp_path / "scale.json").read_text()) == result
     profile = json.loads((tmp_path / "profile.json").read_text())
-    assert (profile["crowding"], len(profile["points"])) == (0.07, 6)
+    assert (profile["crowding"], len(profile["points"])) == ({"neighbours": 0.07, "turns": 0.0}, 6)
 
     main(line)
     assert len(measured) == 7, "nothing was left to measure"
@@ -61,13 +65,18 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(
         main([*line, "--seconds", "2"])
     assert stopped.value.code == 2
     assert "seconds 1.0 there, 2.0 asked" in capsys.readouterr().err
+    monkeypatch.setattr(run_folder, "machine_description", lambda: {"cpu": "another", "usable_cores": 2})
+    with pytest.raises(SystemExit) as stopped:
+        main(line)
+    assert stopped.value.code == 2
+    assert "there, 'another' asked" in capsys.readouterr().err
 
 
 def test_what_was_measured_can_be_simulated_and_validated(
     measured: list[tuple[int, int]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sweep = tmp_path / "sweep"
-    main(["scale", "--preset", "gridworld", "--actors", "1,2", "--repeats", "1", "--out", str(sweep)])
+    main(["scale", "--preset", "gridworld", "--actors", "1,2,4", "--repeats", "1", "--out", str(sweep)])
     capsys.readouterr()
     main(
         [
@@ -77,7 +86,7 @@ def test_what_was_measured_can_be_simulated_and_validated(
     )
     result = json.loads(capsys.readouterr().out)
     assert [p["actors"] for p in result["predictions"]] == [4, 16]
-    assert [c["fitted"] for c in result["validation"]] == [True, False]
+    assert [c["fitted"] for c in result["validation"]] == [True, False, True]
     assert result["verdict"].startswith("Over 1 points")
     assert json.loads((tmp_path / "simulated" / "simulation.json").read_text()) == result
     main(["scale", "--validate", str(sweep / "points.jsonl"), "--profile", str(sweep / "profile.json")])
