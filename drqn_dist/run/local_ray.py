@@ -28,13 +28,16 @@ EXIT_S = 10.0
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(1024**3), "MALLOC_TRIM_THRESHOLD_": str(1024**3)}
 """Environment of every process: glibc otherwise returns every array of a training step to the kernel and faults it in
 again, 5 to 10 % of the learner's time. On a cluster `deploy/` sets it."""
+NO_METRICS = {"RAY_enable_metrics_collection": "0", "AUTOSCALER_METRIC_PORT": "-1", "DASHBOARD_METRIC_PORT": "-1"}
+"""Environment of an own Ray: with the packages of `ray[default]` it would tell its metrics to everyone, on all
+addresses and without a token. It has no other way to turn these two ports off than one that does not exist."""
 
 
 class LocalRay:
     """A Ray of our own on this machine, or a connection to a cluster, until `close`.
 
-    An own Ray listens to no one without a token made for this run, keeps its files in a folder of its own that is
-    removed at the end, and starts no dashboard.
+    An own Ray listens on this machine's addresses, but answers no one without a token made for this run. It keeps its
+    files in a folder of its own that is removed at the end, and starts no dashboard.
     """
 
     def __init__(self, address: str | None, cpus: int, store_bytes: int) -> None:
@@ -68,7 +71,7 @@ class LocalRay:
         self._set("RAY_AUTH_MODE", "token")
         self._set("RAY_AUTH_TOKEN", secrets.token_hex(32))
         self._set("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        for name, value in ALLOCATOR.items():
+        for name, value in (ALLOCATOR | NO_METRICS).items():
             self._set(name, value)
         reread_authentication()
         _remove_leftovers(Path(short_folder()))
@@ -79,7 +82,6 @@ class LocalRay:
                 address="local",  # whatever RAY_ADDRESS says
                 num_cpus=cpus,
                 include_dashboard=False,
-                _node_ip_address="127.0.0.1",
                 _temp_dir=f"{self._folder}/r",  # Ray opens it to everyone; the folder around it stays this user's own
                 object_store_memory=store_bytes,
                 log_to_driver=False,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from drqn_dist.errors import ConfigError
@@ -56,6 +58,22 @@ def test_a_ray_that_starts_only_in_part_leaves_nothing_behind() -> None:
     assert int(output[0].removeprefix("before: ")) >= 1
     assert output[1:] == ["cannot start a local Ray: no raylet today; or train with --mode serial", "after: 0"]
     assert set(Path("/tmp").glob("drqn-ray-*")) <= folders
+
+
+@pytest.mark.ray
+def test_a_ray_of_our_own_tells_nobody_its_metrics(local_ray: None) -> None:
+    """With the packages of `ray[default]` it would, at three ports."""
+    ports = {
+        connection.laddr.port
+        for process in psutil.Process().children(recursive=True)
+        for connection in process.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert ports
+    for port in ports:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=2) as connection:
+            connection.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+            assert b" 200 " not in connection.recv(100), f"port {port} answers"
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "no-such-host.invalid:{}"])

@@ -22,11 +22,17 @@ from drqn_dist.run.remote_replay import LoaderWork, ReplayWork
 from drqn_dist.run.scaling.busy import busy_cpu_s
 from drqn_dist.run.scaling.nodes import on_nodes
 from drqn_dist.run.scaling.points import Point
-from drqn_dist.run.scaling.settings import point_config
+from drqn_dist.run.scaling.settings import BALANCED, point_config
 from drqn_dist.run.session import Report
 from drqn_dist.run.supervisor import START_S, RaySession
 from learner.learner import LearnerStats
+from replay_server.replay import ReplayStats
 
+SETTLE_S = 3.0
+"""How long it is watched whether a side waits for the other."""
+SETTLE_TRIES = 10
+WAITED = 0.01
+"""A side that waits for more than this share of the time has no slack left."""
 _REPORT_S = 1.0
 _ACTOR_PARTS = {
     "env": "env_s",
@@ -59,6 +65,8 @@ def measure(
     spec = env_spec(config.env)
     with on_nodes(config, spec, nodes) as config, closing(RaySession(config)) as session:
         _start_up(session, actors, learner)
+        if learner:
+            settle(session, config.replay.samples_per_insert)
         deadline = time.monotonic() + warmup_s
         while (left := deadline - time.monotonic()) > 0:
             _advance(session, left)
@@ -95,6 +103,24 @@ def _start_up(session: RaySession, actors: int, learner: bool) -> None:
         report = _advance(session, _REPORT_S)
         acting |= {piece.index for piece in report.actors if piece.agent_steps}
         trains |= any(piece.new_updates for piece in report.learner)
+
+
+def settle(session: RaySession, samples_per_insert: float) -> None:
+    """Takes the rate limiter to where one side waits for the other, as in the long run: until they have used up how far
+    they may be ahead, minutes could pass in which both are as fast as if there were no ratio to hold."""
+    for _ in range(SETTLE_TRIES):
+        seen: list[ReplayStats] = []
+        deadline = time.monotonic() + SETTLE_S
+        while time.monotonic() < deadline or len(seen) < 2:
+            if (stats := _advance(session, _REPORT_S).replay) is not None:
+                seen.append(stats)
+        first, last = seen[0], seen[-1]
+        waited = last.blocked_push_s - first.blocked_push_s + last.blocked_sample_s - first.blocked_sample_s
+        due = samples_per_insert * (last.inserted_steps - first.inserted_steps)
+        sampled = last.sampled_steps - first.sampled_steps
+        if waited > WAITED * SETTLE_S or abs(sampled - due) <= BALANCED * due:
+            return
+        session.drive(1.0 if sampled < due else -1.0)
 
 
 def _advance(session: RaySession, seconds: float) -> Report:

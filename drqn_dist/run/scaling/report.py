@@ -17,6 +17,11 @@ from drqn_dist.run.scaling.profile import BUSY
 
 WAITS = 0.15
 """A role that waits for more than this share of its time is held up by another one."""
+OTHERS = 0.1
+"""Cores that other programs may use unmentioned."""
+UNSETTLED = 0.05
+"""Samples per insert that are off the replay ratio by more than this share belong to no steady state."""
+ROLES = ("actors", "learner", "loaders", "replay", "ray")
 
 
 def by_key(points: Sequence[Point]) -> dict[Key, list[Point]]:
@@ -59,7 +64,9 @@ def fits(points: Sequence[Point]) -> dict[str, dict[str, Fit | str]]:
     return found
 
 
-def summary(points: Sequence[Point], machine: dict[str, Any], shards: int = 1) -> dict[str, Any]:
+def summary(
+    points: Sequence[Point], machine: dict[str, Any], shards: int = 1, samples_per_insert: float = 0.0
+) -> dict[str, Any]:
     """All of it, JSON-able; efficiency is throughput over that of the fewest actors, per actor."""
     rows = []
     for curve in series(points).values():
@@ -73,7 +80,7 @@ def summary(points: Sequence[Point], machine: dict[str, Any], shards: int = 1) -
             row["efficiency"] = row["agent_steps_per_s"] / (base * row["actors"]) if base else 0.0
             rows.append(row)
     return {
-        "bottleneck": bottleneck(points, int(machine["usable_cores"]), shards),
+        "bottleneck": bottleneck(points, int(machine["usable_cores"]), shards, samples_per_insert),
         "points": rows,
         "fits": {
             name: {law: asdict(found) if isinstance(found, Fit) else found for law, found in laws.items()}
@@ -83,22 +90,35 @@ def summary(points: Sequence[Point], machine: dict[str, Any], shards: int = 1) -
     }
 
 
-def bottleneck(points: Sequence[Point], cores: int, shards: int = 1) -> str:
-    """What holds the largest measured point up, with the figures that show it.
+def bottleneck(points: Sequence[Point], cores: int, shards: int = 1, samples_per_insert: float = 0.0) -> str:
+    """What holds the largest measured point up, with the figures that show it, and what speaks against them.
 
     Args:
         cores: of the machine.
         shards: of the replay.
+        samples_per_insert: asked for; 0: it does not matter.
     """
     largest = max(
         by_key(points).values(), key=lambda group: (group[0].actors * group[0].envs_per_actor, group[0].nodes)
     )
     row = median(largest)
+    said = [_bottleneck(row, cores, shards)]
+    others = row["cores.machine"] - sum(row[f"cores.{role}"] for role in ROLES)
+    if others > OTHERS:
+        said.append(f"Other programs used {others:.2f} cores meanwhile: measure on a quiet machine.")
+    asked, reached = samples_per_insert, row["samples_per_insert"]
+    if asked and reached is not None and abs(reached - asked) > UNSETTLED * asked:
+        said.append(
+            f"It had not settled: {reached:.2f} samples per insert of {asked:g}, so one side still lived "
+            "on the rate limiter's slack; measure longer (--warmup-s, --seconds)."
+        )
+    return " ".join(said)
+
+
+def _bottleneck(row: dict[str, Any], cores: int, shards: int) -> str:
     busy = min(1.0, row["cores.machine"] / cores)
     full = f"{row['cores.machine']:.2f} of {cores} cores are busy"
-    split = ", ".join(
-        f"{role} {row[f'cores.{role}']:.2f}" for role in ("actors", "learner", "loaders", "replay", "ray")
-    )
+    split = ", ".join(f"{role} {row[f'cores.{role}']:.2f}" for role in ROLES)
     where = f"At {row['actors']} actors x {row['envs_per_actor']} environments"
     if row["nodes"] > 1:
         where += f" on {row['nodes']} nodes"

@@ -28,7 +28,7 @@ import simpy
 from drqn_dist.config import TrainConfig
 from drqn_dist.run.scaling.parts import Cores, Limiter, Link, Meter, Server, Steps
 from drqn_dist.run.scaling.profile import Profile
-from drqn_dist.run.scaling.settings import LONGEST_S, ClusterShape, point_config
+from drqn_dist.run.scaling.settings import BALANCED, LONGEST_S, ClusterShape, point_config
 
 BURSTS = 1_000
 """Pushes, of all actors together, that a prediction is taken over, at least."""
@@ -36,8 +36,6 @@ UPDATES = 500
 """The same for updates, where there is a learner."""
 CYCLES = 10
 """The same for the cycles of an actor that nobody holds up."""
-BALANCED = 0.02
-"""In a steady state samples per insert are off the replay ratio by less than this share."""
 NEARLY = 0.9
 """Share of the rate limiter's tolerance at which the side that is ahead will soon wait."""
 PRIORITY_CALLS = 16
@@ -184,7 +182,7 @@ class _Pipeline:
             enough &= not self._learns or self._updates >= before["updates"] + UPDATES
         spent = {name: value - before[name] for name, value in self._state().items()}
         sampled, due = spent["updates"] * self._batch_steps, spent["steps"] * self._ratio
-        balanced = not self._learns or abs(sampled / due - 1) < BALANCED
+        balanced = not self._learns or abs(sampled - due) < BALANCED * due
         if not balanced and abs(moved := self._limiter.debt - debt) > 1 - NEARLY:
             self._limiter.drive(NEARLY if moved > 0 else -NEARLY)
         return spent, env.now - began, enough and balanced

@@ -87,7 +87,7 @@ def _write(config: TrainConfig, points: Sequence[Point], out: Path, machine: dic
     from drqn_dist.run.scaling.simulate import one_machine
     from learner.learner import resolve_device
 
-    result = summary(points, machine, config.replay.shards)
+    result = summary(points, machine, config.replay.shards, config.replay.samples_per_insert)
     write_table(points, out / "scale.csv")
     write_json(result, out / "scale.json")
     draw(points, out / "scale.png")

@@ -21,6 +21,7 @@ from drqn_dist.config import TrainConfig
 from drqn_dist.errors import ConfigError, RoleFailedError
 from drqn_dist.run.remote_replay import LoaderWork, ReplayWork
 from drqn_dist.run.scaling import crowding
+from drqn_dist.run.scaling import measure as measuring
 from drqn_dist.run.scaling.busy import busy_cpu_s
 from drqn_dist.run.scaling.crowding import measure_crowding
 from drqn_dist.run.scaling.measure import Window, actor_shares, learner_shares, measure, shares, variation
@@ -49,6 +50,41 @@ class FakeSession:
 
 def replay_stats(sampled: int, inserted: int) -> ReplayStats:
     return ReplayStats(0, 0, 0, 0, 0, inserted, sampled, 0.0, 0, 0, 0, 0, 0, 0.0, 0.0)
+
+
+class Drifting:
+    """A run whose slack is never used up by itself: actors insert 100 steps a report, the learner samples others."""
+
+    def __init__(self, sampled: int) -> None:
+        self.sampled, self.waits, self.driven = sampled, 0.0, list[float]()
+        self._stats = replay_stats(0, 0)
+
+    def advance(self, seconds: float) -> Report:
+        old = self._stats
+        self._stats = replace(
+            old,
+            inserted_steps=old.inserted_steps + 100,
+            sampled_steps=old.sampled_steps + self.sampled,
+            blocked_push_s=old.blocked_push_s + self.waits,
+        )
+        return Report(replay=self._stats)
+
+    def drive(self, share: float) -> None:
+        self.driven.append(share)
+        self.waits = 0.1
+
+
+@pytest.mark.parametrize(
+    ("sampled", "waits", "driven"), [(700, 0.0, [1.0]), (900, 0.0, [-1.0]), (805, 0.0, []), (700, 0.1, [])]
+)
+def test_the_slack_is_used_up_by_the_side_that_is_ahead(
+    sampled: int, waits: float, driven: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measuring, "SETTLE_S", 0.01)
+    session = Drifting(sampled)
+    session.waits = waits
+    measuring.settle(session, 8.0)  # type: ignore[arg-type]
+    assert session.driven == driven
 
 
 def test_shares_add_up_to_one_even_where_clocks_disagree() -> None:

@@ -54,6 +54,19 @@ def test_the_bottleneck_is_named_with_its_figures(found: dict[str, Any], words: 
     assert re.search(words, sentence), sentence
 
 
+def test_what_speaks_against_a_measurement_is_told() -> None:
+    points = [point(1, learner=True, samples_per_insert=7.7)]
+    assert bottleneck(points, cores=2, samples_per_insert=8.0).endswith("2 cores are busy.")
+    busy = changed("cores", BASE, machine=1.99, replay=0.05)  # 1.9 of them are the roles', 0.05 Ray's
+    assert "Other programs used" not in bottleneck([point(1, learner=True, **busy)], cores=2)
+    busy = changed("cores", BASE, machine=1.99, actors=0.2)
+    points = [point(1, learner=True, **busy, samples_per_insert=0.53)]
+    said = bottleneck(points, cores=2, samples_per_insert=8.0)
+    assert "Other programs used 0.69 cores meanwhile" in said
+    assert said.endswith("(--warmup-s, --seconds).")
+    assert "It had not settled: 0.53 samples per insert of 8, so one side" in said
+
+
 def test_the_most_nodes_are_judged_where_actors_are_equally_many() -> None:
     assert "environments on 3 nodes the bottleneck" in bottleneck([point(2, nodes=n) for n in (1, 3, 2)], cores=2)
 
