@@ -197,8 +197,10 @@ def validate(profile: Profile, points: Sequence[Point]) -> list[Comparison]:
 
 def caution(profile: Profile) -> str:
     """What speaks against the profile's prices; empty if nothing does."""
-    taken = [point_from(values) for values in profile.points]
-    waits = max((p.actor_time["push"] for p in taken if p.key in profile.fitted_keys), default=0.0)
+    fitted = profile.fitted_keys
+    fewest = min((key[0] for key in fitted), default=0)  # what the most were taken for, waiting does no harm to
+    taken = [point for values in profile.points if (point := point_from(values)).key in fitted]
+    waits = max((point.actor_time["push"] for point in taken if point.actors == fewest), default=0.0)
     if waits <= WAITS:
         return ""
     return (

@@ -107,6 +107,9 @@ def test_prices_of_actors_that_waited_are_told_to_be_too_high() -> None:
     taken = replace(profile(), fitted_to=[list(waiting.key)], points=[vars(waiting), vars(point(2, learner=True))])
     assert "The actors waited up to 60% of their time" in caution(taken)
     assert caution(replace(taken, fitted_to=[list(point(2, learner=True).key)])) == ""
+    most = replace(waiting, actors=4)
+    taken = replace(taken, fitted_to=[[n, 16, 1, True] for n in (2, 4)], points=[*taken.points, vars(most)])
+    assert caution(taken) == "", "only turns are taken from the most actors"
 
 
 def test_points_that_the_model_cannot_know_are_left_out() -> None:
