@@ -20,6 +20,7 @@ from drqn_dist.envs.make import env_spec
 from drqn_dist.errors import FragmentError, ReplayStopped
 from drqn_dist.fragment import WindowBatch
 from drqn_dist.interfaces import WeightSnapshot
+from drqn_dist.network.q_network import QNetwork
 from drqn_dist.run import remote_replay
 from drqn_dist.run.channels import (
     RemoteBatches,
@@ -29,7 +30,9 @@ from drqn_dist.run.channels import (
     RemoteWeights,
     await_restart,
 )
+from drqn_dist.run.remote import LearnerRole
 from drqn_dist.run.remote_replay import ReplayRole
+from learner.weight_publisher import WeightPublisher
 from learner.window_reader import WindowReader
 from replay_server.replay import make_shard
 from replay_server.shards import SHARD_STRIDE, ShardLedger
@@ -129,6 +132,29 @@ def test_an_actor_takes_the_weights_of_a_learner_that_was_set_back(local_ray: No
     found: list[WeightSnapshot] = []
     until(lambda: bool(found.extend(s for s in [weights.latest(7)] if s) or found), "the older weights")
     assert found[0].version == 3
+
+
+@pytest.mark.ray
+def test_a_version_is_stored_once_and_only_as_long_as_it_is_the_newest(local_ray: None, tmp_path: Path) -> None:
+    network = QNetwork(maze_config(tmp_path).network, env_spec(maze_config(tmp_path).env), 1)
+    learner: Any = object.__new__(LearnerRole)
+    learner._begun, learner._ref, learner._publisher = True, None, WeightPublisher()
+
+    def held() -> set[str]:
+        core: Any = ray._private.worker.global_worker.core_worker  # type: ignore[attr-defined]
+        return {key.decode() for key in core.get_all_reference_counts()}
+
+    ids = []
+    for version in range(1, 6):
+        learner._publisher.publish(network, version)
+        (reference,) = learner.latest(version - 1)
+        (again,) = learner.latest(-1)
+        assert reference == again
+        assert ray.get(reference).version == version
+        ids.append(reference.hex())
+        del reference, again
+        assert held() & set(ids) == {ids[-1]}
+    assert learner.latest(5) == []
 
 
 @pytest.mark.ray
