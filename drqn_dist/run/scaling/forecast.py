@@ -66,14 +66,14 @@ def saturation(profile: Profile, envs_per_actor: int, cluster: ClusterShape, lea
     )
 
 
-def shard_sentence(profile: Profile, limit: Saturation) -> str:
+def shard_sentence(profile: Profile, limit: Saturation, envs_per_actor: int) -> str:
     """What a replay shard costs and carries."""
     price = profile.shard
     said = (
         f"A replay shard takes {1e3 * price.push_call_s:.2f} ms of CPU for a push and {1e3 * price.push_s:.2f} ms for "
         f"each fragment in it, {1e3 * price.sample_s:.2f} ms for a batch of windows, {1e3 * price.priorities_s:.2f} ms "
         f"for priorities: with a core to itself it carries {limit.shard_steps_per_s:,.0f} steps/s, "
-        f"{limit.shard_actors:,.1f} actors with a core each"
+        f"{limit.shard_actors:,.1f} actors of {envs_per_actor} environments with a core each"
     )
     if not limit.shard_updates_per_s:
         return f"{said}."
@@ -128,7 +128,7 @@ def predict(
     return {
         "predictions": [asdict(prediction) for prediction in predictions],
         "saturation": asdict(limit),
-        "shard": shard_sentence(profile, limit),
+        "shard": shard_sentence(profile, limit, envs_per_actor),
         "advice": advice(predictions[-1], limit),
         "cluster": asdict(cluster),
     }

@@ -80,7 +80,7 @@ def _write(config: TrainConfig, points: Sequence[Point], out: Path, machine: dic
     from drqn_dist.run.bench.play import fresh_weights
     from drqn_dist.run.memory import batches_per_call
     from drqn_dist.run.scaling.crowding import measure_crowding
-    from drqn_dist.run.scaling.forecast import saturation, shard_sentence
+    from drqn_dist.run.scaling.forecast import caution, saturation, shard_sentence
     from drqn_dist.run.scaling.picture import draw
     from drqn_dist.run.scaling.report import summary, write_json, write_table
     from drqn_dist.run.scaling.shard import measure_shard
@@ -97,7 +97,11 @@ def _write(config: TrainConfig, points: Sequence[Point], out: Path, machine: dic
         known = read_profile(out / "profile.json")
         neighbours, shard = known.crowding.neighbours, known.shard
     except RunFolderError:
-        print("measuring how busy neighbours slow a core, and what a replay shard costs", file=sys.stderr, flush=True)
+        print(
+            "measuring how busy neighbours slow a core, and what a replay shard costs: two minutes",
+            file=sys.stderr,
+            flush=True,
+        )
         # Where a GPU trains, the cores act.
         on_cores = any(point.learner for point in points) and resolve_device(config.learner.device).type == "cpu"
         neighbours = measure_crowding(config, cores, on_cores)
@@ -107,8 +111,11 @@ def _write(config: TrainConfig, points: Sequence[Point], out: Path, machine: dic
         config, points, cores, neighbours, shard, batches_per_call(config, spec), weight_bytes, machine
     )
     write_profile(profile, out / "profile.json")
-    limit = saturation(profile, max(p.envs_per_actor for p in points), one_machine(profile), profile.trains)
-    result |= {"saturation": asdict(limit), "shard": shard_sentence(profile, limit)}
+    most = max(point.envs_per_actor for point in points)
+    limit = saturation(profile, most, one_machine(profile), profile.trains)
+    result |= {"saturation": asdict(limit), "shard": shard_sentence(profile, limit, most)}
+    if said := caution(profile):
+        result["caution"] = said
     write_json(result, out / "scale.json")
     return result
 

@@ -21,7 +21,8 @@ def measured_text(result: dict[str, Any]) -> str:
     for name, laws in result["fits"].items():
         for law, found in laws.items():
             lines.append(f"{law}, {name}: {found if isinstance(found, str) else _fit_text(found)}")
-    return "\n".join([*lines, result["shard"], result["bottleneck"]])
+    cautions = [result["caution"]] if "caution" in result else []
+    return "\n".join([*lines, *cautions, result["shard"], result["bottleneck"]])
 
 
 def simulated_text(result: dict[str, Any]) -> str:

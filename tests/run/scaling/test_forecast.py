@@ -69,7 +69,7 @@ def test_a_forecast_is_json_and_can_be_read_by_people() -> None:
     lines = simulated_text(result).splitlines()
     assert lines[1].split()[0] == "1"
     assert "2.00 ms for each fragment" in lines[-2]
-    assert "it carries 10,000 steps/s, 10.0 actors with a core each." in lines[-2]
+    assert "it carries 10,000 steps/s, 10.0 actors of 16 environments with a core each." in lines[-2]
     assert "buy more replay shards" in lines[-1]
 
 

@@ -109,6 +109,7 @@ def test_a_summary_is_json_and_can_be_read_by_people() -> None:
     shown = measured_text(result).splitlines()
     assert shown[1].split()[:4] == ["1", "16", "1", "1,000"]
     assert shown[-2:] == [result["shard"], result["bottleneck"]]
+    assert measured_text(result | {"caution": "Beware."}).splitlines()[-3:] == ["Beware.", *shown[-2:]]
     assert any(line.startswith("usl, 16 environments per actor: x1 1,000 (") for line in shown)
 
 
