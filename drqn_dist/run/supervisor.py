@@ -6,6 +6,7 @@ import contextlib
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -321,11 +322,13 @@ class RaySession:
         lost = role.node is not None and role.node not in nodes
         decision = decide(role.name, counted, now, cause, lost)
         self._report.events.append(decision.reason)
-        if role.shard >= 0 and (stats := self._replay_stats[role.shard]):
-            others = ", the other shards serve on" if len(self._replay) > 1 else ""
-            self._report.events.append(f"{role.name} lost the {stats.stored_steps:,} steps that it held{others}")
         if decision.action == "stop":
             raise RoleFailedError(decision.reason)
+        if role.shard >= 0 and (stats := self._replay_stats[role.shard]) and stats.stored_steps:
+            serving = sum(shard.begun for shard in self._replay if shard is not role)
+            others = f", {serving} of the others serve on" if serving else ""
+            self._report.events.append(f"{role.name} lost the {stats.stored_steps:,} steps that it held{others}")
+            self._replay_stats[role.shard] = replace(stats, stored_steps=0)  # it may die again before it tells more
         role.not_before_s = now + decision.delay_s
         if not role.restarted_by_ray:
             self._end(role)

@@ -196,8 +196,9 @@ def make_profile(
     crowded = [
         p for p in points if (p.nodes, p.actors) == (fewest[0], most) and p.envs_per_actor in (envs[0], envs[-1])
     ]
-    crowded = [point for point in crowded if sharing(_runnable(point), cores) > SHARING]
-    turns = _middle([_dearer(p, costs, alone.slowdown(cores, cores)) / sharing(_runnable(p), cores) for p in crowded])
+    shares = {id(point): sharing(_runnable(point, config.learner.loaders), cores) for point in crowded}
+    crowded = [point for point in crowded if shares[id(point)] > SHARING]
+    turns = _middle([_dearer(point, costs, alone.slowdown(cores, cores)) / shares[id(point)] for point in crowded])
     chosen += [point for point in crowded if point not in chosen]
     return Profile(
         config=config,
@@ -257,9 +258,9 @@ def _other_cores(point: Point, price: ShardPrice, fragments_per_push: float) -> 
     return cores["ray"] + max(0.0, cores["replay"] - shard) + idle
 
 
-def _runnable(point: Point) -> float:
+def _runnable(point: Point, loaders: int) -> float:
     """Processes that did not wait for another one, on average."""
-    trains = (1 - point.learner_time["wait"]) + (point.loader_time["decode"]) if point.learner else 0.0
+    trains = (1 - point.learner_time["wait"]) + loaders * point.loader_time["decode"] if point.learner else 0.0
     return point.actors * (1 - point.actor_time["push"]) + trains
 
 

@@ -102,17 +102,27 @@ def bottleneck(points: Sequence[Point], cores: int, shards: int = 1, samples_per
         by_key(points).values(), key=lambda group: (group[0].actors * group[0].envs_per_actor, group[0].nodes)
     )
     row = median(largest)
-    said = [_bottleneck(row, cores, shards)]
+    return " ".join([_bottleneck(row, cores, shards), *doubts(row, samples_per_insert)])
+
+
+def doubts(row: dict[str, Any], samples_per_insert: float) -> list[str]:
+    """What speaks against a measurement, or the medians of several; in sentences.
+
+    Args:
+        row: `Point.flat`.
+        samples_per_insert: asked for; 0: it does not matter.
+    """
+    found = []
     others = row["cores.machine"] - sum(row[f"cores.{role}"] for role in ROLES)
     if others > OTHERS:
-        said.append(f"Other programs used {others:.2f} cores meanwhile: measure on a quiet machine.")
+        found.append(f"Other programs used {others:.2f} cores meanwhile: measure on a quiet machine.")
     asked, reached = samples_per_insert, row["samples_per_insert"]
     if asked and reached is not None and abs(reached - asked) > UNSETTLED * asked:
-        said.append(
+        found.append(
             f"It had not settled: {reached:.2f} samples per insert of {asked:g}, so one side still lived "
             "on the rate limiter's slack; measure longer (--warmup-s, --seconds)."
         )
-    return " ".join(said)
+    return found
 
 
 def _bottleneck(row: dict[str, Any], cores: int, shards: int) -> str:

@@ -14,6 +14,7 @@ from drqn_dist.config import TrainConfig, to_dict
 from drqn_dist.errors import ConfigError, RunFolderError
 from drqn_dist.run.scaling.points import Key, Point, PointsFile, differing, measured_config, read_points
 from drqn_dist.run.scaling.profile import make_profile, read_profile, write_profile
+from drqn_dist.run.scaling.report import doubts
 from drqn_dist.run.scaling.settings import ScaleArgs, base_config, counts, point_config
 
 
@@ -71,7 +72,7 @@ def _measure(args: ScaleArgs) -> dict[str, Any]:
         for done, (key, repeat) in enumerate(left, start=1):
             point = measure(config, *key, args.warmup_s, args.seconds, repeat)
             file.add(point)
-            print(f"{done}/{len(left)}  {_line(point)}", file=sys.stderr, flush=True)
+            print(f"{done}/{len(left)}  {_line(point, config.replay.samples_per_insert)}", file=sys.stderr, flush=True)
     return _write(config, file.points, args.out, machine)
 
 
@@ -152,9 +153,10 @@ def _simulate(args: ScaleArgs) -> dict[str, Any]:
     return result
 
 
-def _line(point: Point) -> str:
-    return (
+def _line(point: Point, samples_per_insert: float) -> str:
+    figures = (
         f"{point.actors} actors x {point.envs_per_actor} environments, repeat {point.repeat}: "
         f"{point.agent_steps_per_s:,.0f} steps/s, {point.updates_per_s:.1f} updates/s, "
         f"{point.cores['machine']:.2f} cores busy"
     )
+    return ". ".join([figures, *doubts(point.flat(), samples_per_insert)])

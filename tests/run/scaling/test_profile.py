@@ -9,7 +9,7 @@ import pytest
 from drqn_dist.errors import ConfigError, RunFolderError
 from drqn_dist.presets import preset
 from drqn_dist.run.scaling.points import Point
-from drqn_dist.run.scaling.profile import Profile, ShardPrice, make_profile, read_profile, write_profile
+from drqn_dist.run.scaling.profile import Profile, ShardPrice, _runnable, make_profile, read_profile, write_profile
 from tests.run.scaling.made_up import PARTS, point
 
 PRICE = ShardPrice(push_call_s=0.0003, push_s=0.0001, sample_s=0.0004, priorities_s=0.0002)
@@ -103,6 +103,13 @@ def test_turns_cost_the_learner_and_its_loaders_too() -> None:
     twice = {"actors": 0.8, "learner": 0.9, "loaders": 0.1, "replay": 0.0, "ray": 0.0, "machine": 2.0}
     rates = {"agent_steps_per_s": 500.0, "updates_per_s": 12.5, "per_s": one.per_s | {"batches": 12.5}}
     assert made([one, replace(one, actors=4, cores=twice, **rates)]).crowding.turns == pytest.approx(1.0)
+
+
+def test_every_loader_may_take_turns() -> None:
+    """An actor, a learner and four loaders that decode half of their time are four processes on two cores."""
+    one = point(learner=True, learner_time={"wait": 0.0, "train": 1.0, "publish": 0.0, "other": 0.0})
+    half = replace(one, loader_time={"wait": 0.5, "decode": 0.5, "idle": 0.0})
+    assert (_runnable(half, 4), _runnable(half, 1), _runnable(replace(half, learner=False), 4)) == (4.0, 2.5, 1.0)
 
 
 def test_a_push_carries_what_all_environments_complete_in_its_period() -> None:
