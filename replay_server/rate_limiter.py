@@ -168,15 +168,6 @@ class RateLimiter:
             self._elsewhere = balance
             self.condition.notify_all()
 
-    def drive(self, share: float, shards: int = 1) -> None:
-        """Takes the whole replay's debt to a share of the tolerance, -1 ... 1, at once: for measurements that want
-        to begin where one side waits for the other. Each of so many shards takes its part; if one hears in between
-        what another has taken, their sum misses the mark."""
-        with self.condition:
-            missing = round(share * self._tolerance) - (self._own + self._elsewhere).debt
-            self._own = replace(self._own, debt=self._own.debt + round(missing / shards))
-            self.condition.notify_all()
-
     def stop(self) -> None:
         """Wakes all who wait; they and all who come later get ReplayStopped."""
         with self.condition:

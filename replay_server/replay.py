@@ -115,7 +115,6 @@ class Replay:
             batches_per_draw * self._sample_steps,
         )
         self._lock = self._limiter.condition
-        self._shards = shards
         self._store = FragmentStore(capacity_steps, config.capacity_bytes // shards, window.fragment)
         self._sampler = WindowSampler(
             config.prioritized,
@@ -234,10 +233,6 @@ class Replay:
         """
         with self._lock:
             self._counts["late_priorities"] += self._sampler.update(ids, priorities)
-
-    def drive(self, share: float) -> None:
-        """See `RateLimiter.drive`."""
-        self._limiter.drive(share, self._shards)
 
     def stop(self) -> None:
         """Wakes all who wait in `push` or `sample`; they and all later callers get ReplayStopped."""

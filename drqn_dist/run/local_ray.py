@@ -28,9 +28,14 @@ EXIT_S = 10.0
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(1024**3), "MALLOC_TRIM_THRESHOLD_": str(1024**3)}
 """Environment of every process: glibc otherwise returns every array of a training step to the kernel and faults it in
 again, 5 to 10 % of the learner's time. On a cluster `deploy/` sets it."""
+INLINE = {"RAY_max_direct_call_object_size": str(256 * 1024)}
+"""Environment of every process: up to so many bytes an answer travels with the reply, not through the object store. A
+shard's part of a draw differs from call to call, around Ray's own 100 kB where frames are small, and what went through
+the store made windows from two shards a tenth dearer. On a cluster `deploy/` sets it."""
 NO_METRICS = {"RAY_enable_metrics_collection": "0", "AUTOSCALER_METRIC_PORT": "-1", "DASHBOARD_METRIC_PORT": "-1"}
 """Environment of an own Ray: with the packages of `ray[default]` it would tell its metrics to everyone, on all
 addresses and without a token. It has no other way to turn these two ports off than one that does not exist."""
+OWN_RAY = ALLOCATOR | INLINE | NO_METRICS
 
 
 class LocalRay:
@@ -71,7 +76,7 @@ class LocalRay:
         self._set("RAY_AUTH_MODE", "token")
         self._set("RAY_AUTH_TOKEN", secrets.token_hex(32))
         self._set("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        for name, value in (ALLOCATOR | NO_METRICS).items():
+        for name, value in OWN_RAY.items():
             self._set(name, value)
         reread_authentication()
         _remove_leftovers(Path(short_folder()))

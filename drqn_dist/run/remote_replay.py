@@ -114,10 +114,6 @@ class ReplayRole:
             return None
         return ReplayPulse(stats=self._replay.stats(), state=self._replay.get_state())
 
-    def drive(self, share: float) -> None:
-        """See `RateLimiter.drive`."""
-        self._replay.drive(share)
-
     def work(self) -> ReplayWork:
         with self._work_lock:
             done = self._work

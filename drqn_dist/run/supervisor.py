@@ -148,24 +148,12 @@ class RaySession:
         Raises:
             RoleFailedError: one does not answer.
         """
-        replays = [role.handle.work.remote() for role in self._replay]
-        loaders = [role.handle.work.remote() for role in self._loaders]
-        return self._answers(replays), self._answers(loaders)
-
-    def drive(self, share: float) -> None:
-        """Takes the rate limiter's debt to a share of its tolerance (`RateLimiter.drive`).
-
-        Raises:
-            RoleFailedError: a shard does not answer.
-        """
-        self._answers([role.handle.drive.remote(share) for role in self._replay])
-
-    def _answers(self, calls: list[Any]) -> list[Any]:
         try:
-            answers: list[Any] = ray.get(calls, timeout=self._hang_s)
+            replays = [role.handle.work.remote() for role in self._replay]
+            loaders = [role.handle.work.remote() for role in self._loaders]
+            return ray.get(replays, timeout=self._hang_s), ray.get(loaders, timeout=self._hang_s)
         except RayError as error:
             raise RoleFailedError(f"the replay or a loader did not answer: {_cause(error)}") from error
-        return answers
 
     def close(self) -> None:
         if not self._ray.owned:  # nobody else ends them

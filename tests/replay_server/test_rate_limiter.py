@@ -251,30 +251,3 @@ def test_a_shard_is_ready_when_all_together_hold_enough_and_one_can_be_drawn_fro
     for limiter in (first, second):
         limiter.record_insert(10)
     assert [limiter.counted_steps for limiter in (first, second)] == [10, 10]
-
-
-def test_a_driven_limiter_keeps_one_side_waiting_at_once() -> None:
-    limiter = filled(samples_per_insert=2.0, tolerance=100, insert=5, sample=10)
-    limiter.drive(1.0)
-    assert not limiter.can_insert(1)
-    limiter.record_sample(10)
-    assert limiter.can_insert(5)
-    assert not limiter.can_insert(6)
-    limiter.drive(-1.0)
-    assert limiter.can_insert(100)
-    assert not limiter.can_sample(1)
-    limiter.drive(0.0)
-    assert limiter.balance().debt == 0
-
-
-@pytest.mark.parametrize("share", [1.0, -1.0, 0.5])
-def test_shards_are_driven_together(share: float) -> None:
-    parts = [filled(samples_per_insert=2.0, tolerance=100, insert=5, sample=10) for _ in range(2)]
-    parts[0].record_sample(30)
-    parts[1].record_insert(20)
-    debts = [part.balance() for part in parts]
-    for part, other in zip(parts, reversed(debts), strict=True):
-        part.set_elsewhere(other)
-    for part in parts:
-        part.drive(share, shards=2)
-    assert sum(part.balance().debt for part in parts) == share * 2 * 100

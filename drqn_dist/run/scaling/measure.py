@@ -16,23 +16,18 @@ from actors.actor import ActorStats
 from drqn_dist.config import TrainConfig
 from drqn_dist.envs.make import env_spec
 from drqn_dist.errors import ConfigError, RoleFailedError
+from drqn_dist.interfaces import EnvSpec
 from drqn_dist.run.lag import PolicyLag
-from drqn_dist.run.memory import FRAGMENT_OVERHEAD_BYTES, check_memory
+from drqn_dist.run.memory import FRAGMENT_OVERHEAD_BYTES, batches_per_draw, check_memory
 from drqn_dist.run.remote_replay import LoaderWork, ReplayWork
 from drqn_dist.run.scaling.busy import busy_cpu_s
 from drqn_dist.run.scaling.nodes import on_nodes
 from drqn_dist.run.scaling.points import Point
-from drqn_dist.run.scaling.settings import BALANCED, point_config
+from drqn_dist.run.scaling.settings import point_config
 from drqn_dist.run.session import Report
 from drqn_dist.run.supervisor import START_S, RaySession
 from learner.learner import LearnerStats
-from replay_server.replay import ReplayStats
 
-SETTLE_S = 3.0
-"""How long it is watched whether a side waits for the other."""
-SETTLE_TRIES = 10
-WAITED = 0.01
-"""A side that waits for more than this share of the time has no slack left."""
 _REPORT_S = 1.0
 _ACTOR_PARTS = {
     "env": "env_s",
@@ -60,13 +55,11 @@ def measure(
         ConfigError: the configuration cannot run here.
         RoleFailedError: a process failed; what was measured until then is not worth keeping.
     """
-    config = point_config(config, actors, envs_per_actor, learner)
-    check_point(config, learner)
     spec = env_spec(config.env)
+    config = tightened(point_config(config, actors, envs_per_actor, learner), spec)
+    check_point(config, learner)
     with on_nodes(config, spec, nodes) as config, closing(RaySession(config)) as session:
         _start_up(session, actors, learner)
-        if learner:
-            settle(session, config.replay.samples_per_insert)
         deadline = time.monotonic() + warmup_s
         while (left := deadline - time.monotonic()) > 0:
             _advance(session, left)
@@ -74,6 +67,16 @@ def measure(
         while (left := window.began + seconds - time.monotonic()) > 0:
             window.add(_advance(session, min(left, _REPORT_S)))
         return window.point(config, nodes, learner, spec.frames_per_step, repeat)
+
+
+def tightened(config: TrainConfig, spec: EnvSpec) -> TrainConfig:
+    """With no more slack in the rate limiter than what comes and goes at once needs, unless a slack is asked for: in a
+    run's automatic one, minutes can pass in which both sides are as fast as if there were no ratio to hold."""
+    learning, replay = config.learner, config.replay
+    drawn = batches_per_draw(config, spec) * learning.batch_windows * learning.unroll_steps
+    cut = config.total_envs * config.window.fragment  # all environments may end their fragments together
+    slack = replay.rate_tolerance_steps or max(cut, math.ceil(drawn / replay.samples_per_insert))
+    return replace(config, replay=replace(replay, rate_tolerance_steps=slack))
 
 
 def check_point(config: TrainConfig, learner: bool) -> None:
@@ -103,24 +106,6 @@ def _start_up(session: RaySession, actors: int, learner: bool) -> None:
         report = _advance(session, _REPORT_S)
         acting |= {piece.index for piece in report.actors if piece.agent_steps}
         trains |= any(piece.new_updates for piece in report.learner)
-
-
-def settle(session: RaySession, samples_per_insert: float) -> None:
-    """Takes the rate limiter to where one side waits for the other, as in the long run: until they have used up how far
-    they may be ahead, minutes could pass in which both are as fast as if there were no ratio to hold."""
-    for _ in range(SETTLE_TRIES):
-        seen: list[ReplayStats] = []
-        deadline = time.monotonic() + SETTLE_S
-        while time.monotonic() < deadline or len(seen) < 2:
-            if (stats := _advance(session, _REPORT_S).replay) is not None:
-                seen.append(stats)
-        first, last = seen[0], seen[-1]
-        waited = last.blocked_push_s - first.blocked_push_s + last.blocked_sample_s - first.blocked_sample_s
-        due = samples_per_insert * (last.inserted_steps - first.inserted_steps)
-        sampled = last.sampled_steps - first.sampled_steps
-        if waited > WAITED * SETTLE_S or abs(sampled - due) <= BALANCED * due:
-            return
-        session.drive(1.0 if sampled < due else -1.0)
 
 
 def _advance(session: RaySession, seconds: float) -> Report:

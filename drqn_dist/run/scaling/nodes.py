@@ -16,7 +16,7 @@ from typing import Any
 from drqn_dist.config import TrainConfig
 from drqn_dist.errors import ConfigError
 from drqn_dist.interfaces import EnvSpec
-from drqn_dist.run.local_ray import ALLOCATOR, NO_METRICS, locked, own_signals, reread_authentication, short_folder
+from drqn_dist.run.local_ray import OWN_RAY, locked, own_signals, reread_authentication, short_folder
 from drqn_dist.run.memory import object_store_bytes
 
 
@@ -52,8 +52,7 @@ def on_nodes(config: TrainConfig, spec: EnvSpec, count: int) -> Iterator[TrainCo
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_TMPDIR": folder,  # Ray notes there which cluster is the machine's: these nodes are not
-        **ALLOCATOR,
-        **NO_METRICS,
+        **OWN_RAY,
     }
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)

@@ -16,8 +16,6 @@ from drqn_dist.presets import preset
 
 UNBOUNDED_STEPS = 10**10
 """More steps than any measurement inserts."""
-BALANCED = 0.02
-"""In a steady state samples per insert are off the replay ratio by less than this share."""
 LONGEST_S = 20_000.0
 """Simulated seconds after which a prediction is given all the same."""
 ACTING_ONLY_BYTES = 512 * 1024**2

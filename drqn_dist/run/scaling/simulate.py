@@ -28,8 +28,10 @@ import simpy
 from drqn_dist.config import TrainConfig
 from drqn_dist.run.scaling.parts import Cores, Limiter, Link, Meter, Server, Steps
 from drqn_dist.run.scaling.profile import Profile
-from drqn_dist.run.scaling.settings import BALANCED, LONGEST_S, ClusterShape, point_config
+from drqn_dist.run.scaling.settings import LONGEST_S, ClusterShape, point_config
 
+BALANCED = 0.02
+"""In a steady state samples per insert are off the replay ratio by less than this share."""
 BURSTS = 1_000
 """Pushes, of all actors together, that a prediction is taken over, at least."""
 UPDATES = 500

@@ -19,16 +19,27 @@ import pytest
 from actors.actor import ActorStats
 from drqn_dist.config import TrainConfig
 from drqn_dist.errors import ConfigError, RoleFailedError
+from drqn_dist.interfaces import EnvSpec
+from drqn_dist.presets import preset
+from drqn_dist.run.memory import batches_per_draw
 from drqn_dist.run.remote_replay import LoaderWork, ReplayWork
 from drqn_dist.run.scaling import crowding
-from drqn_dist.run.scaling import measure as measuring
 from drqn_dist.run.scaling.busy import busy_cpu_s
 from drqn_dist.run.scaling.crowding import measure_crowding
-from drqn_dist.run.scaling.measure import Window, actor_shares, learner_shares, measure, shares, variation
+from drqn_dist.run.scaling.measure import (
+    Window,
+    actor_shares,
+    learner_shares,
+    measure,
+    shares,
+    tightened,
+    variation,
+)
 from drqn_dist.run.scaling.points import Point, read_points
+from drqn_dist.run.scaling.settings import point_config, with_settings
 from drqn_dist.run.session import Report
 from learner.learner import LearnerStats
-from replay_server.replay import ReplayStats
+from replay_server.replay import ReplayStats, make_shard
 from tests.runs import maze_config, role_processes, until
 
 
@@ -52,39 +63,23 @@ def replay_stats(sampled: int, inserted: int) -> ReplayStats:
     return ReplayStats(0, 0, 0, 0, 0, inserted, sampled, 0.0, 0, 0, 0, 0, 0, 0.0, 0.0)
 
 
-class Drifting:
-    """A run whose slack is never used up by itself: actors insert 100 steps a report, the learner samples others."""
+def test_a_measurement_lets_nobody_live_on_the_rate_limiters_slack() -> None:
+    config = with_settings(preset("pong-cpu"), ("replay.samples_per_insert=1", "actor.fragment_steps=20"))
+    spec = EnvSpec((1, 64, 64), "uint8", 6, 4)
 
-    def __init__(self, sampled: int) -> None:
-        self.sampled, self.waits, self.driven = sampled, 0.0, list[float]()
-        self._stats = replay_stats(0, 0)
+    def slack(config: TrainConfig, actors: int, envs: int) -> int:
+        return tightened(point_config(config, actors, envs, learner=True), spec).replay.rate_tolerance_steps
 
-    def advance(self, seconds: float) -> Report:
-        old = self._stats
-        self._stats = replace(
-            old,
-            inserted_steps=old.inserted_steps + 100,
-            sampled_steps=old.sampled_steps + self.sampled,
-            blocked_push_s=old.blocked_push_s + self.waits,
-        )
-        return Report(replay=self._stats)
-
-    def drive(self, share: float) -> None:
-        self.driven.append(share)
-        self.waits = 0.1
-
-
-@pytest.mark.parametrize(
-    ("sampled", "waits", "driven"), [(700, 0.0, [1.0]), (900, 0.0, [-1.0]), (805, 0.0, []), (700, 0.1, [])]
-)
-def test_the_slack_is_used_up_by_the_side_that_is_ahead(
-    sampled: int, waits: float, driven: list[float], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(measuring, "SETTLE_S", 0.01)
-    session = Drifting(sampled)
-    session.waits = waits
-    measuring.settle(session, 8.0)  # type: ignore[arg-type]
-    assert session.driven == driven
+    assert slack(config, 2, 16) == 2 * 16 * 20  # steps of all fragments under way
+    assert slack(config, 1, 1) == 2 * 8 * 10  # one draw: two batches of 8 windows of 10 steps
+    in_two = with_settings(replace(config, actors=2), ("replay.shards=2",))
+    assert slack(in_two, 2, 1) == 2 * 2 * 8 * 10  # from two shards, four
+    assert slack(with_settings(config, ("replay.samples_per_insert=0.3",)), 1, 1) == 534  # 160 / 0.3
+    assert slack(with_settings(config, ("replay.rate_tolerance_steps=999",)), 2, 16) == 999
+    for shards in (1, 2, 4):  # no replay refuses it
+        sharded = with_settings(replace(config, actors=shards), (f"replay.shards={shards}",))
+        measured = tightened(point_config(sharded, shards, 1, learner=True), spec)
+        make_shard(measured, 0, batches_per_draw(measured, spec))
 
 
 def test_shares_add_up_to_one_even_where_clocks_disagree() -> None:
