@@ -85,6 +85,7 @@ def test_replay_figures_have_their_names_and_the_ratio_is_their_quotient() -> No
     assert 0 < result["cpu_us_per_push"] < 1e6
     assert 0 < result["cpu_us_per_window"] < 1e6
     kinds = [f"{of}_{k}_{what}_cost" for of in ("shards", "processes") for k in (2, 4) for what in ("push", "window")]
+    kinds += [f"processes_{k}_window_cost_crowded" for k in (2, 4)]
     assert set(kinds) < result["spread"].keys()
     # Far more than it may be, and far from what K times the work would cost: a busy machine measures poorly.
     assert all(0.2 < result[kind] < 3.0 for kind in kinds if kind.startswith("processes_"))

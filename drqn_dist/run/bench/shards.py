@@ -3,12 +3,14 @@ own code and in whole processes."""
 
 from __future__ import annotations
 
-import itertools
 import time
 import uuid
 from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
+from itertools import cycle, repeat
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -124,24 +126,36 @@ def process_costs(
     """CPU time of the shards' whole processes, Ray's part included, beyond what they use at rest, all together. They
     are called as actors, loader and learner call them, from one process, each shard as often at once.
 
+    With fewer cores than processes everything costs more, sharded or not: a window's cost is compared with that of one
+    replay alone, and of K replays called at the same time, each a single shard.
+
     Returns:
         process_us_per_fragment, process_us_per_window of one shard; processes_<K>_push_cost and
-        processes_<K>_window_cost: CPU time of the same operation with K shards over that with one, measured in turn.
+        processes_<K>_window_cost: CPU time of the same operation with K shards over that with one, measured in turn;
+        processes_<K>_window_cost_crowded: over that of K replays at once.
 
     Raises:
         ConfigError: Ray does not start.
     """
     figures = Figures()
-    with closing(LocalRay(None, cpus=sum(COUNTS), store_bytes=object_store_bytes(config, spec))):
+    most = max(COUNTS)
+    with (
+        closing(LocalRay(None, cpus=sum(COUNTS) + most, store_bytes=object_store_bytes(config, spec))),
+        ThreadPoolExecutor(most) as callers,
+    ):
         parts = {count: _Processes(config, spec, count, supply) for count in COUNTS}
+        singles = [_Processes(config, spec, 1, supply) for _ in range(most)]
         for _ in range(repeats):
-            _rest(parts.values())
+            _rest([*parts.values(), *singles])
             costs = {count: (part.push(supply, calls), part.draw(calls)) for count, part in parts.items()}
             push, window = costs[1]
             figures.add(
                 process_us_per_fragment=1e6 * push, process_us_per_window=1e6 * window, **_relative("processes", costs)
             )
-        for part in parts.values():
+            for count in COUNTS[1:]:
+                at_once = fmean(callers.map(_Processes.draw, singles[:count], repeat(calls // count)))
+                figures.add(**{f"processes_{count}_window_cost_crowded": costs[count][1] / at_once})
+        for part in (*parts.values(), *singles):
             part.close()
     return figures
 
@@ -183,7 +197,7 @@ class _Processes:
             pieces += next(supply)
         pushes = [pieces[call * self._burst : (call + 1) * self._burst] for call in range(calls)]
         start, spent = time.perf_counter(), self.cpu_s()
-        turns = itertools.cycle(self._shards)
+        turns = cycle(self._shards)
         answers((next(turns).push.remote(push) for push in pushes), IN_FLIGHT * len(self._shards))
         return self._since(start, spent) / (calls * self._burst)
 
