@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,14 @@ def role_processes(role: str = "") -> list[psutil.Process]:
         if title and title[0].startswith(f"ray::{role}") and "Role" in title[0]:
             found.append(process)
     return found
+
+
+def tells_metrics(host: str, port: int) -> bool:
+    """Whether something there gives its metrics to whoever asks."""
+    with suppress(OSError), socket.create_connection((host, port), timeout=2) as connection:
+        connection.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+        return b" 200 " in connection.recv(100)
+    return False
 
 
 def until(condition: Callable[[], bool], what: str, seconds: float = 240.0) -> None:

@@ -48,6 +48,8 @@ UsePAM no
 PidFile none
 """
 RUNS = "/mnt/drqn-runs"
+_LISTEN, _LOOPBACK = "0A", "0100007F"
+"""A connection's state and 127.0.0.1, as the kernel writes them."""
 
 
 def why_not() -> str | None:
@@ -128,6 +130,13 @@ class Host:
             with suppress(psutil.Error):
                 titles += process.cmdline()[:1]
         return titles
+
+    def ports(self) -> set[int]:
+        """TCP ports at which something listens that can be reached from outside."""
+        tables = _ip("netns", "exec", self._name, "cat", "/proc/net/tcp", "/proc/net/tcp6")
+        rows = [line.split() for line in tables.splitlines()]
+        places = [row[1].split(":") for row in rows if row[3] == _LISTEN]
+        return {int(port, 16) for address, port in places if address != _LOOPBACK}
 
     def received_bytes(self) -> int:
         """Over the network so far."""

@@ -26,7 +26,7 @@ from drqn_dist.envs.make import env_spec
 from drqn_dist.run.arguments import parse_train
 from drqn_dist.run.bench.play import fresh_weights
 from tests.cluster.hosts import ROOT, RUNS, Host, Network, left_behind, why_not
-from tests.runs import until
+from tests.runs import tells_metrics, until
 
 BIN = Path(sys.executable).parent
 ROLES = 4
@@ -248,6 +248,9 @@ def test_pong_trains_on_hosts_that_come_and_go(place: tuple[Laptop, Network], do
     laptop.run(*submit, "--no-wait", "--", *train, *small)
     until(lambda: actors(head) + actors(steady) + actors(cut) == 3, "an actor on every host", CUT_S)
     goes_on()
+    for host in (head, steady):
+        assert {22, 8076} < host.ports(), "sshd, and Ray's objects"
+        assert [port for port in host.ports() if tells_metrics(host.address, port)] == []
 
     cut.cut_off()
     fetching.result()

@@ -9,6 +9,7 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config  # what `ray up` itself calls; no public name
 
+from drqn_dist.run.local_ray import OWN_RAY
 from tests.deploy.files import CLOUDS, LAUNCHER, ROOT, RUNS, launcher, launcher_commands, packages
 
 WORLD = ("0.0.0.0", "::/0", "[::]")
@@ -25,6 +26,10 @@ def _starts(name: str) -> list[tuple[str, str]]:
     ]
 
 
+def _exported(command: str) -> list[str]:
+    return shlex.split(command.rpartition("export")[2].replace(";", " "))
+
+
 @pytest.mark.parametrize("name", LAUNCHER)
 def test_ray_accepts_the_file(name: str) -> None:
     validate_config(prepare_config(launcher(name)))
@@ -36,10 +41,17 @@ def test_head_and_workers_start_with_the_token_and_the_dashboard_stays_on_the_lo
     assert [role for role, _ in starts] == ["head", "worker"]
     for role, command in starts:
         environment, start = command.split("ray start")
-        assert "RAY_AUTH_MODE=token" in shlex.split(environment.rpartition("export")[2].replace(";", " "))
+        assert "RAY_AUTH_MODE=token" in _exported(environment)
         hosts = [word for word in shlex.split(start) if word.startswith("--dashboard-host")]
         assert hosts == (["--dashboard-host=127.0.0.1"] if role == "head" else [])
         assert start.count("--head") == (role == "head")
+
+
+@pytest.mark.parametrize("name", LAUNCHER)
+def test_processes_get_what_a_local_run_gives_them(name: str) -> None:
+    for _, command in _starts(name):
+        given = dict(word.split("=", 1) for word in _exported(command.split("ray start")[0]) if "=" in word)
+        assert OWN_RAY.items() <= given.items()
 
 
 @pytest.mark.parametrize("name", LAUNCHER)

@@ -68,11 +68,15 @@ def _measure(args: ScaleArgs) -> dict[str, Any]:
     }
     file = PointsFile(args.out, settings)
     left = list(order(grid, args.repeats, file.points))
-    if left:
+    try:
         for done, (key, repeat) in enumerate(left, start=1):
             point = measure(config, *key, args.warmup_s, args.seconds, repeat)
             file.add(point)
             print(f"{done}/{len(left)}  {_line(point, config.replay.samples_per_insert)}", file=sys.stderr, flush=True)
+    except KeyboardInterrupt:
+        kept = f"{len(file.points)} measurements are kept in {args.out}"
+        print(f"interrupted; {kept}, and the same command goes on from there", file=sys.stderr, flush=True)
+        raise
     return _write(config, file.points, args.out, machine)
 
 

@@ -46,6 +46,7 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(
         main(line)
     assert stopped.value.code == 130
     assert len(read_points(tmp_path / "points.jsonl")) == 3
+    assert f"3 measurements are kept in {tmp_path}, and the same command goes on" in capsys.readouterr().err
     main([*line, "--json"])
     # The interrupted one again, and then those that were left.
     assert measured[4] == measured[3]
