@@ -67,7 +67,7 @@ def test_answers_of_shards_travel_with_the_reply(local_ray: None) -> None:
     """Whoever owns what went through the object store knows where it lies."""
 
     def places(num_bytes: int) -> Any:
-        ref = ray.remote(bytes).options(num_cpus=0).remote(num_bytes)
+        ref = ray.remote(lambda: bytes(num_bytes)).options(num_cpus=0).remote()
         ray.wait([ref])
         return ray.experimental.get_object_locations([ref])[ref]["node_ids"]
 

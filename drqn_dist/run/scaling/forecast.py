@@ -195,6 +195,17 @@ def validate(profile: Profile, points: Sequence[Point]) -> list[Comparison]:
     return found
 
 
+def extrapolation(profile: Profile, envs_per_actor: int) -> str:
+    """What speaks against a prediction with so many environments per actor; empty if nothing does."""
+    measured = sorted({point_from(values).envs_per_actor for values in profile.points})
+    if not measured or measured[0] <= envs_per_actor <= measured[-1]:
+        return ""
+    return (
+        f"The profile knows actors of {', '.join(map(str, measured))} environments: what a step of {envs_per_actor} "
+        "costs is extrapolated; measure them (--envs-per-actor), or simulate those."
+    )
+
+
 def caution(profile: Profile) -> str:
     """What speaks against the profile's prices; empty if nothing does."""
     fitted = profile.fitted_keys

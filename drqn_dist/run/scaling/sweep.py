@@ -126,7 +126,7 @@ def _write(config: TrainConfig, points: Sequence[Point], out: Path, machine: dic
 
 
 def _simulate(args: ScaleArgs) -> dict[str, Any]:
-    from drqn_dist.run.scaling.forecast import caution, predict, validate, verdict
+    from drqn_dist.run.scaling.forecast import caution, extrapolation, predict, validate, verdict
     from drqn_dist.run.scaling.report import write_json
 
     assert args.profile is not None
@@ -134,12 +134,12 @@ def _simulate(args: ScaleArgs) -> dict[str, Any]:
     profile = read_profile(args.profile)
     points = read_points(args.validate) if args.validate is not None else []
     result: dict[str, Any] = {}
-    if said := caution(profile):
-        result["caution"] = said
+    cautions = [caution(profile)]
     if actors:
         envs = counts("--envs-per-actor", args.envs_per_actor or str(profile.config.actor.envs_per_actor))
         if len(envs) > 1:
             raise ConfigError(f"--simulate takes one number of environments, but --envs-per-actor is {envs}")
+        cautions.append(extrapolation(profile, envs[0]))
         result |= predict(profile, actors, envs[0], args.cluster, args.learner)
     if args.validate is not None:
         comparisons = validate(profile, points)
@@ -148,6 +148,8 @@ def _simulate(args: ScaleArgs) -> dict[str, Any]:
             "verdict": verdict(comparisons, len(points)),
             "other_settings": differing(measured_config(args.validate.parent), to_dict(profile.config)),
         }
+    if any(cautions):
+        result["caution"] = " ".join(filter(None, cautions))
     if args.out is not None:
         try:
             args.out.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from drqn_dist.errors import ConfigError
-from drqn_dist.run.scaling.forecast import advice, caution, predict, saturation, validate, verdict
+from drqn_dist.run.scaling.forecast import advice, caution, extrapolation, predict, saturation, validate, verdict
 from drqn_dist.run.scaling.settings import ClusterShape
 from drqn_dist.run.scaling.simulate import Prediction
 from drqn_dist.run.scaling.text import simulated_text
@@ -100,6 +100,13 @@ def test_other_measurements_of_a_fitted_point_are_unseen() -> None:
     fitted = replace(profile(push_s=1e-9), fitted_to=[[1, 16, 1, False]], points=[vars(point(1))])
     (found,) = validate(fitted, [point(1, agent_steps_per_s=500.0), point(1)])
     assert (found.fitted, found.measured) == (False, 500.0)
+
+
+def test_environments_beyond_those_that_were_measured_are_told() -> None:
+    known = replace(profile(), points=[vars(replace(point(), envs_per_actor=envs)) for envs in (8, 32)])
+    assert extrapolation(known, 8) == extrapolation(known, 16) == extrapolation(known, 32) == ""
+    assert "actors of 8, 32 environments: what a step of 64 costs is extrapolated" in extrapolation(known, 64)
+    assert extrapolation(known, 4)
 
 
 def test_prices_of_actors_that_waited_are_told_to_be_too_high() -> None:
