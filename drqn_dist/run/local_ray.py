@@ -30,8 +30,8 @@ ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(1024**3), "MALLOC_TRIM_THRESHOLD_": s
 again, 5 to 10 % of the learner's time. On a cluster `deploy/` sets it."""
 INLINE = {"RAY_max_direct_call_object_size": str(256 * 1024)}
 """Environment of every process: up to so many bytes an answer travels with the reply, not through the object store. A
-shard's part of a draw differs from call to call, around Ray's own 100 kB where frames are small, and what went through
-the store made windows from two shards a tenth dearer. On a cluster `deploy/` sets it."""
+shard's part of a draw differs from call to call, around Ray's own 100 kB where frames are small, and what goes through
+the store costs its process more (`docs/scaling.md`). On a cluster `deploy/` sets it."""
 NO_METRICS = {"RAY_enable_metrics_collection": "0", "AUTOSCALER_METRIC_PORT": "-1", "DASHBOARD_METRIC_PORT": "-1"}
 """Environment of an own Ray: with the packages of `ray[default]` it would tell its metrics to everyone, on all
 addresses and without a token. It has no other way to turn these two ports off than one that does not exist."""

@@ -7,7 +7,7 @@ import subprocess
 import sysconfig
 from pathlib import Path
 
-from drqn_dist.run.local_ray import ALLOCATOR, INLINE
+from drqn_dist.run.local_ray import OWN_RAY
 from tests.deploy.files import DEPLOY, packages, pinned, project
 
 DOCKERFILE = DEPLOY / "Dockerfile"
@@ -68,7 +68,7 @@ def test_ray_asks_for_the_token_and_the_programs_are_found_in_any_shell() -> Non
     (environment,) = (rest for word, rest in _last_stage() if word == "ENV")
     assert "RAY_AUTH_MODE=token" in environment.split()
     assert "PATH=/opt/drqn/bin:$PATH" in environment.split()
-    assert {f"{name}={value}" for name, value in (ALLOCATOR | INLINE).items()} < set(environment.split())
+    assert {f"{name}={value}" for name, value in OWN_RAY.items()} < set(environment.split())
     assert any("> /etc/profile.d/drqn.sh" in rest for word, rest in _last_stage() if word == "RUN")
 
 

@@ -78,6 +78,7 @@ def test_answers_of_shards_travel_with_the_reply(local_ray: None) -> None:
 @pytest.mark.ray
 def test_a_ray_of_our_own_tells_nobody_its_metrics(local_ray: None) -> None:
     """With the packages of `ray[default]` it would, at three ports."""
+    pytest.importorskip("prometheus_client", reason="without ray[default] there are no metrics to tell")
     addresses = {
         (connection.laddr.ip.replace("0.0.0.0", "127.0.0.1").replace("::", "127.0.0.1"), connection.laddr.port)
         for process in psutil.Process().children(recursive=True)

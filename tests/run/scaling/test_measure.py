@@ -18,12 +18,14 @@ import pytest
 
 from actors.actor import ActorStats
 from drqn_dist.config import TrainConfig
+from drqn_dist.envs.make import env_spec
 from drqn_dist.errors import ConfigError, RoleFailedError
 from drqn_dist.interfaces import EnvSpec
 from drqn_dist.presets import preset
 from drqn_dist.run.memory import batches_per_draw
 from drqn_dist.run.remote_replay import LoaderWork, ReplayWork
 from drqn_dist.run.scaling import crowding
+from drqn_dist.run.scaling import measure as measuring
 from drqn_dist.run.scaling.busy import busy_cpu_s
 from drqn_dist.run.scaling.crowding import measure_crowding
 from drqn_dist.run.scaling.measure import (
@@ -63,7 +65,7 @@ def replay_stats(sampled: int, inserted: int) -> ReplayStats:
     return ReplayStats(0, 0, 0, 0, 0, inserted, sampled, 0.0, 0, 0, 0, 0, 0, 0.0, 0.0)
 
 
-def test_a_measurement_lets_nobody_live_on_the_rate_limiters_slack() -> None:
+def test_a_measurement_has_as_little_slack_as_the_rate_limiter_allows() -> None:
     config = with_settings(preset("pong-cpu"), ("replay.samples_per_insert=1", "actor.fragment_steps=20"))
     spec = EnvSpec((1, 64, 64), "uint8", 6, 4)
 
@@ -80,6 +82,22 @@ def test_a_measurement_lets_nobody_live_on_the_rate_limiters_slack() -> None:
         sharded = with_settings(replace(config, actors=shards), (f"replay.shards={shards}",))
         measured = tightened(point_config(sharded, shards, 1, learner=True), spec)
         make_shard(measured, 0, batches_per_draw(measured, spec))
+
+
+def test_what_is_measured_has_that_slack(maze: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+
+    def start(config: TrainConfig) -> None:
+        started.append(config.replay.rate_tolerance_steps)
+        raise RoleFailedError("enough")
+
+    monkeypatch.setattr(measuring, "RaySession", start)
+    with pytest.raises(RoleFailedError, match="enough"):
+        measure(maze, 2, 4, 1, learner=True, warmup_s=0.0, seconds=1.0, repeat=0)
+    assert started == [
+        tightened(point_config(maze, 2, 4, learner=True), env_spec(maze.env)).replay.rate_tolerance_steps
+    ]
+    assert started[0] < point_config(maze, 2, 4, learner=True).rate_tolerance_steps
 
 
 def test_shares_add_up_to_one_even_where_clocks_disagree() -> None:
