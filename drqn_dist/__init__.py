@@ -22,9 +22,9 @@ except importlib.metadata.PackageNotFoundError:  # used from a checkout that was
     __version__ = "0+unknown"
 
 _LAZY = {
-    "train": "drqn_dist.run.train",
-    "evaluate": "drqn_dist.run.evaluate",
-    "load_policy": "drqn_dist.run.evaluate",
+    "train": "drqn_dist.training.train",
+    "evaluate": "drqn_dist.experiments.evaluate",
+    "load_policy": "drqn_dist.experiments.evaluate",
 }
 
 __all__ = ["__version__", "evaluate", "load_policy", "train"]

@@ -1,7 +1,8 @@
 """Where the roles meet.
 
 The roles (actors, learner, replay) never import one another; each is handed objects of these Protocols, and
-`drqn_dist.run` decides whether a call stays in the process or crosses Ray.
+whoever starts them (`drqn_dist.training`, `drqn_dist.distributed`) decides whether a call stays in the process or
+crosses Ray.
 
     actor:    while True: act, step; sink.push(encoded fragments); sometimes weights.latest(known version)
     learner:  while True: sample = source.sample(); train; priorities.update(ids, values); sometimes publish

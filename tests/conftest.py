@@ -15,7 +15,7 @@ def _one_torch_thread() -> None:
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
     """One Ray for all tests that take it; runs started meanwhile use it and leave it running."""
-    from drqn_dist.run.local_ray import LocalRay
+    from drqn_dist.distributed.local_ray import LocalRay
 
     owner = LocalRay(None, cpus=16, store_bytes=512 * 1024**2)
     yield

@@ -5,7 +5,7 @@ import pytest
 from drqn_dist.config import TrainConfig, from_dict, to_dict
 from drqn_dist.errors import ConfigError
 from drqn_dist.presets import PRESETS, preset
-from drqn_dist.run.settings import differences, setting
+from drqn_dist.settings import differences, setting
 
 
 @pytest.mark.parametrize("name", PRESETS)

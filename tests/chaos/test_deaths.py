@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from drqn_dist.distributed.supervisor import RaySession
 from drqn_dist.errors import RoleFailedError
-from drqn_dist.run.session import Report
-from drqn_dist.run.supervisor import RaySession
+from drqn_dist.training.session import Report
 from tests.runs import maze_config, role_processes, until
 
 pytestmark = pytest.mark.ray

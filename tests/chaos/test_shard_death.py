@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from drqn_dist.run.supervisor import RaySession
+from drqn_dist.distributed.supervisor import RaySession
 from tests.chaos.test_deaths import HANG_S, Run
 from tests.runs import maze_config, role_processes, until
 

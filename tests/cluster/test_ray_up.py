@@ -22,9 +22,9 @@ from typing import Any
 
 import pytest
 
+from drqn_dist.arguments import parse_train
+from drqn_dist.bench.play import fresh_weights
 from drqn_dist.envs.make import env_spec
-from drqn_dist.run.arguments import parse_train
-from drqn_dist.run.bench.play import fresh_weights
 from tests.cluster.hosts import ROOT, RUNS, Host, Network, left_behind, why_not
 from tests.runs import tells_metrics, until
 

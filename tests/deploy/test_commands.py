@@ -15,10 +15,10 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import cli as ray_cli
 
+from drqn_dist.arguments import parse, parse_train
+from drqn_dist.cli import EvalArgs, PlotArgs
+from drqn_dist.experiments.run_folder import create_run
 from drqn_dist.presets import preset
-from drqn_dist.run.arguments import parse, parse_train
-from drqn_dist.run.cli import EvalArgs, PlotArgs
-from drqn_dist.run.run_folder import create_run
 from tests.deploy.files import (
     CLOUDS,
     DEPLOY,

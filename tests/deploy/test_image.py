@@ -7,7 +7,7 @@ import subprocess
 import sysconfig
 from pathlib import Path
 
-from drqn_dist.run.local_ray import OWN_RAY
+from drqn_dist.distributed.local_ray import OWN_RAY
 from tests.deploy.files import DEPLOY, packages, pinned, project
 
 DOCKERFILE = DEPLOY / "Dockerfile"

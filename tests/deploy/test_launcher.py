@@ -9,7 +9,7 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config  # what `ray up` itself calls; no public name
 
-from drqn_dist.run.local_ray import OWN_RAY
+from drqn_dist.distributed.local_ray import OWN_RAY
 from tests.deploy.files import CLOUDS, LAUNCHER, ROOT, RUNS, launcher, launcher_commands, packages
 
 WORLD = ("0.0.0.0", "::/0", "[::]")

@@ -18,8 +18,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.run.test_cli_train import TINY
 from tests.runs import until
+from tests.test_cli_train import TINY
 
 RAY = str(Path(sys.executable).with_name("ray"))
 PROGRAM = str(Path(sys.executable).with_name("drqn-dist"))
@@ -302,8 +302,8 @@ from contextlib import closing
 import ray
 from ray.util.placement_group import placement_group_table
 from drqn_dist.presets import preset
-from drqn_dist.run.local_ray import LocalRay
-from drqn_dist.run.placement import Placement
+from drqn_dist.distributed.local_ray import LocalRay
+from drqn_dist.distributed.placement import Placement
 from dataclasses import replace
 config = preset("gridworld")
 config = replace(config, address=sys.argv[1], replay=replace(config.replay, shards=2), actors=2)

@@ -9,9 +9,9 @@ import pytest
 
 from drqn_dist.config import TrainConfig
 from drqn_dist.envs.gridworld import optimal_return
+from drqn_dist.experiments.evaluate import evaluate
 from drqn_dist.presets import preset
-from drqn_dist.run.evaluate import evaluate
-from drqn_dist.run.train import train
+from drqn_dist.training.train import train
 
 SIZE = 4
 

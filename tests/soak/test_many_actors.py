@@ -12,9 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from drqn_dist.distributed.supervisor import RaySession
 from drqn_dist.presets import preset
-from drqn_dist.run.session import Report
-from drqn_dist.run.supervisor import RaySession
+from drqn_dist.training.session import Report
 from replay_server.replay import ReplayStats
 
 ACTORS = 32

@@ -1,0 +1,167 @@
+"""Command-line arguments as dataclasses, by tyro; every mistake is one ConfigError of one line."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+from drqn_dist.config import AUTO, TrainConfig
+from drqn_dist.errors import ConfigError
+from drqn_dist.presets import preset
+from drqn_dist.settings import RESUMABLE, differences
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class TrainArgs:
+    """Trains an agent. Defaults are those of the preset, or of the resumed run."""
+
+    config: Annotated[TrainConfig, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]
+    resume: Path | None = None
+    """Go on with this run's folder; its own configuration holds, only bounds and periods may be changed."""
+
+
+def parse_train(argv: Sequence[str], program: str) -> tuple[TrainConfig, Path | None]:
+    """The configuration that `train`'s arguments ask for, and the run to resume, if any.
+
+    The preset's (or the resumed run's) values become the defaults, so it is looked for first.
+
+    Raises:
+        ConfigError: an argument is unknown or its value cannot be used.
+        RunFolderError: the run to resume cannot be opened.
+        SystemExit: help was asked for and printed.
+    """
+    arguments = [re.sub(r"^--env(?==|$)", "--env.id", argument) for argument in argv]
+    arguments = [
+        str(AUTO) if argument == "auto" and before == "--actors" else re.sub(r"^--actors=auto$", "--actors=0", argument)
+        for before, argument in zip(["", *arguments], arguments, strict=False)
+    ]
+    resume = _value_of("--resume", arguments)
+    if resume is not None:
+        from drqn_dist.experiments.run_folder import open_run  # imports torch, which takes seconds
+
+        default = open_run(Path(resume)).config
+    else:
+        default = preset(_value_of("--preset", arguments) or TrainConfig().preset)
+    args = parse(TrainArgs, arguments, program, default=TrainArgs(default))
+    if args.resume is not None:
+        _require_same_run(default, args.config)
+    return args.config, args.resume
+
+
+def parse(kind: type[_T], argv: Sequence[str], program: str, default: _T | None = None) -> _T:
+    """Reads `argv` into the dataclass `kind`.
+
+    Raises:
+        ConfigError: an argument is unknown, missing or unusable.
+        SystemExit: help was asked for and printed.
+    """
+    errors = io.StringIO()
+    options: dict[str, Any] = {} if default is None else {"default": default}
+    try:
+        with _REGISTRY, contextlib.redirect_stderr(errors):
+            parsed: _T = tyro.cli(kind, args=list(argv), prog=program, **options)
+    except SystemExit as error:
+        if not error.code:
+            raise
+        raise ConfigError(f"{_one_line(errors.getvalue())}; see {program} --help") from None
+    return parsed
+
+
+def _value_of(flag: str, argv: Sequence[str]) -> str | None:
+    """The last value given to a flag, as `--flag value` or `--flag=value`."""
+    found = None
+    for argument, following in zip(argv, [*argv[1:], None], strict=False):
+        if argument == flag:
+            found = following
+        elif argument.startswith(f"{flag}="):
+            found = argument.removeprefix(f"{flag}=")
+    return found
+
+
+def _require_same_run(saved: TrainConfig, asked: TrainConfig) -> None:
+    refused = [name for name in differences(saved, asked) if name not in RESUMABLE]
+    if refused:
+        raise ConfigError(
+            f"--resume keeps the run's own configuration, so {_flag(refused[0])} cannot be changed; only "
+            f"{', '.join(_flag(name) for name in sorted(RESUMABLE))} can"
+        )
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _one_line(text: str) -> str:
+    """The message of tyro's error, and the first option it suggests.
+
+    tyro prints a title, the message, suggestions and a pointer to --help, with rules between them; drawn as a box
+    (whose top edge holds the title) where the terminal can show one.
+    """
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    sections: list[list[str]] = [[]]
+    for line in (line.strip("│╰╯ ") for line in plain.splitlines()):
+        if line.startswith("╭") or (line and set(line) <= {"-", "─"}):
+            sections.append([])
+        elif line:
+            sections[-1].append(line)
+    sections = [section for section in sections if section]
+    message = " ".join(sections[0 if "╭" in plain else 1] if len(sections) > 1 else plain.split())
+    for section in sections:
+        if section[0] == "Perhaps you meant:" and len(section) > 1:
+            message += f"; did you mean {section[1].split()[0]}?"
+    return message
+
+
+_REGISTRY = ConstructorRegistry()
+
+
+@_REGISTRY.primitive_rule
+def _json_table(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[dict[str, Any]] | None:
+    """Tables of anything (env.kwargs) are given as JSON."""
+    if info.type != dict[str, Any]:
+        return None
+
+    def read(arguments: list[str]) -> dict[str, Any]:
+        value = json.loads(arguments[0])
+        if not isinstance(value, dict):
+            raise ValueError("not a JSON object such as '{\"size\": 7}'")
+        return value
+
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="JSON",
+        instance_from_str=read,
+        is_instance=lambda value: isinstance(value, dict),
+        str_from_instance=lambda value: [json.dumps(value)],
+    )
+
+
+@_REGISTRY.primitive_rule
+def _boolean(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[bool] | None:
+    """Settings that are true or false take either word, in any case."""
+    if info.type is not bool or tyro.conf.FlagConversionOff not in info.markers:
+        return None
+
+    def read(arguments: list[str]) -> bool:
+        if arguments[0].lower() not in ("true", "false"):
+            raise ValueError(f"{arguments[0]!r} is neither true nor false")
+        return arguments[0].lower() == "true"
+
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="{true,false}",
+        instance_from_str=read,
+        is_instance=lambda value: isinstance(value, bool),
+        str_from_instance=lambda value: [str(value).lower()],
+    )

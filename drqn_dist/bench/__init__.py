@@ -1,0 +1,88 @@
+"""Measures actor, replay and learner on this machine. Light to import: each role's bench is imported when run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from drqn_dist.config import ActorConfig, NetworkConfig, TrainConfig
+from drqn_dist.errors import ConfigError
+from drqn_dist.presets import preset
+
+Role = Literal["actor", "replay", "learner"]
+ROLES: tuple[Role, ...] = ("actor", "replay", "learner")
+
+ACTOR_REFERENCE = TrainConfig(
+    preset="bench-actor",
+    network=NetworkConfig(torso="nature", core="gru", core_units=512),
+    actor=ActorConfig(envs_per_actor=64),
+)
+"""Pong at 84x84, Nature CNN + GRU 512 on one core: the actor that its goal is set for. 64 environments, because
+larger batches give no more steps per second."""
+
+
+@dataclass(frozen=True)
+class BenchSettings:
+    """How long and how often each figure is measured."""
+
+    seconds: float = 2.0
+    """Seconds of one measurement."""
+    repeats: int = 5
+    """Measurements of each figure; the two sides of a ratio are measured in turn."""
+    play_steps: int = 16_000
+    """Agent steps played to fill the replay with."""
+    memory_steps: int = 1_000_000
+    """Agent steps that the replay holds while its memory is measured."""
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("seconds", 1e-3, 3600),
+            ("repeats", 1, 10_000),
+            ("play_steps", 1, 10**8),
+            ("memory_steps", 1, 10**10),
+        ):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ConfigError(f"--{name.replace('_', '-')} is {value}, but must lie in [{low:g}, {high:g}]")
+
+
+def run_bench(
+    role: Role, preset_name: str | None = None, run: Path | None = None, settings: BenchSettings | None = None
+) -> dict[str, Any]:
+    """Measures one role.
+
+    Args:
+        role: actor, replay or learner.
+        preset_name: configuration; None: `ACTOR_REFERENCE` for the actor, pong-cpu for the others.
+        run: take the configuration and the playing policy of this run instead.
+        settings: None for the defaults.
+
+    Returns:
+        Figures by name, each the median of its repeats; `spread`: {name: [least, greatest]}; what they belong to.
+
+    Raises:
+        ConfigError: preset and run exclude each other, or the configuration cannot run.
+        RunFolderError, CheckpointError: the run cannot be used.
+    """
+    settings = settings or BenchSettings()
+    if run is not None and preset_name is not None:
+        raise ConfigError("--run brings its own configuration; leave --preset out")
+    config = ACTOR_REFERENCE if preset_name is None and role == "actor" else preset(preset_name or "pong-cpu")
+    weights = None
+    if run is not None:
+        from drqn_dist.experiments.evaluate import load_agent
+
+        agent = load_agent(run)
+        config, weights = agent.config, agent.weights
+    if role == "actor":
+        from drqn_dist.bench.actor import bench_actor
+
+        return bench_actor(config, settings, weights)
+    if role == "replay":
+        from drqn_dist.bench.replay import bench_replay
+
+        return bench_replay(config, settings, weights)
+    from drqn_dist.bench.learner import bench_learner
+
+    return bench_learner(config, settings, weights)

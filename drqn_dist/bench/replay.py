@@ -1,0 +1,90 @@
+"""The replay: how small its frames are, how fast it takes and gives them, what it needs in memory."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from drqn_dist.bench import BenchSettings
+from drqn_dist.bench.figures import Figures, rate
+from drqn_dist.bench.fill import copies, fill, measure_memory, unblocked
+from drqn_dist.bench.learner import bare_learner, updates_per_s
+from drqn_dist.bench.play import frames_from, play
+from drqn_dist.bench.shards import process_costs, shard_costs
+from drqn_dist.codec import decode_header
+from drqn_dist.config import TrainConfig
+from drqn_dist.envs.make import env_spec
+from drqn_dist.interfaces import WeightSnapshot
+from learner.batch_loader import DirectLoader
+from learner.learner import resolve_device
+from learner.window_reader import WindowReader
+from replay_server.replay import Replay, make_replay
+
+MAX_STEPS = 100_000
+"""The replay measured for speed holds the configured capacity, at most this much."""
+
+
+def bench_replay(config: TrainConfig, settings: BenchSettings, weights: WeightSnapshot | None = None) -> dict[str, Any]:
+    """One full replay in this process and thread, filled with copies of real play.
+
+    A window drawn includes its priority sent back. Windows and the bare learner, with the threads
+    it is configured for, are measured in turn; `ratio` is windows drawn over windows trained.
+
+    Returns:
+        bytes_per_frame (everything stored, per agent step), raw_bytes_per_frame, pushes_per_s, windows_per_s,
+        learner_windows_per_s, ratio, those of `shard_costs` and `process_costs`, spread; steps_per_push, frames_from,
+        env; memory_steps,
+        memory_bytes (the whole process that holds them) and memory_bytes_per_million_steps (its growth, scaled).
+    """
+    spec = env_spec(config.env)
+    payloads = play(config, spec, settings.play_steps, weights)
+    max_bytes = config.replay.max_fragment_bytes
+    figures = Figures()
+    for part in np.array_split(np.arange(len(payloads)), min(settings.repeats, len(payloads))):
+        stored = [payloads[i] for i in part]
+        steps = sum(decode_header(payload, max_bytes).num_steps for payload in stored)
+        figures.add(bytes_per_frame=sum(map(len, stored)) / steps)
+    raw = math.prod(spec.observation_shape) * np.dtype(spec.observation_dtype).itemsize
+    figures.add(raw_bytes_per_frame=raw)
+
+    capacity = min(config.replay.capacity_steps, MAX_STEPS)
+    bench_config = replace(config, replay=unblocked(config.replay, capacity))
+    replay = make_replay(bench_config)
+    supply = copies(payloads, max_bytes)
+    fill(replay, supply, capacity)
+    device = resolve_device(config.learner.device)
+    windows = config.learner.batch_windows
+    batch = DirectLoader(replay, WindowReader(config, spec), windows, device).next()
+    learner = bare_learner(bench_config, spec, batch)
+    updates_per_s(learner, settings.seconds / 4)  # the first updates allocate
+    for _ in range(settings.repeats):
+        pieces = next(supply)
+        start = time.perf_counter()
+        for piece in pieces:
+            replay.push(piece)
+        pushes = len(pieces) / (time.perf_counter() - start)
+        drawn = rate(lambda: _draw(replay), settings.seconds)
+        trained = windows * updates_per_s(learner, settings.seconds)
+        figures.add(pushes_per_s=pushes, windows_per_s=drawn, learner_windows_per_s=trained, ratio=drawn / trained)
+
+    costs = shard_costs(config, spec, supply, capacity, settings.repeats)
+    costs = costs.joined(process_costs(config, spec, supply, settings.repeats))
+    before, after = measure_memory(payloads, config.replay, config.window, settings.memory_steps)
+    return figures.joined(costs).result() | {
+        "steps_per_push": config.window.fragment,
+        "frames_from": frames_from(weights),
+        "env": config.env.id,
+        "memory_steps": settings.memory_steps,
+        "memory_bytes": after,
+        "memory_bytes_per_million_steps": (after - before) * 1_000_000 / settings.memory_steps,
+    }
+
+
+def _draw(replay: Replay) -> int:
+    sample = replay.sample()
+    replay.update_priorities(sample.ids, np.ones(len(sample.ids)))
+    return len(sample.ids)

@@ -1,0 +1,241 @@
+"""The `drqn-dist` command. Everything heavy is imported inside the command that needs it.
+
+Exit codes: 0 done, 1 the run failed, 2 the command, its settings or its files are wrong, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from drqn_dist.arguments import parse, parse_train
+from drqn_dist.bench import ROLES, BenchSettings, run_bench
+from drqn_dist.errors import CheckpointError, ConfigError, DrqnError, RunFolderError
+from drqn_dist.scaling.settings import ScaleArgs
+from drqn_dist.seeding import EVALUATION_SEED
+from drqn_dist.settings import setting
+
+PROGRAM = "drqn-dist"
+
+
+@dataclass(frozen=True)
+class EvalArgs:
+    """Plays episodes greedily with the newest checkpoint of a run."""
+
+    run: tyro.conf.Positional[Path]
+    """The run's folder."""
+    episodes: int = 20
+    """Episodes to play."""
+    seed: int = EVALUATION_SEED
+    """Seed of the environments; far from training seeds, so that evaluation does not replay them."""
+    json: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Print one JSON object on stdout instead of a sentence."""
+    video: Path | None = None
+    """Play one more episode and write it to this MP4 file."""
+
+
+@dataclass(frozen=True)
+class PlotArgs:
+    """Draws the learning curves of one or more runs; runs that differ in their seed alone share a line."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders of the runs."""
+    out: Path | None = None
+    """PNG file to write."""
+    x: Literal["steps", "frames", "minutes"] = "steps"
+    """What the curve is drawn over: agent steps, emulator frames or minutes of wall-clock time."""
+    csv: Path | None = None
+    """Also write the metrics of the run (one only) as CSV."""
+
+
+@dataclass(frozen=True)
+class PresetsArgs:
+    """Lists the named configurations and where each of their numbers comes from."""
+
+    name: tyro.conf.Positional[str | None] = None
+    """Show this one only."""
+
+
+@dataclass(frozen=True)
+class BenchArgs:
+    """Measures one role, or all of them in turn, on this machine."""
+
+    role: tyro.conf.Positional[Literal["actor", "replay", "learner", "all"]]
+    """What to measure."""
+    json: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Print one JSON object a line and role on stdout instead of a table."""
+    preset: str | None = None
+    """Configuration to measure; default: Pong 84x84 with CNN + GRU 512 for the actor, pong-cpu for the others."""
+    run: Path | None = None
+    """Measure the configuration of this run's folder, on frames that its newest checkpoint plays."""
+    settings: Annotated[BenchSettings, tyro.conf.arg(name="")] = field(default_factory=BenchSettings)
+
+
+def _train(argv: Sequence[str]) -> None:
+    config, resume = parse_train(argv, f"{PROGRAM} train")
+    from drqn_dist.training.train import train
+
+    train(config, resume=resume)
+
+
+def _eval(argv: Sequence[str]) -> None:
+    args = parse(EvalArgs, argv, f"{PROGRAM} eval")
+    if args.episodes < 1:
+        raise ConfigError(f"--episodes is {args.episodes}, but must be at least 1")
+    from drqn_dist.experiments.evaluate import evaluate_run
+
+    result = evaluate_run(args.run, args.episodes, args.seed, args.video)
+    if args.json:
+        print(json.dumps(result))
+    else:
+        print(
+            f"{result['env']}: mean return {result['mean_return']:.2f} ± {result['std_return']:.2f} "
+            f"(median {result['median_return']:.2f}) over {result['episodes']} episodes"
+        )
+
+
+def _plot(argv: Sequence[str]) -> None:
+    args = parse(PlotArgs, argv, f"{PROGRAM} plot")
+    if not args.runs:
+        raise ConfigError("name at least one run's folder")
+    if args.out is None and args.csv is None:
+        raise ConfigError("say where to draw: --out FILE.png")
+    if args.csv is not None and len(args.runs) != 1:
+        raise ConfigError(f"--csv exports one run, but {len(args.runs)} were named")
+    from drqn_dist.experiments.plot import export_csv, plot_runs
+
+    if args.csv is not None:
+        export_csv(args.runs[0], args.csv)
+    if args.out is not None:
+        plot_runs(args.runs, args.out, args.x)
+
+
+def _presets(argv: Sequence[str]) -> None:
+    args = parse(PresetsArgs, argv, f"{PROGRAM} presets")
+    from drqn_dist.presets import PRESETS, preset
+
+    names = list(PRESETS) if args.name is None else [preset(args.name).preset]
+    for name in names:
+        shown = PRESETS[name]
+        print(f"{name}\n  {shown.summary}")
+        for path, source in shown.sources.items():
+            print(f"    {path} = {setting(shown.config, path)}: {source}")
+        print()
+
+
+def _bench(argv: Sequence[str]) -> None:
+    args = parse(BenchArgs, argv, f"{PROGRAM} bench")
+    for role in ROLES if args.role == "all" else (args.role,):
+        result = run_bench(role, args.preset, args.run, args.settings)
+        print(json.dumps({"role": role, **result}) if args.json else _bench_table(role, result), flush=True)
+
+
+def _bench_table(role: str, result: dict[str, Any]) -> str:
+    """Medians with their spread, then what they belong to."""
+    lines = [role]
+    for name, value in result.items():
+        if name in result["spread"]:
+            low, high = result["spread"][name]
+            lines.append(f"  {name:<32}{_rounded(value):>10}   {_rounded(low)} to {_rounded(high)}")
+        elif name != "spread":
+            lines.append(f"  {name:<32}{_rounded(value) if isinstance(value, float) else value:>10}")
+    return "\n".join(lines)
+
+
+def _rounded(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def _scale(argv: Sequence[str]) -> None:
+    args = parse(ScaleArgs, argv, f"{PROGRAM} scale")
+    from drqn_dist.scaling.sweep import run_scale
+    from drqn_dist.scaling.text import measured_text, simulated_text
+
+    result = run_scale(args)
+    text = simulated_text if args.simulates else measured_text
+    print(json.dumps(result) if args.json else text(result))
+
+
+COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
+    "train": (_train, "train an agent, or go on with a run (--resume)"),
+    "eval": (_eval, "play episodes greedily with a run's newest checkpoint"),
+    "plot": (_plot, "draw learning curves of runs"),
+    "presets": (_presets, "list the named configurations and their sources"),
+    "bench": (_bench, "measure actor, replay and learner on this machine"),
+    "scale": (_scale, "measure how a run scales with its actors, or simulate it on other machines"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs one command; leaves through SystemExit where it fails."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage())
+        raise SystemExit(0 if arguments else 2)
+    if arguments[0] == "--version":
+        from drqn_dist import __version__
+
+        print(f"{PROGRAM} {__version__}")
+        return
+    try:
+        with _terminable():
+            _command(arguments[0])(arguments[1:])
+    except (ConfigError, RunFolderError, CheckpointError) as error:
+        _fail(error, 2)
+    except DrqnError as error:
+        _fail(error, 1)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except BrokenPipeError:  # `| head` has read enough; nothing may be flushed into it at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends a command as Ctrl-C does, so that what it started ends with it. (`train` handles both itself.)"""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _command(name: str) -> Callable[[Sequence[str]], None]:
+    if name in COMMANDS:
+        return COMMANDS[name][0]
+    close = difflib.get_close_matches(name, COMMANDS, n=1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    raise ConfigError(f"unknown command {name!r}; {hint}commands: {', '.join(COMMANDS)}")
+
+
+def _fail(error: DrqnError, code: int) -> None:
+    print(f"{PROGRAM}: error: {' '.join(str(error).split())}", file=sys.stderr)
+    raise SystemExit(code) from None
+
+
+def _usage() -> str:
+    lines = "\n".join(f"  {name:<9}{text}" for name, (_, text) in COMMANDS.items())
+    return (
+        f"usage: {PROGRAM} COMMAND [OPTIONS]\n\n{lines}\n\n"
+        f"{PROGRAM} COMMAND --help shows a command's options; {PROGRAM} --version the version."
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""Ray's edge: each plain role behind a thin remote class, and how it is started (replay and loaders are in
+`remote_replay.py`). Nothing here decides anything; the supervisor does.
+
+Replay, loaders and learner are started again by Ray itself under the same handle, so that the others need not be told.
+A new replay or learner must not serve anyone before it has what the one before it left: it waits for `begin`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from dataclasses import replace
+from typing import Any
+
+import ray
+import torch
+
+from actors.actor import Actor, ActorStats
+from actors.evaluator import Evaluation, Evaluator
+from drqn_dist.config import TrainConfig
+from drqn_dist.distributed.channels import (
+    RAY,
+    Pulse,
+    RemoteBatches,
+    RemotePriorities,
+    RemoteSink,
+    RemoteWeights,
+    newest_weights,
+)
+from drqn_dist.distributed.placement import ACTOR_OPTIONS, Placement
+from drqn_dist.distributed.remote_replay import find_loaders, find_replay
+from drqn_dist.interfaces import EnvSpec, WeightSnapshot
+from drqn_dist.training.memory import batches_per_draw
+from drqn_dist.training.session import Saved
+from learner.batch_loader import PrefetchLoader
+from learner.learner import Learner, LearnerStats, resolve_device
+from learner.weight_publisher import WeightPublisher
+from learner.window_reader import WindowReader
+
+EVALUATOR_NICENESS = 4
+"""Added to the 15 that Ray gives its workers; 19 is the end of the scale."""
+
+
+class LearnerRole:
+    """Learner in a process of its own; weights are served from a thread beside the training."""
+
+    def __init__(self, config: TrainConfig, spec: EnvSpec, run: str) -> None:
+        # Training runs thousands of short operations a second and takes the interpreter's lock after each; by default
+        # another thread that holds it would give it up only after 5 ms.
+        sys.setswitchinterval(2e-4)
+        self._config = config
+        self._begun = False
+        self._publisher = WeightPublisher()
+        self._ref: tuple[int, ray.ObjectRef[WeightSnapshot]] | None = None
+        reader = WindowReader(config, spec)
+        self._loader = PrefetchLoader(
+            [RemoteBatches(loader) for loader in find_loaders(config, run)],
+            lambda: reader.empty(config.learner.batch_windows),
+            resolve_device(config.learner.device),
+            config.learner.prefetch_batches,
+        )
+        priorities = RemotePriorities(find_replay(config, run), batches_per_draw(config, spec))
+        self._learner = Learner(config, spec, self._loader, priorities, self._publisher)
+        self._transferred_s = 0.0
+
+    def begin(self, saved: Saved | None) -> Pulse:
+        """Goes on from there, or from fresh weights.
+
+        Raises:
+            CheckpointError: it belongs to another network.
+        """
+        if saved is not None:
+            self._learner.load(saved.tensors, saved.meta["learner"])
+        self._begun = True
+        return Pulse()
+
+    def run(self, seconds: float) -> LearnerStats | None:
+        """Trains for about this long, also where no batch comes; None before `begin`."""
+        if not self._begun:
+            return None
+        torch.set_num_threads(self._config.learner.torch_threads)  # a thread's own setting, and this is a new one
+        deadline, waited = time.monotonic() + seconds, 0.0
+        while (now := time.monotonic()) < deadline:
+            ready = self._loader.wait(deadline - now)
+            waited += time.monotonic() - now
+            if ready:
+                self._learner.update()
+        stats = self._learner.take_stats()
+        before, self._transferred_s = self._transferred_s, self._loader.transfer_s
+        return replace(stats, wait_s=stats.wait_s + waited, transfer_s=self._transferred_s - before)
+
+    def save(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+        """None before `begin`."""
+        return self._learner.save() if self._begun else None
+
+    def adopt(self, weights: WeightSnapshot) -> bool:
+        """False before `begin`."""
+        if self._begun:
+            self._learner.adopt(weights)
+        return self._begun
+
+    @ray.method(concurrency_group="weights")
+    def latest(self, known_version: int) -> list[ray.ObjectRef[WeightSnapshot]]:
+        """The newest snapshot's reference in a list (so that it is not resolved on the way), or an empty list.
+
+        Each version is put into the object store once, however many actors ask for it. An actor may know a later
+        version than there is, from before the learner was started again: it gets the present one all the same.
+        """
+        snapshot = self._publisher.latest(-1) if self._begun else None
+        if snapshot is None or snapshot.version == known_version:
+            return []
+        if self._ref is None or self._ref[0] != snapshot.version:
+            self._ref = (snapshot.version, ray.put(snapshot))
+        return [self._ref[1]]
+
+
+class ActorRole:
+    """Actor in a process of its own."""
+
+    def __init__(
+        self, config: TrainConfig, index: int, replay: Any, learner: Any, agent_steps: int, incarnation: int
+    ) -> None:
+        self._config = config
+        sink = RemoteSink(replay, config.actor.max_pushes_in_flight)
+        self._actor = Actor(config, index, sink, RemoteWeights(learner), agent_steps, incarnation)
+
+    def run(self, seconds: float) -> ActorStats:
+        torch.set_num_threads(self._config.actor.torch_threads)
+        return self._actor.run(seconds)
+
+    @ray.method(concurrency_group="pulse")
+    def pulse(self) -> Pulse:
+        """A sign of life, also while the rate limiter keeps the actor waiting."""
+        return Pulse()
+
+
+class EvaluatorRole:
+    """Evaluator in a process of its own."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        # It takes what the roles that train leave of the cores: the next evaluation can wait, they cannot.
+        os.nice(EVALUATOR_NICENESS)
+        self._config = config
+        self._evaluators: dict[int, Evaluator] = {}
+
+    def evaluate(self, source: Any, seed: int, episodes: int) -> Evaluation:
+        """Plays with these weights (a WeightSnapshot), or with the newest of this learner (its handle)."""
+        torch.set_num_threads(self._config.actor.torch_threads)
+        if episodes not in self._evaluators:
+            self._evaluators[episodes] = Evaluator(self._config, episodes)
+        weights = source if isinstance(source, WeightSnapshot) else newest_weights(source)
+        return self._evaluators[episodes].evaluate(weights, seed)
+
+    @ray.method(concurrency_group="pulse")
+    def pulse(self) -> Pulse:
+        """A sign of life while games are played."""
+        return Pulse()
+
+
+def start_learner(config: TrainConfig, spec: EnvSpec, run: str, where: Placement) -> Any:
+    """A learner process, on a GPU if it is to use one, fed by the loaders of this run; Ray starts it again if it dies.
+    It waits for `begin`."""
+    if where.gpus:  # Ray shows its process this one alone
+        config = replace(config, learner=replace(config.learner, device="cuda"))
+    remote = RAY.remote(num_cpus=1, max_restarts=-1, concurrency_groups={"weights": 1})(LearnerRole)
+    return remote.options(**where.learner()).remote(config, spec, run)
+
+
+def start_actor(config: TrainConfig, index: int, replay: Any, learner: Any, agent_steps: int, incarnation: int) -> Any:
+    """An actor process; if it dies the supervisor starts another incarnation."""
+    remote = RAY.remote(num_cpus=1, concurrency_groups={"pulse": 1}, **ACTOR_OPTIONS)(ActorRole)
+    return remote.remote(config, index, replay, learner, agent_steps, incarnation)
+
+
+def start_evaluator(config: TrainConfig, where: Placement) -> Any:
+    """An evaluator process; if it dies the supervisor starts another one."""
+    remote = RAY.remote(num_cpus=1, concurrency_groups={"pulse": 1})(EvaluatorRole)
+    return remote.options(**where.evaluator()).remote(config)

@@ -1,0 +1,366 @@
+"""Drives the roles through Ray: hands out work in short pieces, collects what was done, replaces what died or hangs."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import ray
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError, RayTaskError
+
+from actors.evaluator import Evaluation
+from drqn_dist.config import TrainConfig
+from drqn_dist.distributed import remote, remote_replay
+from drqn_dist.distributed.channels import Pulse
+from drqn_dist.distributed.failure_policy import decide
+from drqn_dist.distributed.local_ray import LocalRay
+from drqn_dist.distributed.placement import Placement, has_free_cpu, living_nodes
+from drqn_dist.distributed.role import Kind, Role
+from drqn_dist.envs.make import env_spec
+from drqn_dist.errors import DrqnError, RoleFailedError
+from drqn_dist.interfaces import WeightSnapshot
+from drqn_dist.network.q_network import QNetwork
+from drqn_dist.training.memory import object_store_bytes, processes
+from drqn_dist.training.serial import next_multiple
+from drqn_dist.training.session import Report, Saved, never
+from learner.train_state import load_network
+from replay_server.replay import ReplayStats, total_stats
+
+PIECE_S = 1.0
+"""Work is handed out for this long at a time; also the precision with which a run stops."""
+PIECES_QUEUED = 2
+"""The next piece waits at the role before the present one ends, so that it never idles in between."""
+PULSE_S = 1.0
+"""Roles that may rightly wait for others are asked for a sign of life this often."""
+HANG_S = 120.0
+"""A role that gives none for this long is ended and started again."""
+START_S = 300.0
+"""The same for a role that is just starting: it imports torch, and the machine may be busy."""
+
+
+class RaySession:
+    """Replay, loaders, learner, actors and evaluator as processes of a local or joined Ray.
+
+    A dead actor is replaced by one of the same index, hence the same rungs of the ε ladder, and the next incarnation.
+    A dead replay, or shard of it, comes back empty with the counters of its last pulse, a dead learner with the last
+    saved state (`save`, called for every checkpoint). A role that hangs is killed first. Failures that repeat end the
+    run (`failure_policy`), but not those of a node that left the cluster: what was there starts again elsewhere, as
+    soon as there is room. Used from one thread.
+    """
+
+    def __init__(self, config: TrainConfig, restored: Saved | None = None, hang_s: float = HANG_S) -> None:
+        """
+        Args:
+            hang_s: a role that gives no sign of life for this long counts as dead.
+
+        Raises:
+            ConfigError: the environment or the cluster is not usable.
+            CheckpointError: `restored` belongs to another network.
+            RoleFailedError: the replay or the learner does not start.
+        """
+        self._config, self._hang_s = config, hang_s
+        self._spec = env_spec(config.env)
+        self._report = Report()
+        self._under_way: dict[Any, tuple[Role, Kind]] = {}
+        self._learner, self._evaluator = Role("learner"), Role("evaluator")
+        shards = range(config.replay.shards)
+        self._replay = [Role(f"replay {shard}" if len(shards) > 1 else "replay", shard=shard) for shard in shards]
+        self._actors = [Role(f"actor {index}", index) for index in range(config.actors)]
+        self._loaders = [Role(f"loader {index}") for index in range(config.learner.loaders)]
+        self._roles = [*self._replay, self._learner, *self._loaders, *self._actors, self._evaluator]
+        meta = restored.meta if restored else {}
+        self.agent_steps = int(meta.get("agent_steps", 0))
+        self._updates = int(restored.meta["learner"]["updates"]) if restored else 0
+        self._saved = restored
+        self._incarnations = [int(meta.get("incarnation", -1)) + 1] * config.actors
+        self._replay_states: list[dict[str, Any] | None] = list(meta.get("replay", [None] * len(shards)))
+        self._replay_stats: list[ReplayStats | None] = [None] * len(shards)
+        self._next_eval = next_multiple(self._updates, config.eval.period_updates)
+        store = object_store_bytes(config, self._spec)
+        self._ray = LocalRay(config.address, cpus=processes(config), store_bytes=store)
+        self._placement: Placement | None = None
+        try:
+            where = self._placement = Placement(config)
+            run = f"drqn-{uuid.uuid4().hex}"  # unique: a cluster may hold several
+            roles = [*self._replay, *self._loaders, self._learner]
+            handles = [
+                *remote_replay.start_replay(config, self._spec, run, self._replay_states, where),
+                *remote_replay.start_loaders(config, self._spec, run, where),
+                remote.start_learner(config, self._spec, run, where),
+            ]
+            for role, handle in zip(roles, handles, strict=True):
+                role.handle, role.started_s = handle, time.monotonic()
+            self._turn_until(lambda: self._learner.begun, [*self._replay, self._learner])
+        except BaseException:
+            self.close()
+            raise
+
+    def advance(self, seconds: float, stopping: Callable[[], bool] = never) -> Report:
+        deadline = time.monotonic() + seconds
+        while (
+            self.agent_steps < self._config.total_steps
+            and not stopping()
+            and not self._report.evaluations
+            and (left := deadline - time.monotonic()) > 0
+        ):
+            self._evaluate_if_due()
+            self._turn(self._roles, left)
+        report, self._report = self._report, Report()
+        return report
+
+    def save(self) -> Saved:
+        tensors, learner = self._ask_learner(lambda learner: learner.save.remote())
+        meta = {
+            "learner": learner,
+            "replay": self._replay_states,
+            "incarnation": max(self._incarnations),
+            "agent_steps": self.agent_steps,
+        }
+        self._saved = Saved(tensors, meta)
+        return self._saved
+
+    def evaluate(self, seed: int, weights: WeightSnapshot | None = None) -> Evaluation:
+        # Training goes on beside other weights than its last.
+        beside = weights is not None and self.agent_steps < self._config.total_steps
+        if weights is None:
+            assert self._saved is not None, "save first"
+            network = QNetwork(self._config.network, self._spec, self._config.env.stack_frames)
+            load_network(network, self._saved.tensors, "network.")
+            weights = WeightSnapshot(int(self._saved.meta["learner"]["updates"]), network.to_vector())
+        if self._evaluator.under_way["evaluate"]:  # with older weights: it would only be waited for
+            self._end(self._evaluator)
+        self._report.evaluations.clear()
+        while not self._report.evaluations:
+            self._play(weights, seed, self._config.eval.final_episodes or self._config.eval.episodes)
+            self._turn(self._roles if beside else [self._evaluator], PULSE_S)
+        return self._report.evaluations.pop()
+
+    def adopt(self, weights: WeightSnapshot) -> None:
+        self._ask_learner(lambda learner: learner.adopt.remote(weights))
+
+    def work(self) -> tuple[list[remote_replay.ReplayWork], list[remote_replay.LoaderWork]]:
+        """What each shard of the replay and each loader have done since they were started.
+
+        Raises:
+            RoleFailedError: one does not answer.
+        """
+        try:
+            replays = [role.handle.work.remote() for role in self._replay]
+            loaders = [role.handle.work.remote() for role in self._loaders]
+            return ray.get(replays, timeout=self._hang_s), ray.get(loaders, timeout=self._hang_s)
+        except RayError as error:
+            raise RoleFailedError(f"the replay or a loader did not answer: {_cause(error)}") from error
+
+    def close(self) -> None:
+        if not self._ray.owned:  # nobody else ends them
+            for role in self._roles:
+                _kill(role, for_good=True)
+            if self._placement is not None:
+                self._placement.close()
+        self._under_way.clear()
+        self._ray.close()
+
+    def _ask_learner(self, call: Callable[[Any], Any]) -> Any:
+        """The answer of a learner that has begun. One that dies now comes back with what was saved before, and is asked
+        again; the failure policy has the limit."""
+        while True:
+            self._turn_until(lambda: self._learner.begun, self._roles)
+            try:
+                answer = ray.get(call(self._learner.handle), timeout=self._hang_s)
+            except RayError as error:
+                if isinstance(error, RayTaskError) and isinstance(error.cause, DrqnError):
+                    raise error.cause from error
+                self._fail(self._learner, _cause(error), alive=isinstance(error, GetTimeoutError | RayTaskError))
+                continue
+            if answer:
+                return answer
+            self._fail(self._learner, "its process died", alive=False)
+
+    def _turn_until(self, done: Callable[[], bool], roles: list[Role]) -> None:
+        while not done():
+            self._turn(roles, PULSE_S)
+
+    def _turn(self, roles: list[Role], seconds: float) -> None:
+        """Gives these roles something to do, waits for an answer of any role, and deals with it."""
+        for role in roles:
+            if time.monotonic() >= role.not_before_s:
+                self._hand_out(role)
+        # The time-out keeps signals, pulses and delayed restarts from waiting long.
+        seconds = min(seconds, 0.5)
+        if not self._under_way:
+            time.sleep(seconds)  # everything rests after failures
+            return
+        waiting = list(self._under_way)
+        done, _ = ray.wait(waiting, timeout=seconds)
+        done += [ref for ref in ray.wait(waiting, num_returns=len(waiting), timeout=0)[0] if ref not in done]
+        for ref in done:
+            if ref in self._under_way:  # an answer before it may have ended the role
+                self._collect(ref)
+        for role in roles:
+            limit = self._hang_s if role.begun else START_S
+            silent = time.monotonic() - role.seen_s
+            if role.under_way.total() and silent > limit:
+                if not role.begun and (lack := self._lacks(role)):
+                    role.seen_s = role.started_s = time.monotonic()
+                    self._report.events.append(f"{role.name} waits for {lack}")
+                else:
+                    self._fail(role, f"no sign of life for {silent:.0f} s", alive=True)
+
+    def _lacks(self, role: Role) -> str:
+        """What a role that has not begun cannot start without, if that is why it is silent."""
+        if self._config.address is None:  # a Ray of our own has a CPU for everyone
+            return ""
+        if role.index >= 0:
+            return "" if has_free_cpu() else "a CPU; add a node, or lower actors"
+        assert self._placement is not None
+        return "" if self._placement.has_room() else "room on another node after its own left; add one"
+
+    def _hand_out(self, role: Role) -> None:
+        if role.index >= 0 and role.handle is None:
+            role.handle = remote.start_actor(
+                self._config,
+                role.index,
+                self._replay[role.index % len(self._replay)].handle,
+                self._learner.handle,
+                self.agent_steps,
+                self._incarnations[role.index],
+            )
+        if role.waits_to_begin and not role.begun:
+            if not role.under_way["begin"]:
+                state = self._saved if role is self._learner else self._replay_states[role.shard]
+                self._expect(role, "begin", role.handle.begin.remote(state))
+            return
+        if role is self._learner or role.index >= 0:
+            for _ in range(PIECES_QUEUED - role.under_way["run"]):
+                self._expect(role, "run", role.handle.run.remote(PIECE_S))
+        due = time.monotonic() >= role.pulse_s + PULSE_S and not role.under_way["pulse"]
+        if role.has_pulse and role.handle is not None and due:
+            role.pulse_s = time.monotonic()
+            self._expect(role, "pulse", role.handle.pulse.remote())
+
+    def _evaluate_if_due(self) -> None:
+        if 0 < self._next_eval <= self._updates and not self._evaluator.under_way["evaluate"]:
+            self._next_eval = next_multiple(self._updates, self._config.eval.period_updates)
+            self._play(self._learner.handle, self._config.seed, self._config.eval.episodes)
+
+    def _play(self, source: Any, seed: int, episodes: int) -> None:
+        """Sends the evaluator to work, unless it is or rests."""
+        role = self._evaluator
+        if role.under_way["evaluate"] or time.monotonic() < role.not_before_s:
+            return
+        if role.handle is None:
+            assert self._placement is not None
+            role.handle = remote.start_evaluator(self._config, self._placement)
+        self._expect(role, "evaluate", role.handle.evaluate.remote(source, seed, episodes))
+
+    def _collect(self, ref: Any) -> None:
+        role, kind = self._under_way.pop(ref)
+        role.under_way[kind] -= 1
+        now = time.monotonic()
+        try:
+            result = ray.get(ref)
+        except RayTaskError as error:
+            if isinstance(error.cause, DrqnError):
+                raise error.cause from error
+            self._fail(role, _cause(error), alive=True)
+            return
+        except ActorUnavailableError as error:
+            if role.restarted_by_ray and not role.begun and now - role.started_s < START_S:
+                role.not_before_s = now + 0.2  # Ray is still starting it
+            else:
+                self._fail(role, _cause(error), alive=False)
+            return
+        except RayError as error:
+            self._fail(role, _cause(error), alive=False)
+            return
+        unknown = role.waits_to_begin and kind != "begin" and result is None
+        pulse = result if isinstance(result, Pulse) else None
+        changed = pulse is not None and role in self._loaders and role.process not in (None, pulse.process)
+        if unknown or changed:  # Ray was quicker to start another one than we to ask
+            self._fail(role, "its process died", alive=False)
+            return
+        if role.shard >= 0 and role.failures and not role.begun:
+            self._report.events.append(f"{role.name} is back, and fills again")
+        role.seen_s, role.begun = now, True
+        if pulse is not None:
+            role.process, role.node = pulse.process, pulse.node
+        if kind == "pulse" and role.shard >= 0:
+            self._replay_stats[role.shard], self._replay_states[role.shard] = result.stats, result.state
+            self._report.replay = total_stats([stats for stats in self._replay_stats if stats is not None])
+        elif kind == "evaluate":
+            self._report.evaluations.append(result)
+        elif kind == "run" and role is self._learner:
+            self._updates = result.updates
+            self._report.learner.append(result)
+        elif kind == "run":
+            self.agent_steps += result.agent_steps
+            self._report.actors.append(result)
+
+    def _fail(self, role: Role, cause: str, alive: bool) -> None:
+        """Carries out the failure policy's decision; once per death, though several pieces may have died with it."""
+        now = time.monotonic()
+        role.failures.append((now, role.node))
+        # Often a process is seen to be gone before its node is; once that is known too, the failure is forgiven.
+        nodes = living_nodes()
+        counted = [at for at, node in role.failures if node is None or node in nodes]
+        lost = role.node is not None and role.node not in nodes
+        decision = decide(role.name, counted, now, cause, lost)
+        self._report.events.append(decision.reason)
+        if decision.action == "stop":
+            raise RoleFailedError(decision.reason)
+        if role.shard >= 0 and (stats := self._replay_stats[role.shard]) and stats.stored_steps:
+            serving = sum(shard.begun for shard in self._replay if shard is not role)
+            others = f", {serving} of the others serve on" if serving else ""
+            self._report.events.append(f"{role.name} lost the {stats.stored_steps:,} steps that it held{others}")
+            self._replay_stats[role.shard] = replace(stats, stored_steps=0)  # it may die again before it tells more
+        role.not_before_s = now + decision.delay_s
+        if not role.restarted_by_ray:
+            self._end(role)
+        else:
+            self._forget(role)
+            if alive:
+                _kill(role, for_good=False)
+                role.not_before_s = now + max(decision.delay_s, 1.0)  # the old process must not get the next call
+        role.begun, role.process, role.node, role.started_s = False, None, None, role.not_before_s
+        if role.index >= 0:
+            self._incarnations[role.index] += 1
+        if role is self._learner:
+            self._updates = int(self._saved.meta["learner"]["updates"]) if self._saved else 0
+            self._next_eval = next_multiple(self._updates, self._config.eval.period_updates)
+
+    def _expect(self, role: Role, kind: Kind, ref: Any) -> None:
+        # Pulses go out one at a time: a silent role is judged from its oldest unanswered one, not from what it did
+        # before the supervisor itself was busy elsewhere (an evaluation may take minutes).
+        if kind == "pulse" or not role.under_way.total():
+            role.seen_s = time.monotonic()
+        self._under_way[ref] = (role, kind)
+        role.under_way[kind] += 1
+
+    def _forget(self, role: Role) -> None:
+        """Waits no longer for anything from this role."""
+        self._under_way = {ref: entry for ref, entry in self._under_way.items() if entry[0] is not role}
+        role.under_way.clear()
+
+    def _end(self, role: Role) -> None:
+        self._forget(role)
+        _kill(role, for_good=True)
+        role.handle, role.begun = None, False
+
+
+def _cause(error: RayError) -> str:
+    """What happened, as one line."""
+    if isinstance(error, RayTaskError) and error.cause is not None:
+        return " ".join(f"{type(error.cause).__name__}: {error.cause}".split())
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # The first line tells it, except where a constructor raised something: there a traceback follows.
+    return lines[-1 if "creation task" in lines[0] else 0] if lines else type(error).__name__
+
+
+def _kill(role: Role, for_good: bool) -> None:
+    if role.handle is not None:
+        with contextlib.suppress(RayError, ValueError):
+            ray.kill(role.handle, no_restart=for_good)

@@ -1,0 +1,198 @@
+"""The folder of one run.
+
+runs/<env>__<preset>__<seed>__<YYYYmmdd-HHMMSS>/
+    config.json       the configuration, versions, command line, machine
+    checkpoints/      the newest checkpoints
+    metrics.jsonl     one object a line
+    tensorboard/      the same for TensorBoard
+    summary.json      written at the end
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+import drqn_dist
+from drqn_dist.checkpoint import CheckpointFolder
+from drqn_dist.config import TrainConfig, from_dict, to_dict
+from drqn_dist.errors import ConfigError, RunFolderError
+from drqn_dist.training.memory import usable_cores
+
+CONFIG_NAME = "config.json"
+SUMMARY_NAME = "summary.json"
+_PACKAGES = ("torch", "ray", "gymnasium", "ale-py", "numpy")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run came to; the keys of `summary.json`."""
+
+    agent_steps: int
+    frames: int
+    updates: int
+    wall_s: float
+    eval_mean_return: float | None
+    """Of the last evaluation; None if there was none."""
+    eval_std_return: float | None
+    weights_sha256: str
+    """Of the final parameters' bytes."""
+    stopped_by: str
+    """total_steps, minutes, stop_at_return or signal."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run on disk."""
+
+    path: Path
+    config: TrainConfig
+
+    @property
+    def checkpoints(self) -> CheckpointFolder:
+        return CheckpointFolder(self.path / "checkpoints", self.config.checkpoints_kept)
+
+    def write_summary(self, summary: Summary) -> None:
+        """Writes `summary.json`, all or nothing.
+
+        Raises:
+            RunFolderError: it could not be written.
+        """
+        try:
+            _write_json(self.path / SUMMARY_NAME, dataclasses.asdict(summary))
+        except OSError as error:
+            raise RunFolderError(f"could not write {self.path / SUMMARY_NAME}: {error.strerror}") from error
+
+
+def create_run(config: TrainConfig, command_line: Sequence[str]) -> RunFolder:
+    """Makes a new folder under `config.run_dir` and writes `config.json` into it (the program without its path).
+
+    Raises:
+        RunFolderError: it could not be made; nothing is left behind.
+    """
+    root = Path(config.run_dir)
+    made: list[Path] = []
+    try:
+        for folder in reversed([root, *root.parents]):
+            if not folder.exists():
+                folder.mkdir()
+                made.append(folder)
+        path = _make_unique(root, _run_name(config))
+        made.append(path)
+        _write_json(path / CONFIG_NAME, _description(config, command_line))
+    except OSError as error:
+        if made and made[-1] != root:
+            shutil.rmtree(made[-1], ignore_errors=True)
+        for folder in reversed(made):
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # only what is empty: another run may have moved in
+        raise RunFolderError(
+            f"cannot create a run folder under {root}: {error.strerror or error}; choose another place with --run-dir"
+        ) from error
+    return RunFolder(path, config)
+
+
+def open_run(path: Path) -> RunFolder:
+    """Opens the folder of an earlier run.
+
+    Raises:
+        RunFolderError: it is missing, not a run, or its configuration cannot be read.
+    """
+    try:
+        description = json.loads((path / CONFIG_NAME).read_text(encoding="utf-8"))
+        config = from_dict(TrainConfig, description["config"])
+    except OSError as error:
+        raise RunFolderError(
+            f"{path} is no run folder: no readable {CONFIG_NAME} in it ({error.strerror}); "
+            "name a folder <env>__<preset>__<seed>__<time>"
+        ) from error
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError, ConfigError) as error:
+        raise RunFolderError(f"{path / CONFIG_NAME} is damaged or of another version: {error}") from error
+    return RunFolder(path, config)
+
+
+def machine_description() -> dict[str, Any]:
+    """Processor, memory and GPU of this machine, for putting numbers beside; no names or addresses."""
+    import torch  # takes seconds to import
+
+    return {
+        "cpu": _cpu_model(),
+        "logical_cores": os.cpu_count(),
+        "usable_cores": usable_cores(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+        "system": platform.system(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, this program and the packages that decide its numbers."""
+    found = {"python": platform.python_version(), "drqn-dist": drqn_dist.__version__}
+    for package in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+def _description(config: TrainConfig, command_line: Sequence[str]) -> dict[str, Any]:
+    return {
+        "config": to_dict(config),
+        "command_line": [Path(word).name if index == 0 else word for index, word in enumerate(command_line)],
+        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "versions": versions(),
+        "machine": machine_description(),
+    }
+
+
+def _run_name(config: TrainConfig) -> str:
+    env = re.sub(r"[^A-Za-z0-9.-]+", "-", config.env.id).strip("-.")
+    name = re.sub(r"[^A-Za-z0-9.-]+", "-", config.preset).strip("-.")
+    return f"{env}__{name}__{config.seed}__{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _make_unique(root: Path, name: str) -> Path:
+    """Creates root/name, or root/name-2 and so on where that exists: two runs may start in the same second."""
+    for attempt in range(1, 1000):
+        path = root / (name if attempt == 1 else f"{name}-{attempt}")
+        try:
+            path.mkdir()
+        except FileExistsError:
+            continue
+        return path
+    raise FileExistsError(f"a thousand folders named {name} exist")
+
+
+def _write_json(path: Path, value: Any) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            json.dump(value, file, indent=2)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def _cpu_model() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,187 @@
+"""Turns reports into metrics for the log and figures for the screen."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Iterable
+
+import numpy as np
+
+from actors.actor import ActorStats, Episode
+from actors.evaluator import Evaluation
+from drqn_dist.config import TrainConfig
+from drqn_dist.training.lag import PolicyLag
+from drqn_dist.training.session import Report
+from learner.learner import LearnerStats
+
+RECENT_EPISODES = 20
+"""Training episodes behind charts/episodic_return."""
+GREEDY_EPSILON = 0.05
+"""Only environments that explore less than this count there, if there are any: the others' returns say more about
+their random moves than about the policy. The ladder is geometric, so in most runs several do."""
+
+
+class Monitor:
+    """Keeps the run's counters and the recent past. Used from one thread."""
+
+    def __init__(
+        self, config: TrainConfig, frames_per_step: int, agent_steps: int, updates: int, wall_s: float
+    ) -> None:
+        """
+        Args:
+            agent_steps, updates, wall_s: of the run before this start, 0 in a new run.
+        """
+        self._config = config
+        self._frames_per_step = frames_per_step
+        self.agent_steps, self.updates = agent_steps, updates
+        self._wall_before = wall_s
+        self._started = self._last = time.monotonic()
+        self._steps_at_start = agent_steps
+        self._episodes: deque[Episode] = deque(maxlen=RECENT_EPISODES)
+        self._lag = PolicyLag()
+        self._threshold = max(GREEDY_EPSILON, config.actor.epsilon_low)
+        self.last_evaluation: Evaluation | None = None
+        self.best: Evaluation | None = None
+
+    @property
+    def frames(self) -> int:
+        return self.agent_steps * self._frames_per_step
+
+    @property
+    def wall_s(self) -> float:
+        """Seconds of training, earlier starts of the run included."""
+        return self._wall_before + time.monotonic() - self._started
+
+    def take(self, report: Report) -> tuple[dict[str, float], dict[str, float | None]]:
+        """Counts a report in.
+
+        Returns:
+            values for the log by tag, and figures for the screen by name.
+        """
+        now = time.monotonic()
+        elapsed, self._last = max(now - self._last, 1e-9), now
+        steps = sum(a.agent_steps for a in report.actors)
+        self.agent_steps += steps
+        for stats in report.learner:
+            self.updates = stats.updates
+        self._episodes.extend(e for a in report.actors for e in a.episodes if e.epsilon <= self._threshold)
+        if report.evaluations:
+            self.last_evaluation = report.evaluations[-1]
+            contenders = [*report.evaluations] if self.best is None else [self.best, *report.evaluations]
+            self.best = max(contenders, key=mean_score)
+        values = {
+            "time/updates": float(self.updates),
+            "charts/agent_steps_per_s": steps / elapsed,
+            "charts/updates_per_s": sum(s.new_updates for s in report.learner) / elapsed,
+            "charts/episodic_return": _mean(e.score for e in self._episodes),
+            "charts/episodic_length": _mean(e.steps for e in self._episodes),
+            **_learner_values(report.learner),
+            **_actor_values(report.actors),
+        }
+        lag = self._lag.of(report)
+        if lag is not None:
+            values["actors/policy_lag_updates"] = lag
+        if report.replay is not None:
+            replay, capacity = report.replay, self._config.replay.capacity_steps
+            values |= {
+                "replay/steps": replay.stored_steps,
+                "replay/bytes": replay.stored_bytes,
+                "replay/fill": replay.stored_steps / capacity,
+                "replay/samples_per_insert": replay.samples_per_insert,
+                "replay/late_priorities": replay.late_priorities,
+                "replay/missing": replay.missing,
+                "replay/duplicates": replay.duplicates,
+                "replay/rejected": replay.rejected,
+            }
+        for evaluation in report.evaluations:
+            values |= evaluation_values(evaluation)
+        return values, self._shown(values)
+
+    def _shown(self, values: dict[str, float]) -> dict[str, float | None]:
+        tags = {
+            "agent_steps_per_s": "charts/agent_steps_per_s",
+            "updates_per_s": "charts/updates_per_s",
+            "replay_fill": "replay/fill",
+            "samples_per_insert": "replay/samples_per_insert",
+            "policy_lag": "actors/policy_lag_updates",
+            "epsilon": "charts/epsilon",
+            "episode_return": "charts/episodic_return",
+            "eval_return": "eval/mean_return",
+        }
+        shown: dict[str, float | None] = {
+            name: values[tag] for name, tag in tags.items() if math.isfinite(values.get(tag, math.nan))
+        }
+        elapsed = time.monotonic() - self._started
+        shown |= {
+            "agent_steps": self.agent_steps,
+            "total_steps": self._config.total_steps,
+            "frames": self.frames,
+            "updates": self.updates,
+            "elapsed_s": self.wall_s,
+        }
+        gained = self.agent_steps - self._steps_at_start
+        if gained > 0:
+            left = (self._config.total_steps - self.agent_steps) * elapsed / gained
+            if self._config.minutes:
+                left = min(left, 60 * self._config.minutes - elapsed)
+            shown["eta_s"] = max(left, 0.0)
+        return shown
+
+
+def mean_score(evaluation: Evaluation) -> float:
+    return float(np.mean(evaluation.scores))
+
+
+def std_score(evaluation: Evaluation) -> float:
+    """Of the population."""
+    return float(np.std(evaluation.scores))
+
+
+def evaluation_values(evaluation: Evaluation) -> dict[str, float]:
+    """An evaluation's figures by tag."""
+    return {
+        "eval/mean_return": mean_score(evaluation),
+        "eval/std_return": std_score(evaluation),
+        "eval/episodes": len(evaluation.scores),
+        "eval/updates": evaluation.version,
+    }
+
+
+def _learner_values(pieces: list[LearnerStats]) -> dict[str, float]:
+    trained = [p for p in pieces if p.new_updates]
+    if not trained:
+        return {}
+    weights = [p.new_updates for p in trained]
+
+    def mean(name: str) -> float:
+        return float(np.average([getattr(p, name) for p in trained], weights=weights))
+
+    wait, train = sum(p.wait_s for p in trained), sum(p.train_s for p in trained)
+    return {
+        "losses/td_loss": mean("td_loss"),
+        "losses/td_error": mean("td_error"),
+        "losses/q_values": mean("q_value"),
+        "losses/grad_norm": mean("grad_norm"),
+        "replay/sample_age_updates": mean("sample_age"),
+        "time/waiting_for_replay": wait / max(wait + train, 1e-9),
+    }
+
+
+def _actor_values(pieces: list[ActorStats]) -> dict[str, float]:
+    busy = [p for p in pieces if p.agent_steps]
+    if not busy:
+        return {}
+    names = ("env", "policy", "build", "encode", "push", "weights")
+    parts = {name: sum(getattr(p, f"{name}_s") for p in busy) for name in names}
+    total = max(sum(parts.values()), 1e-9)
+    return {
+        "charts/epsilon": float(np.mean([p.epsilon for p in busy])),
+        **{f"time/actor_{name}": seconds / total for name, seconds in parts.items()},
+    }
+
+
+def _mean(values: Iterable[float]) -> float:
+    found = list(values)
+    return float(np.mean(found)) if found else math.nan

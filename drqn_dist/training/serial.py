@@ -1,0 +1,140 @@
+"""All roles in one process, in a fixed order: bit-for-bit repeatable, and the plain loop to compare others with."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+from actors.actor import Actor
+from actors.evaluator import Evaluation, EvaluationStopped, Evaluator
+from drqn_dist.config import TrainConfig
+from drqn_dist.envs.make import env_spec
+from drqn_dist.errors import ConfigError
+from drqn_dist.interfaces import WeightSnapshot
+from drqn_dist.training.session import Report, Saved, never
+from learner.batch_loader import DirectLoader
+from learner.learner import Learner, resolve_device
+from learner.weight_publisher import WeightPublisher
+from learner.window_reader import WindowReader
+from replay_server.replay import Replay, make_replay
+
+
+class SerialSession:
+    """Actors step in turn; after each batched step the learner catches up as far as the rate limiter lets it."""
+
+    def __init__(self, config: TrainConfig, restored: Saved | None = None) -> None:
+        """
+        Raises:
+            ConfigError: the rate limiter could block the only thread there is.
+            EnvError, CheckpointError
+        """
+        self._config = config
+        # Of each environment a fragment, and what came in the rest of a push period.
+        burst = config.actor.envs_per_actor * (config.window.fragment + config.push_period - 1)
+        if config.rate_tolerance_steps < burst:
+            raise ConfigError(
+                f"replay.rate_tolerance_steps ({config.rate_tolerance_steps:,}) is smaller than what one actor may "
+                f"push at once ({config.actor.envs_per_actor} environments of {config.window.fragment} + "
+                f"{config.push_period - 1} steps, {burst:,}): in serial mode nobody could take the excess away; raise "
+                "it, or use 0 for automatic"
+            )
+        spec = env_spec(config.env)
+        self.replay = make_replay(config)
+        self.publisher = WeightPublisher()
+        device = resolve_device(config.learner.device)
+        loader = DirectLoader(self.replay, WindowReader(config, spec), config.learner.batch_windows, device)
+        self.learner = Learner(config, spec, loader, self.replay, self.publisher)
+        meta = restored.meta if restored else {}
+        if restored:
+            self.learner.load(restored.tensors, meta["learner"])
+            self.replay.set_state(meta["replay"][0])
+        self._incarnation = int(meta.get("incarnation", -1)) + 1
+        self.agent_steps = int(meta.get("agent_steps", 0))
+        self.actors = [
+            Actor(config, index, _Sink(self.replay), self.publisher, self.agent_steps, self._incarnation)
+            for index in range(config.actors)
+        ]
+        self._evaluators: dict[int, Evaluator] = {}
+        self._turn = 0
+        self._next_eval = next_multiple(self.learner.state.updates, config.eval.period_updates)
+
+    def advance(self, seconds: float, stopping: Callable[[], bool] = never) -> Report:
+        report, deadline = Report(), time.monotonic() + seconds
+        while (
+            self.agent_steps < self._config.total_steps
+            and not stopping()
+            and not report.evaluations  # who stops at a return stops at the same step every time
+            and time.monotonic() < deadline
+        ):
+            self.turn(report, stopping)
+        report.actors += [actor.take_stats() for actor in self.actors]
+        report.learner.append(self.learner.take_stats())
+        report.replay = self.replay.stats()
+        return report
+
+    def turn(self, report: Report, stopping: Callable[[], bool] = never) -> None:
+        """One batched step of one actor, then as many updates as are due, with the evaluations among them."""
+        actor = self.actors[self._turn % len(self.actors)]
+        self._turn += 1
+        self.agent_steps += actor.step()
+        while self.replay.can_sample():
+            self.learner.update()
+            if self.learner.state.updates == self._next_eval:
+                self._next_eval += self._config.eval.period_updates
+                with suppress(EvaluationStopped):
+                    episodes = self._config.eval.episodes
+                    report.evaluations.append(self._evaluate(self._config.seed, None, episodes, stopping))
+
+    def save(self) -> Saved:
+        tensors, learner = self.learner.save()
+        return Saved(
+            tensors,
+            {
+                "learner": learner,
+                "replay": [self.replay.get_state()],
+                "incarnation": self._incarnation,
+                "agent_steps": self.agent_steps,
+            },
+        )
+
+    def evaluate(self, seed: int, weights: WeightSnapshot | None = None) -> Evaluation:
+        return self._evaluate(seed, weights, self._config.eval.final_episodes or self._config.eval.episodes)
+
+    def _evaluate(
+        self, seed: int, weights: WeightSnapshot | None, episodes: int, stopping: Callable[[], bool] = never
+    ) -> Evaluation:
+        if episodes not in self._evaluators:
+            self._evaluators[episodes] = Evaluator(self._config, episodes)
+        if weights is None:
+            state = self.learner.state
+            weights = WeightSnapshot(state.updates, state.network.to_vector())
+        return self._evaluators[episodes].evaluate(weights, seed, stopping=stopping)
+
+    def adopt(self, weights: WeightSnapshot) -> None:
+        self.learner.adopt(weights)
+
+    def close(self) -> None:
+        for actor in self.actors:
+            actor.close()
+        self.actors = []
+        for evaluator in self._evaluators.values():
+            evaluator.close()
+        self._evaluators = {}
+        self.replay.stop()
+
+
+class _Sink:
+    """Pushes straight into the replay."""
+
+    def __init__(self, replay: Replay) -> None:
+        self._replay = replay
+
+    def push(self, payloads: Sequence[bytes]) -> None:
+        for payload in payloads:
+            self._replay.push(payload)
+
+
+def next_multiple(done: int, period: int) -> int:
+    """The next multiple of `period` above `done`; -1, which never comes, if period is 0."""
+    return (done // period + 1) * period if period else -1

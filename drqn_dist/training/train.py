@@ -1,0 +1,322 @@
+"""A training run from its configuration to its summary."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+from actors.evaluator import Evaluation
+from drqn_dist.config import AUTO, TrainConfig
+from drqn_dist.envs.make import env_spec
+from drqn_dist.errors import CheckpointError, DrqnError
+from drqn_dist.experiments.run_folder import RunFolder, Summary, create_run, open_run
+from drqn_dist.interfaces import EnvSpec, WeightSnapshot
+from drqn_dist.metrics import MetricsLog
+from drqn_dist.network.q_network import QNetwork
+from drqn_dist.training.console import Progress
+from drqn_dist.training.memory import batches_per_draw, check_memory
+from drqn_dist.training.monitor import Monitor, evaluation_values, mean_score, std_score
+from drqn_dist.training.serial import SerialSession
+from drqn_dist.training.session import Report, Saved, Session
+from learner.learner import resolve_device
+from replay_server.replay import make_replay, make_shard
+
+SAME_SIGNAL_S = 3.0
+"""Signals within this time of the first one are the same."""
+
+
+def train(config: TrainConfig, resume: Path | None = None) -> Summary:
+    """Trains until `total_steps`, `minutes`, `stop_at_return` or a signal, and writes everything into a run folder.
+
+    Args:
+        config: of the run; with `resume` it must be that run's own, except for its bounds.
+        resume: folder of the run to go on with: learner, optimizer, target network and counters go on where the
+            newest checkpoint left them; the replay fills again.
+
+    Raises:
+        ConfigError: the configuration cannot run on this machine; nothing was started or left behind.
+        RunFolderError, CheckpointError: the folder or the checkpoint to resume cannot be used.
+        RoleFailedError: a process failed too often; the last checkpoint stays.
+    """
+    spec = env_spec(config.env)
+    if config.actors == AUTO:
+        config = replace(config, actors=_fitting_actors(config))
+    with torch.device("meta"):  # refuses a network that does not fit the observations, without memory
+        QNetwork(config.network, spec, config.env.stack_frames)
+    if config.address is None:  # otherwise the cluster's machines decide
+        check_memory(config, spec)
+        resolve_device(config.learner.device)
+    # Refuses a rate limiter that would deadlock, before any process is started.
+    if config.mode == "serial":
+        make_replay(config)
+    else:
+        make_shard(config, 0, batches_per_draw(config, spec))
+    restored = None
+    if resume is not None:
+        folder = replace(open_run(resume), config=config)
+        checkpoint = folder.checkpoints.latest()
+        if checkpoint is None:
+            raise CheckpointError(f"{resume} holds no checkpoint to go on from; start a new run")
+        restored = Saved(checkpoint.tensors, checkpoint.meta)
+    with ExitStack() as stack:
+        stop = stack.enter_context(_signals())
+        with stop.at_once():  # a cluster may take long to have room
+            session = _start_session(config, restored)
+        stack.callback(session.close)
+        if resume is None:
+            folder = create_run(config, sys.argv)
+        return _Run(config, spec, session, folder, restored, stop).run()
+
+
+def _fitting_actors(config: TrainConfig) -> int:
+    if config.mode == "serial":
+        return 1
+    from drqn_dist.distributed.placement import fitting_actors  # Ray takes a second to import
+
+    return fitting_actors(config)
+
+
+def _start_session(config: TrainConfig, restored: Saved | None) -> Session:
+    if config.mode == "serial":
+        return SerialSession(config, restored)
+    from drqn_dist.distributed.supervisor import RaySession  # Ray takes a second to import
+
+    return RaySession(config, restored)
+
+
+class _Run:
+    """The training loop: advance, log, save, stop."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        spec: EnvSpec,
+        session: Session,
+        folder: RunFolder,
+        restored: Saved | None,
+        stop: _StopRequest,
+    ) -> None:
+        self._config, self._session, self._folder, self._stop = config, session, folder, stop
+        meta = restored.meta if restored else {}
+        self._monitor = Monitor(
+            config,
+            spec.frames_per_step,
+            int(meta.get("agent_steps", 0)),
+            int(meta["learner"]["updates"]) if restored else 0,
+            float(meta.get("wall_s", 0.0)),
+        )
+        self._resumed_at = int(meta["agent_steps"]) if restored else None
+        self._final_seed = int(meta.get("final_seed", config.seed))
+        self._started = self._checkpointed = time.monotonic()
+
+    def run(self) -> Summary:
+        config, monitor = self._config, self._monitor
+        title = f"{config.env.id} · {config.preset} · seed {config.seed} · {config.mode}"
+        with ExitStack() as stack:
+            log = MetricsLog(self._folder.path, self._resumed_at)
+            stack.callback(_close, log)
+            progress = stack.enter_context(Progress(title, config.log_period_s))
+            progress.message(f"run folder: {self._folder.path}")
+            while True:
+                while not (stopped_by := self._stopped_by()):
+                    self._advance(log, progress)
+                if stopped_by != "stop_at_return" or self._confirmed(log, progress):
+                    break
+            hint = "; a second Ctrl-C gives up without" if stopped_by == "signal" else ""
+            progress.message(f"stopping: {stopped_by}; writing checkpoint and summary{hint}")
+            saved = self._save()
+            not_written = self._write(saved, progress)
+            if stopped_by not in ("signal", "stop_at_return"):
+                progress.message(f"final evaluation: {config.eval.final_episodes or config.eval.episodes} episodes …")
+                self._evaluate(None, log, progress)
+            evaluation = monitor.last_evaluation
+            summary = Summary(
+                agent_steps=monitor.agent_steps,
+                frames=monitor.frames,
+                updates=monitor.updates,
+                wall_s=monitor.wall_s,
+                eval_mean_return=mean_score(evaluation) if evaluation else None,
+                eval_std_return=std_score(evaluation) if evaluation else None,
+                weights_sha256=weights_sha256(saved.tensors),
+                stopped_by=stopped_by,
+            )
+            self._folder.write_summary(summary)
+            if not_written is not None:
+                raise not_written
+            progress.message(f"done: {self._folder.path / 'summary.json'}")
+            return summary
+
+    def _advance(self, log: MetricsLog, progress: Progress) -> None:
+        config = self._config
+        self._take(self._session.advance(self._until_next(), lambda: self._stop.requested), log, progress)
+        if time.monotonic() - self._checkpointed >= config.checkpoint_period_s:
+            try:
+                self._write(self._save(), progress)
+            except DrqnError as error:  # a learner that does not come back, say: advance will tell
+                progress.message(f"no checkpoint: {error}")
+
+    def _take(self, report: Report, log: MetricsLog, progress: Progress) -> None:
+        values, shown = self._monitor.take(report)
+        self._log(log, values, progress)
+        progress.update(shown)
+        for event in report.events:
+            progress.message(event)
+        for evaluation in report.evaluations:
+            progress.message(f"evaluation at update {evaluation.version:,}: {_scores(evaluation)}")
+
+    def _confirmed(self, log: MetricsLog, progress: Progress) -> bool:
+        """Plays other games with the weights that reached the wanted return, while training goes on; if they reach it
+        again, the run ends with them, and not with those that came of training on meanwhile."""
+        candidate, monitor = self._monitor.best, self._monitor
+        assert candidate is not None
+        progress.message(f"confirming the weights of update {candidate.version:,} in other games …")
+        monitor.best = None
+        evaluation = self._evaluate(candidate.weights, log, progress)
+        self._take(self._session.advance(0.0), log, progress)
+        if evaluation is None:  # a signal broke it off
+            return False
+        if mean_score(evaluation) < (self._config.stop_at_return or 0.0):
+            progress.message("not confirmed")
+            return False
+        assert evaluation.weights is not None
+        self._session.adopt(evaluation.weights)
+        return True
+
+    def _evaluate(self, weights: WeightSnapshot | None, log: MetricsLog, progress: Progress) -> Evaluation | None:
+        """Evaluates these weights, or those just saved, in games that no evaluation before had: those that decided to
+        stop would flatter them, and those that once refused them would do so again.
+
+        Returns:
+            None if a signal broke it off.
+        """
+        with suppress(KeyboardInterrupt), self._stop.at_once():
+            self._final_seed += 1
+            evaluation = self._monitor.last_evaluation = self._session.evaluate(self._final_seed, weights)
+            self._log(log, evaluation_values(evaluation), progress)
+            progress.message(f"evaluation at update {evaluation.version:,}: {_scores(evaluation)}")
+            return evaluation
+        return None
+
+    def _until_next(self) -> float:
+        """Seconds until there is something to do besides training."""
+        now, config = time.monotonic(), self._config
+        seconds = min(config.log_period_s, self._checkpointed + config.checkpoint_period_s - now)
+        if config.minutes:
+            seconds = min(seconds, self._started + 60 * config.minutes - now)
+        return max(seconds, 0.01)
+
+    def _log(self, log: MetricsLog, values: dict[str, float], progress: Progress) -> None:
+        """Writes a line of metrics; one that cannot be written (a full disk) is reported, and training goes on."""
+        monitor = self._monitor
+        try:
+            log.write(values, monitor.agent_steps, monitor.frames, monitor.wall_s)
+        except OSError as error:
+            progress.message(f"no metrics: could not write them into {self._folder.path}: {error.strerror or error}")
+
+    def _stopped_by(self) -> str:
+        config, monitor = self._config, self._monitor
+        if self._stop.requested:
+            return "signal"
+        if monitor.agent_steps >= config.total_steps:
+            return "total_steps"
+        if config.minutes and time.monotonic() - self._started >= 60 * config.minutes:
+            return "minutes"
+        best = monitor.best
+        if config.stop_at_return is not None and best is not None and mean_score(best) >= config.stop_at_return:
+            return "stop_at_return"
+        return ""
+
+    def _save(self) -> Saved:
+        """
+        Raises:
+            DrqnError: there is nothing fit to be saved; the checkpoint before stays.
+        """
+        self._checkpointed = time.monotonic()
+        saved = self._session.save()
+        self._monitor.updates = int(saved.meta["learner"]["updates"])
+        if not all(t.isfinite().all() for name, t in saved.tensors.items() if name.startswith("network.")):
+            raise DrqnError("the weights are no longer finite: training has diverged; lower learner.learning_rate")
+        return saved
+
+    def _write(self, saved: Saved, progress: Progress) -> CheckpointError | None:
+        """Writes a checkpoint; an error (a full disk) is reported and returned, and the checkpoint before stays."""
+        # The last checkpoint is written before the last evaluation, which takes one more.
+        meta = saved.meta | {"wall_s": self._monitor.wall_s, "final_seed": self._final_seed + 1}
+        try:
+            self._folder.checkpoints.write(self._monitor.updates, saved.tensors, meta)
+        except CheckpointError as error:
+            progress.message(f"no checkpoint: {error}")
+            return error
+        return None
+
+
+def weights_sha256(tensors: dict[str, torch.Tensor]) -> str:
+    """SHA-256 over the online network's tensors of a checkpoint, in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        if name.startswith("network."):
+            digest.update(name.encode())
+            digest.update(tensors[name].contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _scores(evaluation: Evaluation) -> str:
+    return (
+        f"mean return {mean_score(evaluation):.2f} ± {std_score(evaluation):.2f} over {len(evaluation.scores)} episodes"
+    )
+
+
+def _close(log: MetricsLog) -> None:
+    with suppress(OSError):  # a full disk was reported when it was met
+        log.close()
+
+
+class _StopRequest:
+    """Set by SIGINT or SIGTERM; a second one stops at once, unless it comes so soon that it is the same again: a key
+    held down, or one signal to the terminal's processes and another to this one."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._at_once = False
+        self._first_s = math.inf
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        interrupt = self._at_once or now > self._first_s + SAME_SIGNAL_S
+        self._first_s = min(self._first_s, now)
+        self.requested = True
+        if interrupt:
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """What is done in this context is broken off by the first signal already, with a KeyboardInterrupt."""
+        self._at_once = True
+        try:
+            yield
+        finally:
+            self._at_once = False
+
+
+@contextmanager
+def _signals() -> Iterator[_StopRequest]:
+    stop = _StopRequest()
+    try:
+        old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: whoever called from there handles signals
+        old = {}
+    try:
+        yield stop
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from drqn_dist import bench
+from drqn_dist.bench import BenchSettings, run_bench
+from drqn_dist.bench import actor as actor_bench
+from drqn_dist.bench.actor import bench_actor
+from drqn_dist.bench.figures import Figures, rate
+from drqn_dist.bench.fill import copies
+from drqn_dist.bench.learner import bench_learner
+from drqn_dist.bench.play import fresh_weights, play
+from drqn_dist.bench.replay import bench_replay
+from drqn_dist.cli import main
+from drqn_dist.codec import decode, decode_header
+from drqn_dist.config import ActorConfig, LearnerConfig, NetworkConfig, TrainConfig
+from drqn_dist.envs.make import env_spec
+from drqn_dist.errors import ConfigError, RunFolderError
+from drqn_dist.interfaces import WeightSnapshot
+from drqn_dist.presets import preset
+
+QUICK = BenchSettings(seconds=0.05, repeats=1, play_steps=600, memory_steps=5_000)
+LIMIT = 2**24
+
+
+def _config() -> TrainConfig:
+    return replace(
+        preset("gridworld"),
+        network=NetworkConfig(torso="mlp", torso_units=8, core_units=8),
+        learner=LearnerConfig(batch_windows=4, unroll_steps=8),
+        actor=ActorConfig(envs_per_actor=4, epsilon_low=0.25, epsilon_high=0.25),
+    )
+
+
+def test_a_figure_is_the_median_with_its_spread() -> None:
+    figures = Figures()
+    for value in (5.0, 1.0, 3.0):
+        figures.add(a=value, b=10 * value)
+    assert figures.result() == {"a": 3.0, "b": 30.0, "spread": {"a": [1.0, 5.0], "b": [10.0, 50.0]}}
+
+
+def test_a_rate_counts_work_by_time_and_does_some_even_in_no_time() -> None:
+    calls = []
+
+    def work() -> int:
+        calls.append(1)
+        return 7
+
+    assert rate(work, 0.0) > 0
+    assert len(calls) == 1
+
+
+def test_actor_figures_have_their_names_and_the_ratio_is_their_quotient() -> None:
+    threads = torch.get_num_threads()
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+    result = bench_actor(_config(), QUICK)
+    assert result["ratio"] == result["agent_steps_per_s"] / result["env_only_steps_per_s"]
+    assert result["spread"].keys() == {"agent_steps_per_s", "env_only_steps_per_s", "ratio"}
+    assert (result["env"], result["envs"], result["cores"]) == ("drqn_dist/GridWorld-v0", 4, 1)
+    assert torch.get_num_threads() == threads
+    assert cores is None or os.sched_getaffinity(0) == cores
+
+
+@pytest.mark.ray
+def test_replay_figures_have_their_names_and_the_ratio_is_their_quotient() -> None:
+    config = _config()
+    result = bench_replay(config, QUICK)
+    assert result["ratio"] == result["windows_per_s"] / result["learner_windows_per_s"]
+    payloads = play(config, env_spec(config.env), QUICK.play_steps, None)
+    steps = sum(decode_header(payload, LIMIT).num_steps for payload in payloads)
+    assert result["bytes_per_frame"] == sum(map(len, payloads)) / steps
+    assert result["raw_bytes_per_frame"] == 9 * 4
+    assert result["pushes_per_s"] > 0
+    assert result["frames_from"] == "random policy"
+    assert result["steps_per_push"] == 32
+    assert result["memory_steps"] == 5_000
+    assert 0 < result["memory_bytes_per_million_steps"] * 5_000 / 1_000_000 < result["memory_bytes"]
+    # Of its own code's time on this thread, a push or window cannot take more than all of the time.
+    assert 0 < result["cpu_us_per_push"] < 1e6
+    assert 0 < result["cpu_us_per_window"] < 1e6
+    kinds = [f"{of}_{k}_{what}_cost" for of in ("shards", "processes") for k in (2, 4) for what in ("push", "window")]
+    kinds += [f"processes_{k}_window_cost_crowded" for k in (2, 4)]
+    assert set(kinds) < result["spread"].keys()
+    # Far more than it may be, and far from what K times the work would cost: a busy machine measures poorly.
+    assert all(0.2 < result[kind] < 3.0 for kind in kinds if kind.startswith("processes_"))
+    assert result["process_us_per_fragment"] > result["cpu_us_per_push"], "Ray's part included"
+
+
+@pytest.mark.ray
+def test_learner_figures_have_their_names_and_the_ratio_is_their_quotient() -> None:
+    result = bench_learner(_config(), QUICK)
+    assert result["ratio"] == result["updates_per_s"] / result["bare_updates_per_s"]
+    assert result["spread"].keys() == {"updates_per_s", "bare_updates_per_s", "ratio"}
+    assert (result["batch_windows"], result["unroll_steps"]) == (4, 8)
+
+
+def test_play_is_random_or_that_of_the_given_weights() -> None:
+    config = _config()
+    config = replace(config, actor=replace(config.actor, epsilon_low=1e-9, epsilon_high=1e-9))
+    spec = env_spec(config.env)
+    weights = WeightSnapshot(77, fresh_weights(config, spec).vector)
+    random = [decode(payload, LIMIT) for payload in play(config, spec, 300, None)]
+    greedy = [decode(payload, LIMIT) for payload in play(config, spec, 300, weights)]
+    assert {f.weight_version for f in random} == {0}
+    assert {f.weight_version for f in greedy} == {77}
+    used = [len({int(a) for f in fragments for a in f.actions}) for fragments in (random, greedy)]
+    assert used[0] == 4
+    assert used[1] < 4
+
+
+def test_copies_are_fragments_of_other_actors_in_bytes_of_their_own() -> None:
+    config = _config()
+    payloads = play(config, env_spec(config.env), 100, None)
+    supply = copies(payloads, LIMIT)
+    first, second = next(supply), next(supply)
+    assert len({id(payload) for payload in payloads + first + second}) == 3 * len(payloads)
+    assert [decode_header(p[0], LIMIT).actor_id for p in (payloads, first, second)] == [0, 1, 2]
+    assert (decode(first[0], LIMIT).observations == decode(payloads[0], LIMIT).observations).all()
+
+
+def test_the_actor_is_measured_on_the_reference_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[TrainConfig] = []
+    monkeypatch.setattr(actor_bench, "bench_actor", lambda config, settings, weights: measured.append(config) or {})
+    bench.run_bench("actor")
+    bench.run_bench("actor", "gridworld")
+    reference, other = measured
+    assert other == preset("gridworld")
+    assert (reference.env.id, reference.env.height_px, reference.env.width_px) == ("ALE/Pong-v5", 84, 84)
+    assert (reference.network.torso, reference.network.core, reference.network.core_units) == ("nature", "gru", 512)
+    assert (reference.actor.env_threads, reference.actor.torch_threads) == (1, 1)
+
+
+def test_the_command_prints_one_object_or_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    quick = ["--preset", "gridworld", "--seconds", "0.05", "--repeats", "3"]
+    main(["bench", "actor", *quick, "--json"])
+    (line,) = capsys.readouterr().out.splitlines()
+    result = json.loads(line)
+    assert result["role"] == "actor"
+    low, high = result["spread"]["ratio"]
+    assert low <= result["ratio"] <= high
+    main(["bench", "actor", *quick])
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0] == "actor"
+    assert [line.split()[0] for line in shown[1:4]] == ["agent_steps_per_s", "env_only_steps_per_s", "ratio"]
+
+
+def test_settings_that_cannot_work_are_clear_errors(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--repeats is 0"):
+        BenchSettings(repeats=0)
+    with pytest.raises(ConfigError, match="--memory-steps is -1"):
+        BenchSettings(memory_steps=-1)
+    with pytest.raises(ConfigError, match="unknown preset"):
+        run_bench("replay", "nope")
+    with pytest.raises(ConfigError, match="leave --preset out"):
+        run_bench("actor", "dqn", tmp_path)
+    with pytest.raises(RunFolderError, match="is no run folder"):
+        run_bench("actor", run=tmp_path)

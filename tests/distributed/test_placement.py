@@ -1,0 +1,65 @@
+"""How many actors fit. Placement itself: tests/integration/test_cluster.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from ray.util.placement_group import PlacementGroup
+
+from drqn_dist.config import AUTO
+from drqn_dist.distributed import placement
+from tests.runs import maze_config
+
+
+@pytest.mark.parametrize(("cores", "shards", "actors"), [(8, 1, 7), (2, 1, 1), (1, 1, 1), (2, 3, 3)])
+def test_this_machine_holds_an_actor_for_each_cpu_but_one(
+    cores: int, shards: int, actors: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(placement, "usable_cores", lambda: cores)
+    config = maze_config(tmp_path, actors=AUTO, mode="ray", replay={"shards": shards})
+    assert placement.fitting_actors(config) == actors
+
+
+@pytest.mark.parametrize(("free", "actors"), [({"CPU": 40.0}, 35), ({"CPU": 5.5}, 2), ({}, 2)])
+def test_a_cluster_holds_an_actor_for_each_cpu_that_is_free_beside_the_other_roles(
+    free: dict[str, float], actors: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(placement, "LocalRay", lambda *_, **__: SimpleNamespace(close=lambda: None))
+    monkeypatch.setattr(
+        placement,
+        "RAY",
+        SimpleNamespace(available_resources=lambda: free, cluster_resources=lambda: {"CPU": 100.0}),
+    )
+    # Learner, evaluator, one loader and two shards beside them.
+    config = maze_config(tmp_path, actors=AUTO, mode="ray", address="10.0.0.1:6379", replay={"shards": 2})
+    assert placement.fitting_actors(config) == actors
+
+
+@pytest.mark.parametrize("waits", [0, 1, 2])
+def test_an_interrupted_search_for_room_gives_back_what_it_asked_for(
+    waits: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+    removed: list[object] = []
+
+    class Group:
+        def wait(self, seconds: float) -> bool:
+            nonlocal waits
+            waits -= 1
+            if waits < 0:
+                raise KeyboardInterrupt
+            return False
+
+    def ask(*_: object, **__: object) -> PlacementGroup:
+        asked.append(Group())
+        return asked[-1]  # type: ignore[return-value]
+
+    monkeypatch.setattr(placement, "placement_group", ask)
+    monkeypatch.setattr(placement, "remove_placement_group", removed.append)
+    monkeypatch.setattr(placement, "_head_cpus", lambda: 100.0)
+    monkeypatch.setattr(placement, "_described", lambda: "2 CPUs")
+    with pytest.raises(KeyboardInterrupt):
+        placement.Placement(maze_config(tmp_path, learner={"device": "cpu"}), say=lambda line: None)
+    assert removed == asked

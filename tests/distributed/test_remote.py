@@ -1,0 +1,330 @@
+"""The remote classes as plain objects, and the calls between roles with a Ray of our own."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import threading
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+from ray.exceptions import ActorDiedError, ActorUnavailableError
+
+from actors.actor import Actor
+from drqn_dist.distributed import remote_replay
+from drqn_dist.distributed.channels import (
+    RemoteBatches,
+    RemotePriorities,
+    RemoteSink,
+    RemoteSource,
+    RemoteWeights,
+    await_restart,
+)
+from drqn_dist.distributed.remote import LearnerRole
+from drqn_dist.distributed.remote_replay import ReplayRole
+from drqn_dist.envs.make import env_spec
+from drqn_dist.errors import FragmentError, ReplayStopped
+from drqn_dist.fragment import WindowBatch
+from drqn_dist.interfaces import WeightSnapshot
+from drqn_dist.network.q_network import QNetwork
+from learner.weight_publisher import WeightPublisher
+from learner.window_reader import WindowReader
+from replay_server.replay import make_shard
+from replay_server.shards import SHARD_STRIDE, ShardLedger
+from tests.fakes import FakeSink, FakeWeights
+from tests.replay_server.fragments import cut_episode
+from tests.replay_server.test_replay import SHAPE
+from tests.replay_server.test_shards import fill, make_parts
+from tests.runs import maze_config, role_processes, until
+
+
+@pytest.fixture(scope="module")
+def payloads(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
+    """Some hundred steps of fragments."""
+    sink = FakeSink()
+    actor = Actor(maze_config(tmp_path_factory.mktemp("unused")), 0, sink, FakeWeights())
+    while len(sink.payloads) < 40:
+        actor.step()
+    actor.close()
+    return sink.payloads
+
+
+def test_a_new_replay_serves_nobody_before_it_has_its_counters(tmp_path: Path, payloads: list[bytes]) -> None:
+    config = maze_config(tmp_path)
+    before = ReplayRole(config, 0, 1)
+    before.begin(None)
+    before.push(payloads[:10])
+    first = before.pulse()
+    assert first is not None
+    assert first.stats.inserted_steps > 0
+
+    after = ReplayRole(config, 0, 1)
+    assert after.pulse() is None
+    pushing = threading.Thread(target=after.push, args=(payloads[10:11],))
+    pushing.start()
+    assert after.pulse() is None
+    after.begin(first.state)
+    pushing.join(timeout=10)
+    second = after.pulse()
+    assert second is not None
+    assert second.stats.inserted_steps == first.stats.inserted_steps + second.stats.stored_steps
+    after.begin(first.state)  # once begun, nothing turns the counters back
+    assert after.pulse() == second
+
+
+def test_a_replay_counts_its_calls_and_what_they_cost(tmp_path: Path, payloads: list[bytes]) -> None:
+    role = ReplayRole(maze_config(tmp_path, replay={"min_steps": 1}), 0, 2)  # batches of 8 windows
+    role.begin(None)
+    role.push(payloads[:7])
+    role.push(payloads[7:10])
+    before = role.work()
+    sample, _ = role.sample(12, 0, None, 0.0)
+    assert sample is not None
+    role.update_priorities(sample.ids, np.ones(len(sample.ids)))
+    after = role.work()
+    assert (before.calls, before.operations) == (2, {"push": 10, "sample": 0, "priorities": 0})
+    assert (after.calls, after.operations) == (4, {"push": 10, "sample": 1.5, "priorities": 1})
+    assert all(cost > 0 for cost in after.own_cpu_s.values())
+    assert after.own_cpu_s["push"] == before.own_cpu_s["push"]
+    assert after.cpu_s > before.cpu_s > before.own_cpu_s["push"]
+
+
+def test_a_call_is_tried_again_only_while_its_role_is_being_started_again() -> None:
+    await_restart(ActorUnavailableError("being started", None))
+    with pytest.raises(ActorDiedError):
+        await_restart(ActorDiedError())
+
+
+class _Answers:
+    """Stands for an actor's handle: `method.remote()` answers what the method returns, through the object store."""
+
+    def __init__(self, **methods: Any) -> None:
+        for name, method in methods.items():
+            setattr(self, name, _Method(method))
+
+
+class _Method:
+    def __init__(self, method: Any) -> None:
+        self._method = method
+
+    def remote(self, *arguments: Any) -> Any:
+        return ray.put(self._method(*arguments))
+
+
+@pytest.mark.ray
+def test_an_actor_takes_the_weights_of_a_learner_that_was_set_back(local_ray: None) -> None:
+    offered = {"version": 7}
+
+    def latest(known: int) -> list[Any]:
+        return [] if known == offered["version"] else [ray.put(WeightSnapshot(offered["version"], None))]  # type: ignore[arg-type]
+
+    weights = RemoteWeights(_Answers(latest=latest))
+    first = weights.latest(-1)
+    assert first is not None
+    assert first.version == 7
+    assert weights.latest(7) is None
+    offered["version"] = 3
+    found: list[WeightSnapshot] = []
+    until(lambda: bool(found.extend(s for s in [weights.latest(7)] if s) or found), "the older weights")
+    assert found[0].version == 3
+
+
+@pytest.mark.ray
+def test_a_version_is_stored_once_and_only_as_long_as_it_is_the_newest(local_ray: None, tmp_path: Path) -> None:
+    network = QNetwork(maze_config(tmp_path).network, env_spec(maze_config(tmp_path).env), 1)
+    learner: Any = object.__new__(LearnerRole)
+    learner._begun, learner._ref, learner._publisher = True, None, WeightPublisher()
+
+    def held() -> set[str]:
+        core: Any = ray._private.worker.global_worker.core_worker  # type: ignore[attr-defined]
+        return {key.decode() for key in core.get_all_reference_counts()}
+
+    ids = []
+    for version in range(1, 6):
+        learner._publisher.publish(network, version)
+        (reference,) = learner.latest(version - 1)
+        (again,) = learner.latest(-1)
+        assert reference == again
+        assert ray.get(reference).version == version
+        ids.append(reference.hex())
+        del reference, again
+        assert held() & set(ids) == {ids[-1]}
+    assert learner.latest(5) == []
+
+
+@pytest.mark.ray
+def test_priorities_of_several_updates_go_in_one_call_in_their_order(local_ray: None) -> None:
+    calls: list[tuple[list[int], list[float]]] = []
+    replay = _Answers(update_priorities=lambda ids, priorities: calls.append((ids.tolist(), priorities.tolist())))
+    sink = RemotePriorities([replay], updates_per_call=2)
+    for ids in ([1, 2], [2, 3], [4, 5]):
+        sink.update_priorities(np.array(ids), np.array(ids) / 10 + len(calls))
+    assert calls == [([1, 2, 2, 3], [0.1, 0.2, 0.2, 0.3])]
+    sink.update_priorities(np.array([6, 7]), np.array([0.6, 0.7]))
+    assert calls[1] == ([4, 5, 6, 7], [1.4, 1.5, 0.6, 0.7])
+
+
+@pytest.fixture(scope="module")
+def replay(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    config = maze_config(tmp_path_factory.mktemp("unused"))
+    (handle,) = remote_replay.start_replay(config, env_spec(config.env), "test-remote")
+    yield handle
+    ray.kill(handle)
+    until(lambda: not role_processes("Replay"), "the replay to end")
+
+
+def _begun(replay: Any) -> bool:
+    """Whether a replay that is being started again could be told to begin."""
+    try:
+        ray.get(replay.begin.remote(None), timeout=60)
+    except ActorUnavailableError:
+        return False
+    return True
+
+
+@pytest.mark.ray
+def test_pushes_are_bounded_and_a_refused_one_says_what_is_wrong(replay: Any, payloads: list[bytes]) -> None:
+    sink = RemoteSink(replay, limit=4)
+    for first in range(0, 9, 3):
+        sink.push(payloads[first : first + 3])
+        assert sum(len(call) for _, call in sink._in_flight) <= 4
+    sink.push([payloads[9][:-5], payloads[10]])
+    sink.push(payloads[11:13])
+    with pytest.raises(FragmentError) as refused:
+        sink.push(payloads[13:15])
+    assert "Traceback" not in str(refused.value)
+
+
+@pytest.mark.ray
+def test_more_fragments_than_may_be_in_flight_go_in_several_calls(local_ray: None) -> None:
+    calls: list[list[bytes]] = []
+    sink = RemoteSink(_Answers(push=calls.append), limit=4)
+    sink.push([bytes([i]) for i in range(10)])
+    assert [b"".join(call) for call in calls] == [bytes(range(4)), bytes(range(4, 8)), bytes(range(8, 10))]
+
+
+@pytest.mark.ray
+def test_a_loader_process_gives_the_batches_that_decoding_here_would(
+    local_ray: None, tmp_path: Path, payloads: list[bytes]
+) -> None:
+    config = maze_config(tmp_path, replay={"rate_tolerance_steps": 10**6})  # nobody blocks
+    spec = env_spec(config.env)
+    run = "test-of-the-loader"
+    (replay,) = remote_replay.start_replay(config, spec, run)
+    twin = make_shard(config, 0, 2)  # of the same seed, hence with the same draws
+    for payload in payloads:
+        ray.get(replay.push.remote([payload]))
+        twin.push(payload)
+    loaders = remote_replay.start_loaders(config, spec, run)
+    batches, reader = RemoteBatches(loaders[0]), WindowReader(config, spec)
+    ledger = ShardLedger(1, seed=0)
+    ledger.update(0, twin.sample_share(0, 0, None, 0.0)[1])
+    here, there = (reader.empty(config.learner.batch_windows) for _ in range(2))
+    arrays = {field.name: getattr(there, field.name) for field in fields(WindowBatch)}
+    windows = config.learner.batch_windows
+    for number in range(4):
+        if number % 2 == 0:
+            split = ledger.split(2, windows)
+            share, tally = twin.sample_share(2 * windows, 0, None, 0.0)
+            ledger.update(0, tally)
+            drawn = ledger.join(split, [share])
+        reader.read(drawn[number % 2], here)
+        batches.fill(there)
+        for field in fields(WindowBatch):
+            np.testing.assert_array_equal(getattr(there, field.name), getattr(here, field.name), field.name)
+    assert all(getattr(there, name) is array for name, array in arrays.items() if isinstance(array, np.ndarray))
+    for handle in (replay, *loaders):
+        ray.kill(handle)
+    until(lambda: not role_processes("Loader"), "the loader to end")
+
+
+@pytest.mark.ray
+def test_priorities_go_to_the_shard_that_holds_the_window(local_ray: None) -> None:
+    calls: list[tuple[int, list[int], list[float]]] = []
+
+    def note(shard: int) -> Any:
+        return lambda ids, priorities: calls.append((shard, ids.tolist(), priorities.tolist()))
+
+    sink = RemotePriorities([_Answers(update_priorities=note(shard)) for shard in range(3)], updates_per_call=1)
+    sink.update_priorities(np.array([2 * SHARD_STRIDE + 7, 5, 2 * SHARD_STRIDE]), np.array([0.1, 0.2, 0.3]))
+    assert calls == [(0, [5], [0.2]), (2, [2 * SHARD_STRIDE + 7, 2 * SHARD_STRIDE], [0.1, 0.3])]
+
+
+@pytest.mark.ray
+def test_a_dead_shard_leaves_the_other_to_serve_and_is_drawn_from_again_when_it_is_back(
+    local_ray: None, tmp_path: Path, payloads: list[bytes]
+) -> None:
+    config = maze_config(tmp_path, actors=2, replay={"rate_tolerance_steps": 10**6, "shards": 2, "min_steps": 100})
+    spec = env_spec(config.env)
+    others = len(role_processes("Replay"))
+    shards = remote_replay.start_replay(config, spec, "test-of-shards")
+    for number, payload in enumerate(payloads):
+        ray.get(shards[number % 2].push.remote([payload]))
+    source = RemoteSource(shards, batch_windows=16, unroll_steps=8, seed=0)
+
+    def drawn_from() -> set[int]:
+        return {int(shard) for sample in source.sample(2) for shard in sample.ids // SHARD_STRIDE}
+
+    assert drawn_from() == {0, 1}
+    ray.kill(shards[1], no_restart=False)
+    until(lambda: drawn_from() == {0}, "the other one to serve alone")
+    until(lambda: _begun(shards[1]), "Ray to start the shard again")
+    for payload in payloads[1::2]:
+        ray.get(shards[1].push.remote([payload]))
+    until(lambda: drawn_from() == {0, 1}, "the new shard to be drawn from")
+    for shard in shards:
+        ray.kill(shard)
+    until(lambda: len(role_processes("Replay")) == others, "the shards to end")
+
+
+@pytest.mark.ray
+def test_a_shard_that_nobody_feeds_does_not_hold_up_the_others(local_ray: None) -> None:
+    """Its own debt would forbid every draw; that of the whole allows them, and it must hear of that."""
+    parts = make_parts(2, min_steps=40, tolerance=128)
+    source = RemoteSource([_Answers(sample=part.sample_share) for part in parts], 16, 4, seed=0)
+    fill(parts, envs=[0, 1, 2, 3])
+
+    def feed() -> None:
+        with contextlib.suppress(ReplayStopped):
+            for env in itertools.count(4):
+                for piece in cut_episode(SHAPE, 40, np.random.default_rng(env), (env, 0, 0)):
+                    parts[1].push(piece.payload)
+
+    feeder = threading.Thread(target=feed)
+    feeder.start()
+    try:
+        for _ in range(20):
+            assert [len(sample.ids) for sample in source.sample(2)] == [16, 16]
+    finally:
+        for part in parts:
+            part.stop()
+        feeder.join(10)
+    assert not feeder.is_alive()
+
+
+@pytest.mark.ray
+def test_pushes_to_a_replay_that_dies_are_sent_again(replay: Any, payloads: list[bytes]) -> None:
+    before = ray.get(replay.pulse.remote()).stats
+    sink = RemoteSink(replay, limit=16)
+    sink.push(payloads[15:17])
+    until(lambda: bool(role_processes("Replay")), "the replay's process")
+    (process,) = role_processes("Replay")
+    process.kill()
+    process.wait(30)
+    for first in (17, 20):  # as many as fit in flight: the next would wait for the new replay to begin
+        sink.push(payloads[first : first + 3])
+
+    until(lambda: _begun(replay), "Ray to start the replay again")
+    sink.push(payloads[23:31])
+    while sink._in_flight:
+        sink._settle()
+    pulse = ray.get(replay.pulse.remote())
+    # The first two may have been stored, and acknowledged, before the death.
+    assert before.fragments > 0
+    assert pulse.stats.fragments - len(payloads[17:31]) in (0, 2)
+    assert pulse.stats.duplicates == 0

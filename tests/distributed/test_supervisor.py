@@ -1,0 +1,115 @@
+"""A run over processes. What happens when they die is in tests/chaos; signals and a Ray of its own: test_cli_train."""
+
+from __future__ import annotations
+
+import time
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+
+from drqn_dist.distributed.channels import newest_weights
+from drqn_dist.distributed.supervisor import RaySession
+from drqn_dist.envs.make import env_spec
+from drqn_dist.errors import CheckpointError
+from drqn_dist.experiments.run_folder import open_run
+from drqn_dist.interfaces import WeightSnapshot
+from drqn_dist.metrics import read_metrics
+from drqn_dist.network.q_network import QNetwork
+from drqn_dist.training.train import train, weights_sha256
+from learner.train_state import load_network
+from tests.runs import maze_config, role_processes, until
+
+pytestmark = pytest.mark.ray
+
+
+def test_a_run_trains_evaluates_checkpoints_and_leaves_no_process(local_ray: None, tmp_path: Path) -> None:
+    config = maze_config(
+        tmp_path,
+        mode="ray",
+        actors=2,
+        total_steps=8_000,
+        checkpoint_period_s=0.5,
+        eval={"period_updates": 20, "episodes": 4},
+        learner={"loaders": 2},
+        replay={"shards": 2},
+    )
+    summary = train(config)
+    assert summary.stopped_by == "total_steps"
+    assert summary.agent_steps >= 8_000
+    assert summary.eval_mean_return is not None
+    (folder,) = tmp_path.iterdir()
+    newest = open_run(folder).checkpoints.latest()
+    assert newest is not None
+    assert (newest.updates, weights_sha256(newest.tensors)) == (summary.updates, summary.weights_sha256)
+
+    lines = read_metrics(folder)
+    evaluated = [line["eval/updates"] for line in lines if "eval/updates" in line]
+    assert len(evaluated) >= 2, "one beside training, one at the end"
+    assert evaluated[-1] == summary.updates, "the last one plays the saved weights"
+    ratios = [line["replay/samples_per_insert"] for line in lines if "replay/samples_per_insert" in line]
+    assert ratios[-1] == pytest.approx(config.replay.samples_per_insert, rel=0.1)
+
+    until(lambda: not role_processes(), "the run's processes to end")
+    assert ray.is_initialized(), "a Ray that was there before stays"
+
+
+def test_a_checkpoint_of_another_network_is_refused_and_leaves_no_process(local_ray: None, tmp_path: Path) -> None:
+    done = train(maze_config(tmp_path, total_steps=300))
+    assert done.stopped_by == "total_steps"
+    (folder,) = tmp_path.iterdir()
+    other = maze_config(tmp_path, mode="ray", network={"core_units": 17})
+    with pytest.raises(CheckpointError, match="belongs to another network"):
+        train(other, resume=folder)
+    until(lambda: not role_processes(), "the run's processes to end")
+
+
+def test_adopted_weights_are_what_is_saved_next_though_training_went_on(local_ray: None, tmp_path: Path) -> None:
+    config = maze_config(tmp_path, mode="ray", total_steps=10**9)
+    session = RaySession(config)
+    updates = 0
+
+    def train_until(wanted: int) -> None:
+        nonlocal updates
+        deadline = time.monotonic() + 240
+        while updates < wanted:
+            assert time.monotonic() < deadline, f"waited in vain for update {wanted}"
+            updates = max([updates, *(piece.updates for piece in session.advance(0.5).learner)])
+
+    train_until(20)
+    kept = newest_weights(session._learner.handle)
+    train_until(kept.version + 20)
+    session.adopt(kept)
+    network = QNetwork(config.network, env_spec(config.env), config.env.stack_frames)
+    load_network(network, session.save().tensors, "network.")
+    session.close()
+    np.testing.assert_array_equal(network.to_vector(), kept.vector)
+    until(lambda: not role_processes(), "the run's processes to end")
+
+
+def test_close_may_be_called_twice(local_ray: None, tmp_path: Path) -> None:
+    session = RaySession(maze_config(tmp_path, mode="ray"))
+    session.close()
+    session.close()
+    until(lambda: not role_processes(), "the run's processes to end")
+
+
+def test_training_goes_on_while_weights_of_before_are_confirmed(local_ray: None, tmp_path: Path) -> None:
+    config = maze_config(tmp_path, mode="ray", total_steps=10**9, eval={"final_episodes": 400, "envs": 4})
+    with closing(RaySession(config)) as session:
+        until(lambda: sum(stats.new_updates for stats in session.advance(0.5).learner) > 0, "updates")
+        saved = session.save()
+        session.advance(0.0)
+        network = QNetwork(config.network, env_spec(config.env), config.env.stack_frames)
+        load_network(network, saved.tensors, "network.")
+        before = int(saved.meta["learner"]["updates"])
+        weights = WeightSnapshot(before, network.to_vector())
+        evaluation = session.evaluate(3, weights)
+        assert (len(evaluation.scores), evaluation.version) == (400, before)
+        meanwhile = session.advance(0.0)
+        assert sum(stats.new_updates for stats in meanwhile.learner) > 0
+        assert sum(stats.agent_steps for stats in meanwhile.actors) > 0
+        session.adopt(weights)
+        assert int(session.save().meta["learner"]["updates"]) > before

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from drqn_dist.config import TrainConfig
+from drqn_dist.errors import RunFolderError
+from drqn_dist.experiments.run_folder import RunFolder, Summary, create_run, open_run
+from drqn_dist.presets import preset
+from tests.runs import SUMMARY_KEYS
+
+SUMMARY = Summary(
+    agent_steps=10,
+    frames=40,
+    updates=3,
+    wall_s=1.5,
+    eval_mean_return=None,
+    eval_std_return=None,
+    weights_sha256="ab",
+    stopped_by="minutes",
+)
+
+
+def _config(run_dir: Path, **changes: object) -> TrainConfig:
+    return dataclasses.replace(preset("pong-cpu"), run_dir=str(run_dir), **changes)  # type: ignore[arg-type]
+
+
+def test_the_folder_is_named_after_environment_preset_seed_and_time(tmp_path: Path) -> None:
+    run = create_run(_config(tmp_path / "a" / "runs", seed=7), ["drqn-dist", "train"])
+    env, name, seed, stamp = run.path.name.split("__")
+    assert (env, name, seed) == ("ALE-Pong-v5", "pong-cpu", "7")
+    assert len(stamp) == len("20261122-130906")
+    assert run.path.parent == tmp_path / "a" / "runs"
+
+
+def test_no_environment_or_preset_name_can_leave_the_folder(tmp_path: Path) -> None:
+    env = dataclasses.replace(preset("pong-cpu").env, id="../../my module:Env__x-v0")
+    run = create_run(_config(tmp_path, env=env, preset="../p"), [])
+    assert run.path.parent == tmp_path
+    assert run.path.name.startswith("my-module-Env-x-v0__p__0__")
+
+
+def test_runs_that_start_in_the_same_second_get_folders_of_their_own(tmp_path: Path) -> None:
+    paths = {create_run(_config(tmp_path), []).path for _ in range(4)}
+    assert len(paths) == 4
+
+
+def test_config_json_holds_what_the_run_was_and_opens_again(tmp_path: Path) -> None:
+    config = _config(tmp_path, stop_at_return=18.0)
+    run = create_run(config, ["/somewhere/bin/drqn-dist", "train", "--seed", "1"])
+    description = json.loads((run.path / "config.json").read_text())
+    assert description["command_line"] == ["drqn-dist", "train", "--seed", "1"]
+    assert {"python", "drqn-dist", "torch", "ray", "gymnasium", "ale-py"} <= description["versions"].keys()
+    assert description["machine"]["logical_cores"] == os.cpu_count()
+    assert description["machine"]["memory_bytes"] > 0
+    assert open_run(run.path) == run
+    assert run.checkpoints.folder == run.path / "checkpoints"
+    assert run.checkpoints.kept == config.checkpoints_kept
+
+
+def test_the_summary_has_the_keys_that_others_build_on(tmp_path: Path) -> None:
+    run = create_run(_config(tmp_path), [])
+    run.write_summary(SUMMARY)
+    summary = json.loads((run.path / "summary.json").read_text())
+    assert summary.keys() == SUMMARY_KEYS
+    assert sorted(p.name for p in run.path.iterdir()) == ["config.json", "summary.json"]
+
+
+def test_a_run_folder_that_cannot_be_made_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunFolderError, match="choose another place with --run-dir"):
+        create_run(_config(tmp_path / "file" / "runs"), [])
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_failure_after_the_folder_was_made_removes_it_and_its_new_parents(tmp_path: Path) -> None:
+    # The folder's name is longer than file systems allow, which shows only after its parents were made.
+    config = _config(tmp_path / "new" / "runs", preset="p" * 250)
+    with pytest.raises(RunFolderError, match="too long"):
+        create_run(config, [])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_summary_that_cannot_be_written_is_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match=r"could not write .*summary\.json"):
+        RunFolder(tmp_path / "gone", TrainConfig()).write_summary(SUMMARY)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"config": {"sed": 1}}', '{"config": 3}', "{}"])
+def test_a_damaged_config_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(RunFolderError, match="damaged or of another version"):
+        open_run(tmp_path)
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match="is no run folder"):
+        open_run(tmp_path)

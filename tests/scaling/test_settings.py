@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from drqn_dist.arguments import parse
+from drqn_dist.bench.play import play
+from drqn_dist.cli import main
+from drqn_dist.envs.make import env_spec
+from drqn_dist.errors import ConfigError
+from drqn_dist.presets import preset
+from drqn_dist.scaling.settings import ScaleArgs, base_config, counts, point_config, with_settings
+from replay_server.replay import make_replay
+
+
+def _parse(line: str) -> ScaleArgs:
+    return parse(ScaleArgs, line.split(), "drqn-dist scale")
+
+
+def test_counts_are_sorted_and_each_is_there_once() -> None:
+    assert counts("--actors", "4,1, 2,2") == (1, 2, 4)
+
+
+@pytest.mark.parametrize("text", ["", "1,", "0", "-1", "1.5", "a"])
+def test_counts_must_be_positive_whole_numbers(text: str) -> None:
+    with pytest.raises(ConfigError, match=f"--actors is '{text}', but must be positive whole numbers"):
+        counts("--actors", text)
+
+
+def test_the_flags_are_understood() -> None:
+    args = _parse("--out d --actors 1,2 --no-learner --preset gridworld --set seed=3 learner.loaders=2 --env X-v0")
+    config = base_config(args)
+    assert not args.learner
+    assert (config.preset, config.seed, config.learner.loaders, config.env.id) == ("gridworld", 3, 2, "X-v0")
+    shape = _parse("--simulate 4 --profile p --cluster.shards 4 --cluster.link-gbit-per-s 2.5").cluster
+    assert (shape.shards, shape.link_gbit_per_s) == (4, 2.5)
+
+
+def test_a_measurement_never_ends_by_itself_nor_evaluates() -> None:
+    config = base_config(_parse("--out d --preset pong-cpu"))
+    assert (config.eval.period_updates, config.minutes, config.stop_at_return) == (0, 0.0, None)
+    assert config.total_steps >= 10**12
+
+
+def test_settings_take_numbers_words_and_tables() -> None:
+    config = with_settings(
+        preset("gridworld"), ["learner.learning_rate=0.5", "env.id=A=B", 'env.kwargs={"size": 7}', "minutes=3"]
+    )
+    assert (config.learner.learning_rate, config.env.id, config.env.kwargs) == (0.5, "A=B", {"size": 7})
+    assert config.minutes == 3.0
+
+
+def test_without_a_learner_pushes_never_wait_and_nothing_can_be_drawn() -> None:
+    base = with_settings(preset("gridworld"), ["replay.min_steps=1"])
+    config = point_config(base, 3, 4, learner=False)
+    assert (config.actors, config.actor.envs_per_actor) == (3, 4)
+    acting, training = make_replay(config), make_replay(point_config(base, 3, 4, learner=True))
+    for payload in play(config, env_spec(config.env), 2_000, None):
+        acting.push(payload)
+        if training.can_push():
+            training.push(payload)
+    assert training.can_sample()
+    assert not training.can_push()
+    assert acting.can_push()
+    assert not acting.can_sample()
+    assert config.replay.capacity_bytes <= 2**29
+    assert point_config(preset("gridworld"), 3, 4, learner=True).replay == preset("gridworld").replay
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("", "say where to keep the measurements: --out DIR"),
+        ("--out d --actors 1,x", "--actors is '1,x'"),
+        ("--out d --seconds 0", "--seconds is 0"),
+        ("--out d --repeats 0", "--repeats is 0"),
+        ("--out d --set nonsense", "--set nonsense: not of the form name=value"),
+        ("--out d --set learner=3", "learner"),
+        ("--out d --set learner.nope=3", "--set learner.nope=3: not of the form"),
+        ("--out d --set seed.x=3", "--set seed.x=3: not of the form"),
+        ("--out d --set seed=1.5", "seed is 1.5, but must be of type int"),
+        ("--out d --set mode=serial", "mode is serial"),
+        ("--out d --preset nope", "unknown preset 'nope'"),
+        ("--out d --envs-per-actor 60000", "replay.capacity_steps"),
+        ("--out d --profile p", "--profile is for --simulate"),
+        ("--simulate 4", "need --profile FILE"),
+        ("--simulate 4 --profile p --actors 8", "--actors is for a measurement"),
+        ("--simulate 4 --profile p --set replay.shards=2", "--set is for a measurement"),
+        ("--out d --cluster.shards 2", "--cluster is for --simulate"),
+        ("--validate d --profile p --no-learner", "--learner is for --simulate; --validate takes it from the points"),
+        ("--simulate 4 --profile nowhere", "cannot read nowhere"),
+        ("--simulate x --profile nowhere", "--simulate is 'x'"),
+        ("--simulate 4 --profile p --cluster.shards=-1", "--cluster.shards is -1"),
+    ],
+)
+def test_a_mistake_is_one_clear_line_and_exit_code_2_and_leaves_nothing(
+    line: str, message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        main(["scale", *line.split()])
+    assert stopped.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert len(captured.err.splitlines()) == 1
+    assert message in captured.err
+    assert list(tmp_path.iterdir()) == []

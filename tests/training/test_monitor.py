@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actors.actor import ActorStats, Episode
+from actors.evaluator import Evaluation
+from drqn_dist.training.monitor import Monitor, evaluation_values
+from drqn_dist.training.session import Report
+from learner.learner import LearnerStats
+from replay_server.replay import ReplayStats
+from tests.runs import maze_config
+
+
+def monitor(tmp_path: Path, agent_steps: int = 0, updates: int = 0, wall_s: float = 0.0, **changes: Any) -> Monitor:
+    return Monitor(maze_config(tmp_path, **changes), 4, agent_steps, updates, wall_s)
+
+
+def piece(updates: int, new: int, loss: float = 0.0, wait_s: float = 0.0, train_s: float = 1.0) -> LearnerStats:
+    return LearnerStats(updates, new, 0, loss, 0.0, 0.0, 0.0, 0.0, wait_s, train_s)
+
+
+def test_counters_go_on_from_those_of_the_run_before(tmp_path: Path) -> None:
+    watching = monitor(tmp_path, agent_steps=100, updates=7, wall_s=50.0)
+    watching.take(Report(actors=[ActorStats(agent_steps=10), ActorStats(agent_steps=5)], learner=[piece(9, 2)]))
+    assert (watching.agent_steps, watching.frames, watching.updates) == (115, 4 * 115, 9)
+    assert 50.0 <= watching.wall_s < 60.0
+
+
+def test_learner_figures_are_means_over_updates_and_shares_of_time(tmp_path: Path) -> None:
+    values, _ = monitor(tmp_path).take(
+        Report(learner=[piece(30, 30, 1.0, wait_s=1.0), piece(40, 10, 5.0), piece(40, 0, math.nan)])
+    )
+    assert values["losses/td_loss"] == (30 * 1.0 + 10 * 5.0) / 40
+    assert values["time/waiting_for_replay"] == 1.0 / (1.0 + 1.0 + 1.0)
+
+
+def test_actor_figures_count_actors_that_did_something(tmp_path: Path) -> None:
+    busy = ActorStats(agent_steps=10, weight_version=4, epsilon=0.2, env_s=3.0, policy_s=1.0)
+    report = Report(actors=[busy, ActorStats(epsilon=0.9)], learner=[piece(10, 10)])
+    values, shown = monitor(tmp_path).take(report)
+    assert values["charts/epsilon"] == 0.2
+    assert values["actors/policy_lag_updates"] == shown["policy_lag"] == 10 - 4
+    assert (values["time/actor_env"], values["time/actor_policy"]) == (3 / 4, 1 / 4)
+
+
+def test_training_returns_are_those_of_the_environments_that_explore_least(tmp_path: Path) -> None:
+    episodes = [Episode(1.0, 10, 0.01), Episode(3.0, 20, 0.05), Episode(100.0, 1, 0.06)]
+    low = {"epsilon_low": 0.01}
+    values, shown = monitor(tmp_path, actor=low).take(Report(actors=[ActorStats(agent_steps=1, episodes=episodes)]))
+    assert values["charts/episodic_return"] == shown["episode_return"] == (1.0 + 3.0) / 2
+    assert values["charts/episodic_length"] == (10 + 20) / 2
+    # Where even the least explores more, that one counts.
+    values, _ = monitor(tmp_path, actor={"epsilon_low": 0.06}).take(Report(actors=[ActorStats(episodes=episodes)]))
+    assert values["charts/episodic_return"] == (1.0 + 3.0 + 100.0) / 3
+
+
+def test_replay_figures(tmp_path: Path) -> None:
+    stats = ReplayStats(500, 9_000, 600, 60, 50, 700, 4_800, 600, 0, 0, 0, 200, 3, 0.0, 0.0)
+    values, shown = monitor(tmp_path, replay={"capacity_steps": 2_000}).take(Report(replay=stats))
+    assert (values["replay/steps"], values["replay/bytes"], values["replay/late_priorities"]) == (500, 9_000, 3)
+    assert values["replay/fill"] == shown["replay_fill"] == 500 / 2_000
+    assert values["replay/samples_per_insert"] == shown["samples_per_insert"] == 8.0
+
+
+def test_evaluations_are_described_and_the_best_mean_is_kept(tmp_path: Path) -> None:
+    watching = monitor(tmp_path)
+    good, bad = Evaluation(10, (1.0, 3.0), (5, 5)), Evaluation(20, (0.0,), (5,))
+    assert evaluation_values(good) == {
+        "eval/mean_return": (1.0 + 3.0) / 2,
+        "eval/std_return": 1.0,
+        "eval/episodes": 2,
+        "eval/updates": 10,
+    }
+    watching.take(Report(evaluations=[good]))
+    values, _ = watching.take(Report(evaluations=[bad]))
+    assert values["eval/mean_return"] == 0.0
+    assert watching.best == good
+    assert watching.last_evaluation == bad
+
+
+def test_the_time_left_follows_from_the_speed_since_this_start(tmp_path: Path) -> None:
+    watching = monitor(tmp_path, agent_steps=900, total_steps=1_000)
+    _, shown = watching.take(Report())
+    assert "eta_s" not in shown
+    _, shown = watching.take(Report(actors=[ActorStats(agent_steps=50)]))
+    spent = watching.wall_s
+    assert shown["eta_s"] == pytest.approx(spent * 50 / 50, abs=0.5)
+    assert (shown["agent_steps"], shown["total_steps"]) == (950, 1_000)
+
+
+def test_what_is_not_known_is_not_shown(tmp_path: Path) -> None:
+    _, shown = monitor(tmp_path).take(Report())
+    assert not {"episode_return", "eval_return", "policy_lag", "replay_fill"} & shown.keys()
+    assert all(value is not None and math.isfinite(value) for value in shown.values())
