@@ -130,6 +130,9 @@ class LearnerConfig:
     """Learn from the sign of each reward (DQN: yes, R2D2: no); scores are always unclipped."""
     loss: Literal["huber", "squared"] = "huber"
     """Loss of one temporal-difference error (DQN: Huber, R2D2: squared)."""
+    loss_over_time: Literal["mean", "sum"] = "mean"
+    """A batch's loss: the mean over all trained steps, or the sum over a window's steps and the mean over windows
+    (R2D2 in Acme, SEED RL and deep_rl_zoo: sum); clip_gradient_at and optimizer_epsilon belong to one of them."""
     optimizer: Literal["adam", "rmsprop"] = "adam"
     """Optimizer (DQN: RMSprop, R2D2: Adam)."""
     learning_rate: float = 1e-4
@@ -148,10 +151,13 @@ class LearnerConfig:
     """The target network is copied every this many updates (R2D2: 2,500)."""
     publish_period_updates: int = 20
     """New weights are offered to the actors every this many updates."""
-    prefetch_batches: int = 2
-    """Batches that wait at the learner; each loader holds a few more."""
-    loaders: int = 1
-    """Processes that decode fragments into batches (Ray mode)."""
+    batches_per_draw: int = 2
+    """Batches drawn in one call, from each shard as many more (Ray mode); about twice as many wait at the learner. A
+    call costs the same whatever it carries, but what waits was drawn with older priorities."""
+    frame_store: Literal["auto", "device", "host"] = "auto"
+    """Where decoded frames lie: on the learner's device, in host memory, or wherever all of them fit."""
+    frame_store_bytes: int | None = None
+    """Memory for decoded frames; None = a part of what is free. What does not fit is sent again when it is drawn."""
     device: str = "auto"
     """auto (a GPU where there is one), cpu, cuda or cuda:N."""
     torch_threads: int = 1
@@ -170,8 +176,9 @@ class LearnerConfig:
         _require_range("learner", "clip_gradient_at", self.clip_gradient_at, 1e-9, 1e9)
         _require_range("learner", "target_period_updates", self.target_period_updates, 1, 10**9)
         _require_range("learner", "publish_period_updates", self.publish_period_updates, 1, 10**9)
-        _require_range("learner", "prefetch_batches", self.prefetch_batches, 1, 64)
-        _require_range("learner", "loaders", self.loaders, 1, 256)
+        _require_range("learner", "batches_per_draw", self.batches_per_draw, 1, 1024)
+        if self.frame_store_bytes is not None:
+            _require_range("learner", "frame_store_bytes", self.frame_store_bytes, 0, 2**50)
         _require_range("learner", "torch_threads", self.torch_threads, 1, 1024)
 
     def learning_rate_at(self, updates: int) -> float:
@@ -415,6 +422,11 @@ class TrainConfig:
         return self.actor.push_period_steps or automatic
 
     @property
+    def batches_per_draw(self) -> int:
+        """Batches of one call for samples, to all shards at once; one in serial mode."""
+        return 1 if self.mode == "serial" else self.learner.batches_per_draw * self.replay.shards
+
+    @property
     def total_envs(self) -> int:
         """Environments of all actors together; as if there were one while their number is automatic."""
         return max(1, self.actors) * self.actor.envs_per_actor
@@ -429,7 +441,7 @@ class TrainConfig:
         if self.replay.rate_tolerance_steps:
             return self.replay.rate_tolerance_steps
         batch = self.learner.batch_windows * self.learner.unroll_steps / self.replay.samples_per_insert
-        return 4 * int(max(self.total_envs * self.window.fragment, batch * self.replay.shards, 1))
+        return 4 * int(max(self.total_envs * self.window.fragment, batch * self.batches_per_draw, 1))
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
-"""Fragment: what actors push. WindowBatch: what the learner trains on. NumPy only."""
+"""Fragment: what actors push. NumPy only."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -100,56 +100,3 @@ class Fragment:
         for step, state in self.states.items():
             if not 0 <= step < self.num_steps or state.dtype != np.float32 or state.ndim != 2:
                 raise FragmentError(f"state at step {step} must be float32 [S, H] within the fragment")
-
-
-@dataclass
-class WindowBatch:
-    """B windows as dense arrays, ready for the learner; M = unroll + n_step.
-
-    ::
-
-        columns       0 ................. burn_in ............................ burn_in + M
-        row i         [b_i burn-in | unused ][ unroll steps ... | tail | padding   ]
-                       ^ state[:, i] (b_i > 0)  ^ state[:, i] (b_i = 0)
-
-    The burn-in of a row is left-aligned and b_i = burn_in_lengths[i] long, because windows near an episode's start
-    have less of it. Padding after the episode's end is zero and masked.
-    """
-
-    observations: Observations
-    """[B, burn_in + M, stack * C, H, W] or [B, burn_in + M, stack * D]"""
-    last_actions: npt.NDArray[np.int64]
-    """int64 [B, burn_in + M], the action before each observation; -1 at an episode's start."""
-    last_rewards: npt.NDArray[np.float32]
-    """float32 [B, burn_in + M], the reward before each observation; 0 at an episode's start."""
-    actions: npt.NDArray[np.int64]
-    """int64 [B, M], 0 where there is none."""
-    rewards: npt.NDArray[np.float32]
-    """float32 [B, M], unclipped, 0 where there is none."""
-    steps_left: npt.NDArray[np.int64]
-    """int64 [B, M]: steps from here to the episode's end, if it is inside the window's reach, else at least n_step."""
-    terminated: npt.NDArray[np.bool_]
-    """bool [B]: the end that `steps_left` counts to is a termination (otherwise a truncation)."""
-    mask: npt.NDArray[np.float32]
-    """float32 [B, unroll], 1 on trained steps, 0 on padding."""
-    burn_in_lengths: npt.NDArray[np.int64]
-    """int64 [B]"""
-    state: npt.NDArray[np.float32]
-    """float32 [S, B, H], at each row's first step."""
-    ids: npt.NDArray[np.int64]
-    """int64 [B]"""
-    probabilities: npt.NDArray[np.float64]
-    """float64 [B]"""
-    population: int
-    inserted_steps: int
-    weight_versions: npt.NDArray[np.int64]
-    """int64 [B], of the policy that acted at the window's start."""
-
-    def copy_from(self, other: WindowBatch) -> None:
-        """Takes over the contents of a batch of the same shapes; the arrays stay these ones."""
-        for name in (f.name for f in fields(self)):
-            value = getattr(other, name)
-            if isinstance(value, np.ndarray):
-                np.copyto(getattr(self, name), value, casting="no")
-            else:
-                setattr(self, name, value)

@@ -5,7 +5,8 @@ whoever starts them (`drqn_dist.training`, `drqn_dist.distributed`) decides whet
 crosses Ray.
 
     actor:    while True: act, step; sink.push(encoded fragments); sometimes weights.latest(known version)
-    learner:  while True: sample = source.sample(); train; priorities.update(ids, values); sometimes publish
+    learner:  while True: draws = source.sample(batches, inbox); train; priorities.update(ids, values);
+              sometimes publish
 """
 
 from __future__ import annotations
@@ -74,41 +75,52 @@ class BatchEnv(Protocol):
     def close(self) -> None: ...
 
 
-@dataclass(frozen=True)
-class FragmentSpan:
-    """Where a window's steps lie: one fragment of a sample, in episode order."""
-
-    fragment: int
-    """Index into `WindowSample.fragments`."""
-    first_step: int
-    """Episode step of the fragment's first step."""
+SHARD_STRIDE = 2**48
+"""Serial numbers and window ids of a shard begin so far above those of the shard before it."""
 
 
 @dataclass(frozen=True)
-class WindowRef:
-    """One drawn window, as places in compressed fragments."""
+class Held:
+    """Which fragments of a replay's log a learner keeps and will still keep when the answer has come."""
 
-    unroll_start: int
-    """Episode step at which the unroll begins."""
-    spans: tuple[FragmentSpan, ...]
-    """The fragments that hold the window, in episode order and without gaps."""
+    log: int = 0
+    """Whose serial numbers these are; a replay that was started again has another log."""
+    first: int = 0
+    end: int = 0
+    """Serial numbers first … end - 1."""
 
 
 @dataclass(frozen=True)
-class WindowSample:
-    """A batch of windows as the replay answers it: still compressed, a few kilobytes a window."""
+class Fresh:
+    """The next fragments of a replay's log that the learner does not have yet."""
+
+    log: int
+    first: int
+    """Serial number of the first one; the others follow it."""
+    fragments: tuple[bytes, ...]
+    """Encoded."""
+
+
+@dataclass(frozen=True)
+class WindowDraws:
+    """Drawn windows as references, for one or several batches in turn."""
 
     ids: npt.NDArray[np.int64]
-    """int64 [B], unique for ever; priorities go back by id."""
+    """int64 [N], unique for ever; priorities go back by id."""
     probabilities: npt.NDArray[np.float64]
-    """float64 [B], with which each window was drawn."""
+    """float64 [N], with which each window was drawn."""
+    starts: npt.NDArray[np.int64]
+    """int64 [N], episode step at which the unroll begins."""
+    chains: npt.NDArray[np.int64]
+    """int64 [N, C], serial numbers of the fragments that hold the window, in episode order without gaps; then -1."""
     population: int
     """Windows that could have been drawn."""
     inserted_steps: int
     """Agent steps the replay had received so far, over the whole run."""
-    windows: tuple[WindowRef, ...]
-    fragments: tuple[bytes, ...]
-    """Encoded fragments, each once."""
+    unheld: npt.NDArray[np.int64]
+    """int64 [E], ascending: serial numbers of fragments in `chains` that the learner does not keep."""
+    unheld_fragments: tuple[bytes, ...]
+    """They themselves, encoded."""
 
 
 @dataclass(frozen=True)
@@ -128,10 +140,30 @@ class FragmentSink(Protocol):
     def push(self, payloads: Sequence[bytes]) -> None: ...
 
 
-class WindowSource(Protocol):
-    """Gives batches of windows; blocks until the rate limiter allows one."""
+class FragmentInbox(Protocol):
+    """Where a learner takes in the fragments of each shard of the replay."""
 
-    def sample(self) -> WindowSample: ...
+    def held(self, shard: int) -> Held:
+        """What it keeps of that shard; at least `fresh_limit` more fragments fit in without driving that out."""
+        ...
+
+    @property
+    def fresh_limit(self) -> int:
+        """The most fragments that one answer may bring."""
+        ...
+
+    def receive(self, fresh: Fresh, shard: int) -> None:
+        """Takes them in, in order."""
+        ...
+
+
+class WindowSource(Protocol):
+    """Gives windows by reference, and the fragments behind them once each."""
+
+    def sample(self, batches: int, inbox: FragmentInbox) -> WindowDraws | None:
+        """The windows of so many batches, or None if the rate limiter did not allow them within a moment; either way
+        `inbox` has received what is new."""
+        ...
 
 
 class PrioritySink(Protocol):

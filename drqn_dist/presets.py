@@ -177,7 +177,6 @@ _R2D2 = Preset(
             optimizer_epsilon=1e-3,
             clip_gradient_at=40.0,
             target_period_updates=2_500,
-            loaders=2,
         ),
         replay=ReplayConfig(
             capacity_steps=4_000_000,
@@ -211,7 +210,6 @@ _R2D2 = Preset(
         "learner.optimizer_epsilon": "R2D2; SEED, rlpyt: 1e-3 (zoo: 1e-4)",
         "learner.clip_gradient_at": "SEED, zoo: norm 40 (rlpyt: 80); the paper names none",
         "learner.target_period_updates": "R2D2; Acme, rlpyt: 2,500 (zoo: 1,500, SEED: 400)",
-        "learner.loaders": "ours: a batch is 64 x 125 frames",
         "replay.capacity_steps": "R2D2; rlpyt r2d1_long: 4 million (Acme: 100,000 windows, the same at stride 40)",
         "replay.min_steps": "rlpyt: 50,000; the paper names none",
         "replay.samples_per_insert": "SEED: 1.5, from R2D2 section 2.3: 5 updates/s of 64 x 80, 256 actors at "

@@ -6,11 +6,11 @@ from typing import Literal
 
 import numpy as np
 
-_PARTS = ("network", "actor", "environment", "replay", "evaluation", "loader")
+_PARTS = ("network", "actor", "environment", "replay", "evaluation", "learner")
 
 
 def derive_seed(
-    seed: int, part: Literal["network", "actor", "environment", "replay", "evaluation", "loader"], *indices: int
+    seed: int, part: Literal["network", "actor", "environment", "replay", "evaluation", "learner"], *indices: int
 ) -> int:
     """A seed in [0, 2^30) for one part of the run, for example actor 3 in its second incarnation.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,16 +14,18 @@ from torch import Tensor
 
 from drqn_dist.config import TrainConfig
 from drqn_dist.errors import CheckpointError, ConfigError, DrqnError
-from drqn_dist.interfaces import EnvSpec, PrioritySink, WeightSnapshot
-from drqn_dist.qlearning.priority import importance_weights, mixed_priority
+from drqn_dist.interfaces import EnvSpec, PrioritySink, WeightSnapshot, WindowSource
+from drqn_dist.network.torso import make_torso
 from drqn_dist.stopwatch import Stopwatch
-from learner.batch_loader import BatchSource, TensorBatch
-from learner.loss import td_loss
+from learner.feed import Batch, Feed
+from learner.frame_store import StorePlan
+from learner.outbox import Array, Outbox
 from learner.train_state import TrainState
+from learner.update import STATISTICS, Update
 from learner.weight_publisher import WeightPublisher
 
-CENTER_BATCHES = 16
-"""Batches whose mean picture `network.center_pixels` subtracts; one alone shows too few situations."""
+UNDER_WAY = 8
+"""Updates whose results may be on their way from the device before the learner waits for the oldest."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +48,7 @@ class LearnerStats:
     wait_s: float
     """Seconds spent waiting for batches."""
     train_s: float
-    publish_s: float = 0.0
-    """The part of `train_s` in which new weights were published."""
-    transfer_s: float = 0.0
-    """Seconds in which batches were copied to the device, by the loader's threads beside the training."""
+    """Seconds spent on updates: on a GPU, on enqueueing them."""
     wall_s: float = 0.0
     """Since it was last asked."""
     cpu_s: float = 0.0
@@ -81,75 +81,80 @@ class Learner:
         self,
         config: TrainConfig,
         spec: EnvSpec,
-        batches: BatchSource,
+        source: WindowSource,
         priorities: PrioritySink,
         publisher: WeightPublisher,
+        plan: StorePlan,
+        threaded: bool = False,
     ) -> None:
+        """
+        Args:
+            plan: where the frame store lies.
+            threaded: a thread prepares the next draws meanwhile.
+        """
         torch.set_num_threads(config.learner.torch_threads)
         self._config = config
         self._device = resolve_device(config.learner.device)
         self.state = TrainState(config, spec, self._device)
-        self._parameters = list(self.state.network.parameters())
-        self._batches, self._priorities, self._publisher = batches, priorities, publisher
-        self._pending: tuple[npt.NDArray[np.int64], Tensor] | None = None
+        self._priorities, self._publisher = priorities, publisher
+        self._outbox = Outbox(UNDER_WAY)
         self._inserted_steps = 0
-        self._pictures: Tensor | float = 0.0
-        self._num_pictures: Tensor | float = 0.0
-        self._measured_batches = 0
         self._watch = Stopwatch()
         self._reset_stats()
-        publisher.publish(self.state.network, self.state.updates)
+        publisher.publish(self.state.network, self.state.updates, wait=True)
+        with torch.device("meta"):  # only its way of folding frames is needed, not its weights
+            torso = make_torso(config.network, spec.observation_shape, config.env.stack_frames)
+        self.feed = Feed(config, spec, source, torso, plan, self._device, threaded)
+        self.step = Update(config, self.state, self.feed.store)
 
     def update(self) -> None:
-        """Trains on one batch; where pixels are to be centred, the first batches are only looked at.
+        """Trains on one batch.
 
         Raises:
-            DrqnError: training has diverged (noticed one update later on a GPU).
+            DrqnError: training has diverged (noticed some updates later on a GPU).
         """
         start = time.perf_counter()
-        batch = self._batches.next()
-        self._wait_s += time.perf_counter() - start
-        centred = self.state.updates > 0 or not self._config.network.center_pixels
-        if not centred and not self._measure(batch):
-            return
+        batch = self.feed.next()
+        waited = time.perf_counter()
+        if self.state.updates == 0 and self._config.network.center_pixels:
+            self._center()
         self._train(batch)
-        updates = self.state.updates
-        if updates % self._config.learner.target_period_updates == 0:
-            self.state.target.load_state_dict(self.state.network.state_dict())
-        if updates % self._config.learner.publish_period_updates == 0:
-            began = time.perf_counter()
-            self._publisher.publish(self.state.network, updates)
-            self._publish_s += time.perf_counter() - began
-        self._train_s += time.perf_counter() - start
+        self._wait_s += waited - start
+        self._train_s += time.perf_counter() - waited
 
     def run(self, seconds: float) -> LearnerStats:
-        """Trains for about this long and answers what was done; the unit in which a learner is driven remotely."""
+        """Trains for about this long, also where no batch comes, and answers what was done; the unit in which a learner
+        is driven remotely."""
         deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            self.update()
+        while (now := time.monotonic()) < deadline:
+            ready = self.feed.wait(deadline - now)
+            self._wait_s += time.monotonic() - now
+            if ready:
+                self.update()
         return self.take_stats()
 
     def take_stats(self) -> LearnerStats:
-        """Statistics since the last call.
+        """Statistics since the last call. On a GPU those of the last updates may come with the next one.
 
         Raises:
             DrqnError: training has diverged.
         """
+        self._outbox.collect()
+        means = self._sums / self._arrived if self._arrived else np.full(len(STATISTICS), np.nan)
+        loss, td_error, q_value, grad_norm = means.tolist()
         count = self.state.updates - self._stats_from
-        sums = self._means() if count else [float("nan")] * 4
         wall_s, cpu_s = self._watch.lap()
         stats = LearnerStats(
             updates=self.state.updates,
             new_updates=count,
             inserted_steps=self._inserted_steps,
-            td_loss=sums[0],
-            td_error=sums[1],
-            q_value=sums[2],
-            grad_norm=sums[3],
+            td_loss=loss,
+            td_error=td_error,
+            q_value=q_value,
+            grad_norm=grad_norm,
             sample_age=self._age / count if count else float("nan"),
             wait_s=self._wait_s,
-            train_s=self._train_s - self._wait_s,
-            publish_s=self._publish_s,
+            train_s=self._train_s,
             wall_s=wall_s,
             cpu_s=cpu_s,
             told_s=time.time(),
@@ -163,8 +168,7 @@ class Learner:
         Raises:
             DrqnError: training has diverged; such weights are not worth keeping.
         """
-        self._send_priorities()
-        self._means()
+        self._outbox.flush()
         return self.state.to_tensors(), {"updates": self.state.updates, "inserted_steps": self._inserted_steps}
 
     def load(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
@@ -180,94 +184,55 @@ class Learner:
         self.state.load_tensors(tensors, updates)
         self._inserted_steps = inserted_steps
         self._reset_stats()
-        self._publisher.publish(self.state.network, updates)
+        self._publisher.publish(self.state.network, updates, wait=True)
 
     def adopt(self, weights: WeightSnapshot) -> None:
         """Goes on with these weights of an earlier update, in both networks; the optimizer keeps its moments."""
         self.state.network.load_vector(weights.vector)
-        self.state.target.load_state_dict(self.state.network.state_dict())
-        self._publisher.publish(self.state.network, self.state.updates)
+        self.state.copy_target()
+        self._publisher.publish(self.state.network, self.state.updates, wait=True)
 
-    def _train(self, batch: TensorBatch) -> None:
-        config, state = self._config, self.state
-        importance = importance_weights(batch.probabilities, batch.population, config.replay.importance_exponent)
-        weights = torch.from_numpy(importance).to(self._device)
-        result = td_loss(state.network, state.target, batch, config.learner, weights)
-        state.optimizer.zero_grad(set_to_none=True)
-        result.loss.backward()  # type: ignore[no-untyped-call]
-        norm = self._clip()
-        if config.learner.learning_rate_halving_updates:
-            for group in state.optimizer.param_groups:
-                group["lr"] = config.learner.learning_rate_at(state.updates)
-        state.optimizer.step()
+    def close(self) -> None:
+        """Ends the thread that prepares draws."""
+        self.feed.close()
+
+    def _train(self, batch: Batch) -> None:
+        config, state = self._config.learner, self.state
+        if config.learning_rate_halving_updates:
+            state.set_learning_rate(config.learning_rate_at(state.updates))
+        outputs = self.step(batch)
         state.updates += 1
-
-        steps = batch.mask.sum().clamp(min=1.0)
-        td_error = (result.td_errors.abs() * batch.mask).sum() / steps
-        q_value = (result.q_taken * batch.mask).sum() / steps
-        self._sums += torch.stack([result.loss.detach(), td_error, q_value, norm])
+        # Sent right behind what computed it; on a GPU it is read some updates later.
+        self._outbox.post(outputs, partial(self._take, batch.ids, state.updates))
+        self._outbox.collect()
         self._age += float(np.maximum(state.updates - 1 - batch.weight_versions, 0).mean())
         self._inserted_steps = batch.inserted_steps
-        # On a GPU the values of the update before are ready by now; asking for this one's would wait for it.
-        self._send_priorities()
-        values = mixed_priority(result.td_errors, batch.mask, config.replay.priority_eta)
-        self._pending = (batch.ids, values)
-        if self._device.type == "cpu":
-            self._send_priorities()
+        if state.updates % config.target_period_updates == 0:
+            state.copy_target()
+        if state.updates % config.publish_period_updates == 0:
+            self._publisher.publish(state.network, state.updates)
+        self._publisher.collect()
 
-    def _send_priorities(self) -> None:
-        if self._pending is not None and self._config.replay.prioritized:
-            ids, values = self._pending
-            priorities = values.double().cpu().numpy()
-            if not np.isfinite(priorities).all():
-                raise self._diverged()
+    def _take(self, ids: npt.NDArray[np.int64], update: int, outputs: Array) -> None:
+        """Deals with what an update answered."""
+        priorities, statistics = outputs[: len(ids)].astype(np.float64), outputs[len(ids) :].astype(np.float64)
+        if not np.isfinite(outputs).all():
+            loss, td_error, q_value, norm = statistics.tolist()
+            raise DrqnError(
+                f"training diverged at update {update:,}: loss {loss:g}, |td| {td_error:g}, q {q_value:g}, gradient "
+                f"norm {norm:g}; lower learner.learning_rate, or resume from an earlier checkpoint"
+            )
+        self._sums += statistics
+        self._arrived += 1
+        if self._config.replay.prioritized:
             self._priorities.update_priorities(ids, priorities)
-        self._pending = None
 
-    def _means(self) -> list[float]:
-        """Loss, |td|, q and gradient norm, averaged over the updates since the last statistics."""
-        if not torch.isfinite(self._sums).all():
-            raise self._diverged()
-        means: list[float] = (self._sums / max(1, self.state.updates - self._stats_from)).tolist()
-        return means
-
-    def _diverged(self) -> DrqnError:
-        loss, td_error, q_value, norm = self._sums.tolist()
-        return DrqnError(
-            f"training diverged before update {self.state.updates:,}: since the last statistics the sums are loss "
-            f"{loss:g}, |td| {td_error:g}, q {q_value:g}, gradient norm {norm:g}; lower learner.learning_rate, or "
-            "resume from an earlier checkpoint"
-        )
-
-    def _clip(self) -> Tensor:
-        """Clips the gradients; answers their global norm before."""
-        config = self._config.learner
-        if config.clip_gradient == "norm":
-            return torch.nn.utils.clip_grad_norm_(self._parameters, config.clip_gradient_at)
-        grads = [p.grad for p in self._parameters if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(grads)
-        if config.clip_gradient == "value":
-            torch.nn.utils.clip_grad_value_(self._parameters, config.clip_gradient_at)
-        return norm
-
-    def _measure(self, batch: TensorBatch) -> bool:
-        """Adds a batch to the mean picture. The last one needed sets it in both networks; actors get it with the next
-        weights.
-
-        Returns:
-            whether that was the last one.
-        """
-        images = batch.inputs.observations[:, self._config.learner.burn_in_steps :][:, : batch.mask.shape[1]]
-        self._pictures += images[batch.mask > 0].float().sum(0)
-        self._num_pictures += batch.mask.sum()
-        self._measured_batches += 1
-        if self._measured_batches < CENTER_BATCHES:
-            return False
-        self.state.network.center_pixels(self._pictures / self._num_pictures)
-        self.state.target.load_state_dict(self.state.network.state_dict())
-        return True
+    def _center(self) -> None:
+        """Sets the mean picture in both networks; actors get it with the next weights."""
+        self.state.network.center_pixels(self.feed.mean_frame())
+        self.state.copy_target()
 
     def _reset_stats(self) -> None:
         self._stats_from = self.state.updates
-        self._sums = torch.zeros(4, device=self._device)
-        self._age = self._wait_s = self._train_s = self._publish_s = 0.0
+        self._sums, self._arrived = np.zeros(len(STATISTICS)), 0
+        self._age = self._wait_s = self._train_s = 0.0

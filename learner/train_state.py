@@ -24,16 +24,52 @@ class TrainState:
         self.target = QNetwork(config.network, spec, config.env.stack_frames).to(device)
         self.target.load_state_dict(self.network.state_dict())
         self.target.requires_grad_(False)
-        self.optimizer = _optimizer(self.network, config.learner)
+        for module in (*self.network.modules(), *self.target.modules()):
+            if isinstance(module, torch.nn.RNNBase):
+                module.flatten_parameters()  # or cuDNN copies them together at every call
+        self.optimizer = _optimizer(self.network, config.learner, device)
         self._slots = _SLOTS[config.learner.optimizer]
+        self._make_moments()
         self.updates = 0
+
+    def trained_tensors(self) -> list[Tensor]:
+        """All that an update changes, in a fixed order: weights and the optimizer's moments."""
+        parameters = list(self.network.parameters())
+        moments = [self.optimizer.state[p][slot] for p in parameters for slot in self._slots]
+        return [*parameters, *moments]
+
+    def copy_target(self) -> None:
+        """The target network becomes the online network; in place."""
+        with torch.no_grad():
+            for mine, other in zip(self.target.state_dict().values(), self.network.state_dict().values(), strict=True):
+                mine.copy_(other)
+
+    def set_learning_rate(self, rate: float) -> None:
+        """Of the next updates."""
+        for group in self.optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+
+    def _make_moments(self) -> None:
+        """Zero moments, so that they have their places before the first update: a graph and `load_tensors` write into
+        them. A step along a zero gradient leaves the weights as they are."""
+        for parameter in self.network.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        for parameter in self.network.parameters():
+            for slot in self._slots:
+                self.optimizer.state[parameter][slot].zero_()
 
     def to_tensors(self) -> dict[str, Tensor]:
         """All tensors, on the CPU, by names such as network.core.rnn.weight_ih_l0 and optimizer.3.exp_avg."""
         tensors = {f"network.{k}": v for k, v in self.network.state_dict().items()}
         tensors |= {f"target.{k}": v for k, v in self.target.state_dict().items()}
-        for index, slots in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in slots.items()}
+        for index, parameter in enumerate(self.network.parameters()):
+            slots = self.optimizer.state[parameter]
+            tensors |= {f"optimizer.{index}.{slot}": slots[slot] for slot in self._slots}
         return {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
 
     def load_tensors(self, tensors: dict[str, Tensor], updates: int) -> None:
@@ -47,36 +83,31 @@ class TrainState:
         moments = self._optimizer_part(tensors)
         self.network.load_state_dict(network)
         self.target.load_state_dict(target)
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        for mine, other in moments:  # in place: the fused optimizer needs their memory's order, a graph their addresses
+            mine.copy_(other)
         self.updates = updates
 
-    def _optimizer_part(self, tensors: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:
-        parameters = list(self.network.parameters())
+    def _optimizer_part(self, tensors: dict[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Moments here and the values that they are to get."""
         wanted = {
-            f"optimizer.{index}.{slot}": (index, slot) for index in range(len(parameters)) for slot in self._slots
+            f"optimizer.{index}.{slot}": self.optimizer.state[parameter][slot]
+            for index, parameter in enumerate(self.network.parameters())
+            for slot in self._slots
         }
         mine = {name: t for name, t in tensors.items() if name.startswith("optimizer.")}
-        if mine and mine.keys() != wanted.keys():  # there are none before the first update
+        if mine.keys() != wanted.keys():
             name = sorted(mine.keys() ^ wanted.keys())[0]
             raise CheckpointError(
                 f"the checkpoint belongs to another optimizer: {name} is in only one of the two; "
                 "use the configuration that it was written with"
             )
-        moments: dict[int, dict[str, Tensor]] = {}
         for name, tensor in mine.items():
-            index, slot = wanted[name]
-            like = parameters[index]
-            if slot != "step":
-                if tensor.shape != like.shape:
-                    raise CheckpointError(
-                        f"the checkpoint belongs to another network: {name} has shape {tuple(tensor.shape)} there and "
-                        f"{tuple(like.shape)} here; use the configuration that it was written with"
-                    )
-                # The fused optimizer walks through memory: moments must lie there in the order of their parameter.
-                tensor = torch.empty_like(like, requires_grad=False).copy_(tensor)
-            moments.setdefault(index, {})[slot] = tensor.clone()
-        return moments
+            if tensor.shape != wanted[name].shape:
+                raise CheckpointError(
+                    f"the checkpoint belongs to another network: {name} has shape {tuple(tensor.shape)} there and "
+                    f"{tuple(wanted[name].shape)} here; use the configuration that it was written with"
+                )
+        return [(wanted[name], tensor) for name, tensor in mine.items()]
 
 
 def load_network(network: QNetwork, tensors: dict[str, Tensor], prefix: str) -> None:
@@ -106,9 +137,11 @@ def _network_part(network: QNetwork, tensors: dict[str, Tensor], prefix: str) ->
     return mine
 
 
-def _optimizer(network: QNetwork, config: LearnerConfig) -> torch.optim.Optimizer:
+def _optimizer(network: QNetwork, config: LearnerConfig, device: torch.device) -> torch.optim.Optimizer:
+    cuda = device.type == "cuda"
+    # A graph reads the rate from the device.
+    rate = torch.tensor(config.learning_rate, device=device) if cuda else config.learning_rate
+    parameters, epsilon = list(network.parameters()), config.optimizer_epsilon
     if config.optimizer == "rmsprop":
-        return torch.optim.RMSprop(
-            network.parameters(), config.learning_rate, alpha=config.rmsprop_alpha, eps=config.optimizer_epsilon
-        )
-    return torch.optim.Adam(network.parameters(), config.learning_rate, eps=config.optimizer_epsilon, fused=True)
+        return torch.optim.RMSprop(parameters, rate, alpha=config.rmsprop_alpha, eps=epsilon, capturable=cuda)
+    return torch.optim.Adam(parameters, rate, eps=epsilon, fused=True, capturable=cuda)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -13,14 +14,14 @@ import numpy.typing as npt
 from drqn_dist.codec import FragmentHeader, decode_header
 from drqn_dist.config import ReplayConfig, TrainConfig, WindowShape
 from drqn_dist.errors import ConfigError, FragmentError
-from drqn_dist.interfaces import FragmentSpan, WindowRef, WindowSample
+from drqn_dist.interfaces import SHARD_STRIDE, FragmentInbox, Fresh, Held, WindowDraws
 from drqn_dist.seeding import derive_seed
 from replay_server import windows
 from replay_server.journal import Journal, NullJournal
 from replay_server.rate_limiter import Balance, RateLimiter
 from replay_server.sampler import WindowSampler
 from replay_server.seen import SeenNumbers
-from replay_server.shards import SHARD_STRIDE, ShardTally
+from replay_server.shards import ShardAnswer, ShardTally
 from replay_server.storage import FragmentStore, StoredFragment
 
 
@@ -67,7 +68,8 @@ class Replay:
     ::
 
         push:    bytes -> header -> known? -> rate limiter -> evict the oldest -> journal, store -> windows
-        sample:  rate limiter -> sum tree -> ids -> the fragments' bytes, each once
+        sample:  rate limiter -> sum tree -> ids -> serial numbers of the fragments, and of those only the bytes that
+                 the learner does not have
 
     Contents are not part of its state: after `set_state` a new replay goes on counting, but fills up again first.
     """
@@ -87,7 +89,7 @@ class Replay:
         """
         Args:
             shard, shards: which of how many equal parts of the whole replay this one is.
-            batches_per_draw: of `sample_share`, at most.
+            batches_per_draw: of one `sample`, at most.
 
         Raises:
             ConfigError: a window does not fit the capacity, or the rate limiter would deadlock.
@@ -95,10 +97,10 @@ class Replay:
         fragments = window.most_fragments
         capacity_steps = config.capacity_steps // shards
         if fragments * window.fragment > capacity_steps:
-            first, end = windows.steps_read(window, window.burn_in + window.history)
             raise ConfigError(
-                f"a window reads {end - first:,} steps, which can lie in {fragments} fragments of {window.fragment:,} "
-                f"steps = {fragments * window.fragment:,}, but replay.capacity_steps is {config.capacity_steps:,}"
+                f"a window reads {window.total + window.history - 1:,} steps, which can lie in {fragments} fragments "
+                f"of {window.fragment:,} steps = {fragments * window.fragment:,}, but replay.capacity_steps is "
+                f"{config.capacity_steps:,}"
                 f"{f' in {shards} shards' if shards > 1 else ''}; raise it, or shorten the window or "
                 "actor.fragment_steps"
             )
@@ -115,7 +117,11 @@ class Replay:
             batches_per_draw * self._sample_steps,
         )
         self._lock = self._limiter.condition
-        self._store = FragmentStore(capacity_steps, config.capacity_bytes // shards, window.fragment)
+        self._log = secrets.randbits(62)
+        """Names this log of fragments: a replay that is started again begins another one."""
+        self._store = FragmentStore(
+            capacity_steps, config.capacity_bytes // shards, window.fragment, shard * SHARD_STRIDE
+        )
         self._sampler = WindowSampler(
             config.prioritized,
             config.priority_exponent,
@@ -156,65 +162,67 @@ class Replay:
         """Whether a batch could be sampled without waiting."""
         return self._limiter.can_sample(self._sample_steps)
 
-    def sample(self) -> WindowSample:
-        """Draws a batch of windows with replacement; waits while samples are too far ahead of inserts.
-
-        Raises:
-            ReplayStopped: `stop` was called.
-        """
-        with self._lock:
-            self._limiter.await_sample(self._sample_steps)
-            return self._draw(self._batch_windows)
-
-    def sample_share(
-        self, count: int, call_steps: int, elsewhere: Balance | None, timeout_s: float
-    ) -> tuple[WindowSample | None, ShardTally]:
-        """Draws this shard's part of some batches, as `shards.ShardLedger` has split them.
+    def sample(
+        self,
+        counts: Sequence[int],
+        held: Held,
+        fresh_limit: int,
+        timeout_s: float | None = None,
+        call_steps: int | None = None,
+        elsewhere: Balance | None = None,
+    ) -> ShardAnswer:
+        """Draws batches of windows with replacement, or a shard's part of them, as `shards.ShardLedger` splits them.
 
         Args:
-            count: windows to draw, in random order, for all batches together; 0 only to hear and to tell.
-            call_steps: steps that all shards together sample in this call, which the rate limiter must allow.
-            elsewhere: what all other shards have counted; None leaves what was told before.
-            timeout_s: how long to wait for the rate limiter.
-
-        Returns:
-            the windows, and what this shard holds; no windows if none were asked for, the rate limiter did not allow
-            it in time, or nothing can be drawn here.
+            counts: windows of each batch; none of all of them only to exchange news.
+            held: the fragments that the learner keeps.
+            fresh_limit: at most so many that it does not have yet come along, the oldest first.
+            timeout_s: how long to wait for the rate limiter; None: for as long as it takes.
+            call_steps: steps that all shards together sample in this call, which the rate limiter must allow; None:
+                this is the whole replay.
+            elsewhere: what all other shards have counted; None leaves what was known before.
 
         Raises:
             ReplayStopped: `stop` was called.
         """
+        count = sum(counts)
         with self._lock:
             if elsewhere is not None:
                 self._limiter.set_elsewhere(elsewhere)
-            allowed = self._limiter.await_sample(call_steps, timeout_s)
+            steps = count * self._window.unroll if call_steps is None else call_steps
+            allowed = self._limiter.await_sample(steps, timeout_s)
+            fresh = self._fresh(held, fresh_limit)
             drawn = count > 0 and allowed and self._sampler.population > 0
-            return self._draw(count, shuffle=True) if drawn else None, self._tally()
+            return ShardAnswer(fresh, self._draw(counts, held, fresh) if drawn else None, self._tally())
 
-    def _draw(self, count: int, shuffle: bool = False) -> WindowSample:
-        """So many windows with all that they read."""
-        ids, probabilities = self._sampler.draw(count, shuffle)
-        owners = self._sampler.owners(ids).tolist()
-        self._limiter.record_sample(count * self._window.unroll)
-        fragments: list[bytes] = []
-        spans: dict[int, FragmentSpan] = {}
-        refs = []
-        for window, serial in zip(ids.tolist(), owners, strict=True):
-            owner = self._store[serial]
-            start = owner.first_step + (window - owner.first_window) * self._window.stride
-            held = self._fragments_of(owner, start)
-            for fragment in held:
-                if fragment.serial not in spans:
-                    spans[fragment.serial] = FragmentSpan(len(fragments), fragment.first_step)
-                    fragments.append(fragment.payload)
-            refs.append(WindowRef(start, tuple(spans[fragment.serial] for fragment in held)))
-        return WindowSample(
+    def _fresh(self, held: Held, limit: int) -> Fresh:
+        known = held.end if held.log == self._log else 0
+        first = max(known, self._store.oldest_serial)
+        end = min(self._store.next_serial, first + limit)
+        return Fresh(self._log, first, tuple(self._store[serial].payload for serial in range(first, end)))
+
+    def _draw(self, counts: Sequence[int], held: Held, fresh: Fresh) -> WindowDraws:
+        window = self._window
+        ids, probabilities = self._sampler.draw(counts)
+        owners = self._sampler.owners(ids)
+        self._limiter.record_sample(len(ids) * window.unroll)
+        starts = self._store.window_starts(owners, ids, window.stride)
+        first, end = windows.steps_read(window, starts)
+        chains = self._store.chains(owners, first, end, window.most_fragments)
+        read = np.unique(chains[chains >= 0])
+        # What the learner keeps and what comes along are one run of serial numbers, unless it has fallen far behind.
+        contiguous = held.log == fresh.log and held.end == fresh.first
+        kept = held.first if contiguous else fresh.first
+        unheld = read[(read < kept) | (read >= fresh.first + len(fresh.fragments))]
+        return WindowDraws(
             ids=ids,
             probabilities=probabilities,
+            starts=starts,
+            chains=chains,
             population=self._sampler.population,
             inserted_steps=self._limiter.inserted_steps,
-            windows=tuple(refs),
-            fragments=tuple(fragments),
+            unheld=unheld,
+            unheld_fragments=tuple(self._store[serial].payload for serial in unheld.tolist()),
         )
 
     def _tally(self) -> ShardTally:
@@ -350,16 +358,17 @@ class Replay:
         end = min(max(first, -(-(high - owner.first_step) // stride)), owner.num_windows)
         return owner.first_window + first, owner.first_window + end
 
-    def _fragments_of(self, owner: StoredFragment, start: int) -> list[StoredFragment]:
-        """The fragments that a drawable window reads, in episode order."""
-        episode = self._store.episode(owner)
-        first, end = windows.steps_read(self._window, start)
-        held = []
-        for index in range(first // self._window.fragment, (end - 1) // self._window.fragment + 1):
-            held.append(episode[index])
-            if held[-1].ends_episode:
-                break
-        return held
+
+class LocalSource:
+    """A whole replay of the same process as a `WindowSource`, which does not wait for its rate limiter."""
+
+    def __init__(self, replay: Replay, batch_windows: int) -> None:
+        self._replay, self._batch_windows = replay, batch_windows
+
+    def sample(self, batches: int, inbox: FragmentInbox) -> WindowDraws | None:
+        answer = self._replay.sample([self._batch_windows] * batches, inbox.held(0), inbox.fresh_limit, timeout_s=0.0)
+        inbox.receive(answer.fresh, 0)
+        return answer.draws
 
 
 def make_replay(config: TrainConfig) -> Replay:
@@ -371,7 +380,7 @@ def make_replay(config: TrainConfig) -> Replay:
     return Replay(config.replay, config.window, config.learner.batch_windows, config.rate_tolerance_steps, config.seed)
 
 
-def make_shard(config: TrainConfig, shard: int, batches_per_draw: int) -> Replay:
+def make_shard(config: TrainConfig, shard: int) -> Replay:
     """One of its `replay.shards` parts.
 
     Raises:
@@ -385,7 +394,7 @@ def make_shard(config: TrainConfig, shard: int, batches_per_draw: int) -> Replay
         derive_seed(config.seed, "replay", shard),
         shard=shard,
         shards=config.replay.shards,
-        batches_per_draw=batches_per_draw,
+        batches_per_draw=config.batches_per_draw,
     )
 
 

@@ -85,12 +85,9 @@ class WindowSampler:
         """Drops all windows before `oldest_id`; none of them may be drawable."""
         self.oldest_id = oldest_id
 
-    def draw(self, count: int, shuffle: bool = False) -> tuple[Ints, Floats]:
-        """Ids int64 [count] and the probabilities float64 [count] they were drawn with; O(count log windows).
-
-        Args:
-            shuffle: put them in random order, so that any part of them is drawn from all windows. Otherwise each comes
-                from the next of `count` equal shares of the total.
+    def draw(self, counts: Sequence[int]) -> tuple[Ints, Floats]:
+        """Ids int64 [N] of batches of these sizes, one after the other, and the probabilities float64 [N] they were
+        drawn with; O(N log windows) in log windows array operations.
 
         Raises:
             ValueError: nothing can be drawn.
@@ -98,9 +95,7 @@ class WindowSampler:
         if self.population == 0:
             raise ValueError("no window can be drawn")
         self._flush()
-        slots = self._tree.draw(count, self._rng)
-        if shuffle:
-            slots = self._rng.permutation(slots)
+        slots = self._tree.draw(counts, self._rng)
         ids = self.oldest_id + (slots - self.oldest_id) % self._tree.capacity
         return ids, self._tree.get(slots) / self._tree.total
 

@@ -13,11 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from drqn_dist.interfaces import FragmentSpan, WindowRef, WindowSample
+from drqn_dist.interfaces import Fresh, WindowDraws
 from replay_server.rate_limiter import Balance
-
-SHARD_STRIDE = 2**48
-"""Ids of a shard's windows begin so far above those of the shard before it."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +27,17 @@ class ShardTally:
     population: int
     """Windows that can be drawn."""
     inserted_steps: int
+
+
+@dataclass(frozen=True)
+class ShardAnswer:
+    """What a shard answers to a call for samples."""
+
+    fresh: Fresh
+    draws: WindowDraws | None
+    """Its part of the batches; None if none was asked for, the rate limiter did not allow it in time, or nothing can
+    be drawn here."""
+    tally: ShardTally
 
 
 @dataclass(frozen=True)
@@ -46,12 +54,6 @@ class Split:
         """Of each shard, for all batches together."""
         totals: list[int] = self.counts.sum(1).tolist()
         return totals
-
-    @property
-    def ends(self) -> list[list[int]]:
-        """Of each shard, where the windows of each batch begin among its own, and where the last ones end."""
-        edges: list[list[int]] = np.pad(self.counts.cumsum(1), ((0, 0), (1, 0))).tolist()
-        return edges
 
 
 class ShardLedger:
@@ -98,56 +100,27 @@ class ShardLedger:
                 total += tally.balance
         return total
 
-    def join(self, split: Split, parts: Sequence[WindowSample | None]) -> list[WindowSample]:
-        """The batches of one call.
+    def join(self, split: Split, parts: Sequence[WindowDraws | None]) -> WindowDraws:
+        """The batches of one call, one after the other.
 
         Args:
             split: as it was asked for.
             parts: of each shard, its windows for all batches in turn; None where it had none to draw.
         """
-        told = [tally for tally in self._tallies if tally is not None]
-        population = sum(tally.population for tally in told)
-        inserted = sum(tally.inserted_steps for tally in told)
-        shares = split.probabilities.tolist()
-        drawn = [(sample, share, ends) for sample, share, ends in zip(parts, shares, split.ends, strict=True) if sample]
-        batches = []
-        for batch in range(split.counts.shape[1]):
-            pieces = [_Piece(sample, share, ends[batch], ends[batch + 1]) for sample, share, ends in drawn]
-            batches.append(_join([piece for piece in pieces if piece.first < piece.end], population, inserted))
-        return batches
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """The windows first..end-1 of a shard's sample, and with which probability each was given to that shard."""
-
-    sample: WindowSample
-    share: float
-    first: int
-    end: int
-
-
-def _join(pieces: Sequence[_Piece], population: int, inserted_steps: int) -> WindowSample:
-    """A batch of these windows, with the fragments that they read and no others."""
-    fragments: list[bytes] = []
-    windows: list[WindowRef] = []
-    for piece in pieces:
-        places: dict[int, int] = {}
-        for window in piece.sample.windows[piece.first : piece.end]:
-            spans = []
-            for span in window.spans:
-                if span.fragment not in places:
-                    places[span.fragment] = len(fragments)
-                    fragments.append(piece.sample.fragments[span.fragment])
-                spans.append(FragmentSpan(places[span.fragment], span.first_step))
-            windows.append(WindowRef(window.unroll_start, tuple(spans)))
-    return WindowSample(
-        ids=np.concatenate([piece.sample.ids[piece.first : piece.end] for piece in pieces]),
-        probabilities=np.concatenate(
-            [piece.sample.probabilities[piece.first : piece.end] * piece.share for piece in pieces]
-        ),
-        population=population,
-        inserted_steps=inserted_steps,
-        windows=tuple(windows),
-        fragments=tuple(fragments),
-    )
+        known = [tally for tally in self._tallies if tally is not None]
+        drawn = [(part, shard) for shard, part in enumerate(parts) if part is not None]
+        batches = split.counts.shape[1]
+        batch_of = np.concatenate([np.repeat(np.arange(batches), split.counts[shard]) for _, shard in drawn])
+        order = np.argsort(batch_of, kind="stable")
+        probabilities = [part.probabilities * split.probabilities[shard] for part, shard in drawn]
+        return WindowDraws(
+            ids=np.concatenate([part.ids for part, _ in drawn])[order],
+            probabilities=np.concatenate(probabilities)[order],
+            starts=np.concatenate([part.starts for part, _ in drawn])[order],
+            chains=np.concatenate([part.chains for part, _ in drawn])[order],
+            population=sum(tally.population for tally in known),
+            inserted_steps=sum(tally.inserted_steps for tally in known),
+            # Ascending: a shard's serial numbers all lie above those of the shard before it.
+            unheld=np.concatenate([part.unheld for part, _ in drawn]),
+            unheld_fragments=tuple(payload for part, _ in drawn for payload in part.unheld_fragments),
+        )

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from drqn_dist.codec import FragmentHeader
 from drqn_dist.errors import FragmentError
 
 EpisodeKey = tuple[int, int, int, int]
+Ints = npt.NDArray[np.int64]
+
+_LINKS = np.dtype([("first_step", np.int64), ("first_window", np.int64), ("before", np.int64), ("after", np.int64)])
+"""Of a fragment: as in `StoredFragment`, and the serial numbers of its neighbours in the episode, -1 where none is
+stored."""
 
 
 @dataclass(slots=True, eq=False)
@@ -36,7 +44,8 @@ class FragmentStore:
 
     ::
 
-        arrival       serial  oldest ..................................... next
+        arrival       serial  oldest ..................................... next     a log: each fragment once, in order
+        links         a ring by serial number, so that a draw finds many fragments at once
         episodes      {(actor, env, episode, base): {0: fragment, 1: fragment, 3: fragment}}     (2 has not come yet,
                                                                                                   or is gone)
 
@@ -44,14 +53,15 @@ class FragmentStore:
     0 again never continues an old episode.
     """
 
-    def __init__(self, capacity_steps: int, capacity_bytes: int, fragment_steps: int) -> None:
+    def __init__(self, capacity_steps: int, capacity_bytes: int, fragment_steps: int, first_serial: int = 0) -> None:
         self._capacity_steps = capacity_steps
         self._capacity_bytes = capacity_bytes
         self._fragment_steps = fragment_steps
         self._fragments: dict[int, StoredFragment] = {}
         self._episodes: dict[EpisodeKey, dict[int, StoredFragment]] = {}
-        self._oldest = 0
-        self._next = 0
+        self._links = np.zeros(1024, _LINKS)
+        self._oldest = first_serial
+        self._next = first_serial
         self.steps = 0
         self.bytes = 0
         self.observations = 0
@@ -61,6 +71,11 @@ class FragmentStore:
 
     def __getitem__(self, serial: int) -> StoredFragment:
         return self._fragments[serial]
+
+    @property
+    def oldest_serial(self) -> int:
+        """The serial number of the fragment that goes next."""
+        return self._oldest
 
     @property
     def next_serial(self) -> int:
@@ -109,8 +124,15 @@ class FragmentStore:
             num_windows=num_windows,
             drawable=(first_window, first_window),
         )
+        if len(self._fragments) == len(self._links):
+            self._grow()
         self._fragments[self._next] = fragment
-        self._episodes.setdefault(fragment.key, {})[fragment.index] = fragment
+        episode = self._episodes.setdefault(fragment.key, {})
+        episode[fragment.index] = fragment
+        before, after = (self._serial_of(episode, fragment.index + side) for side in (-1, 1))
+        self._links[self._next % len(self._links)] = (fragment.first_step, first_window, before, after)
+        self._link(before, "after", fragment.serial)
+        self._link(after, "before", fragment.serial)
         self._next += 1
         self._account(fragment, 1)
         return fragment
@@ -121,10 +143,43 @@ class FragmentStore:
         self._oldest += 1
         episode = self._episodes[fragment.key]
         del episode[fragment.index]
+        self._link(self._serial_of(episode, fragment.index - 1), "after", -1)
+        self._link(self._serial_of(episode, fragment.index + 1), "before", -1)
         if not episode:
             del self._episodes[fragment.key]
         self._account(fragment, -1)
         return fragment
+
+    def window_starts(self, serials: Ints, windows: Ints, stride: int) -> Ints:
+        """Episode steps int64 [N] at which windows int64 [N], owned by these fragments int64 [N], begin to train."""
+        links = self._links[serials % len(self._links)]
+        starts: Ints = links["first_step"] + (windows - links["first_window"]) * stride
+        return starts
+
+    def chains(self, serials: Ints, first: Ints, end: Ints, most: int) -> Ints:
+        """Of N windows, the fragments that hold the episode's steps first … end - 1, or those of them before its end.
+
+        Args:
+            serials: int64 [N], a stored fragment of each window's episode in which a step of the window lies.
+            first, end: int64 [N], episode steps; all fragments from `first` on are stored.
+            most: C, the most fragments that a window reads.
+
+        Returns:
+            int64 [N, C] serial numbers in episode order, then -1.
+        """
+        size, length = len(self._links), self._fragment_steps
+        chains = np.full((len(serials), most), -1)
+        current = serials
+        back = self._links["first_step"][current % size] // length - first // length
+        for hop in range(int(back.max(initial=0))):
+            current = np.where(back > hop, self._links["before"][current % size], current)
+        chains[:, 0] = current
+        ahead = (end - 1) // length - first // length
+        for hop in range(1, most):
+            reads = (ahead >= hop) & (current >= 0)
+            current = np.where(reads, self._links["after"][current % size], -1)
+            chains[:, hop] = current
+        return chains
 
     def run_around(self, fragment: StoredFragment, back: int, ahead: int) -> tuple[int, int, bool]:
         """The unbroken run of steps that holds a fragment and at most `back` and `ahead` neighbours.
@@ -151,6 +206,26 @@ class FragmentStore:
         assert self.observations == sum(f.num_observations for f in stored), "store: observations"
         in_episodes = [f.serial for episode in self._episodes.values() for f in episode.values()]
         assert sorted(in_episodes) == list(self._fragments), "store: episodes and fragments differ"
+        for fragment in stored:
+            episode = self._episodes[fragment.key]
+            neighbours = [self._serial_of(episode, fragment.index + side) for side in (-1, 1)]
+            links = (fragment.first_step, fragment.first_window, *neighbours)
+            assert self._links[fragment.serial % len(self._links)].tolist() == links, "store: links"
+
+    @staticmethod
+    def _serial_of(episode: dict[int, StoredFragment], index: int) -> int:
+        fragment = episode.get(index)
+        return -1 if fragment is None else fragment.serial
+
+    def _link(self, serial: int, side: str, neighbour: int) -> None:
+        if serial >= 0:
+            self._links[side][serial % len(self._links)] = neighbour
+
+    def _grow(self) -> None:
+        serials = np.arange(self._oldest, self._next)
+        links = np.zeros(2 * len(self._links), _LINKS)
+        links[serials % len(links)] = self._links[serials % len(self._links)]
+        self._links = links
 
     def _account(self, fragment: StoredFragment, sign: int) -> None:
         self.steps += sign * fragment.num_steps

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -68,12 +70,15 @@ class SumTree:
             nodes = left + go_right
         return nodes - self.capacity
 
-    def draw(self, count: int, rng: np.random.Generator) -> Ints:
-        """Draws `count` slots with replacement, one from each of `count` equal shares of the total (PER, app. B.2.1).
+    def draw(self, counts: Sequence[int], rng: np.random.Generator) -> Ints:
+        """Draws batches of these sizes with replacement, int64 [Σ counts], one batch after the other; each of a batch
+        of n slots comes from another of n equal shares of the total (PER, app. B.2.1).
 
-        Each draw's share is uniform, so slot s is drawn count * weight / total times on average.
+        Each draw's share is uniform, so a batch holds slot s n * weight / total times on average.
         """
-        return self.find((np.arange(count) + rng.random(count)) * (self.total / count))
+        sizes = np.asarray(counts, np.int64)
+        place = np.arange(sizes.sum()) - np.repeat(sizes.cumsum() - sizes, sizes)
+        return self.find((place + rng.random(len(place))) * (self.total / np.repeat(sizes, sizes)))
 
     def check_valid(self) -> None:
         """Raises AssertionError unless every inner node is the sum of its children and no weight is negative."""

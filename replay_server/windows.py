@@ -13,7 +13,12 @@ its predecessor does not train as well, (k - 1) * stride + unroll >= E, does not
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
+
 from drqn_dist.config import WindowShape
+
+Ints = npt.NDArray[np.int64]
 
 
 def owned_windows(shape: WindowShape, num_steps: int) -> int:
@@ -21,13 +26,14 @@ def owned_windows(shape: WindowShape, num_steps: int) -> int:
     return -(-num_steps // shape.stride)
 
 
-def steps_read(shape: WindowShape, start: int) -> tuple[int, int]:
-    """First step and end (exclusive) of the steps that a window reads; the episode may end before that end.
+def steps_read(shape: WindowShape, starts: Ints) -> tuple[Ints, Ints]:
+    """First step and end (exclusive) of the steps that windows read which begin to train at `starts`, int64 [N] each;
+    the episode may end before that end.
 
     Step t brings the observations t and t + 1, so the last observation needs no step of its own.
     """
-    first = max(0, start - shape.burn_in - shape.history)
-    return first, start + shape.unroll + shape.n_step - 1
+    first = np.maximum(starts - shape.burn_in - shape.history, 0)
+    return first, starts + shape.unroll + shape.n_step - 1
 
 
 def reach(shape: WindowShape) -> tuple[int, int]:

@@ -19,9 +19,8 @@ import numpy.typing as npt
 import ray
 from ray.exceptions import ActorUnavailableError, ObjectLostError, RayActorError, RayTaskError
 
-from drqn_dist.fragment import WindowBatch
-from drqn_dist.interfaces import WeightSnapshot, WindowSample
-from replay_server.shards import SHARD_STRIDE, ShardLedger, ShardTally, Split
+from drqn_dist.interfaces import SHARD_STRIDE, FragmentInbox, Held, WeightSnapshot, WindowDraws
+from replay_server.shards import ShardAnswer, ShardLedger, Split
 
 RAY: Any = ray
 """Ray's annotations do not know all of its own options."""
@@ -47,9 +46,6 @@ class Pulse:
 
     process: int = field(default_factory=os.getpid)
     node: str = field(default_factory=_node_id)
-
-
-_Answer = tuple[WindowSample | None, ShardTally]
 
 
 def await_restart(error: RayActorError) -> None:
@@ -101,44 +97,42 @@ class RemoteSink:
 
 
 class RemoteSource:
-    """Draws from the shards of the replay, for one loader process. Used from one thread."""
+    """Draws from the shards of the replay; a `WindowSource`. Used from one thread."""
 
     def __init__(self, shards: Sequence[Any], batch_windows: int, unroll_steps: int, seed: int) -> None:
         self._shards = shards
         self._batch_windows, self._unroll_steps = batch_windows, unroll_steps
         self._ledger = ShardLedger(len(shards), seed)
-        self._lost: dict[int, ray.ObjectRef[_Answer] | None] = {}
+        self._lost: dict[int, ray.ObjectRef[ShardAnswer] | None] = {}
         """Shards that failed or keep silent, and the request that each has not answered."""
-        self.received_bytes = 0
-        """Compressed fragments that have come so far."""
 
-    def sample(self, count: int) -> list[WindowSample]:
-        """The next so many batches of windows. A shard that dies leaves the others to serve, until it is back.
+    def sample(self, batches: int, inbox: FragmentInbox) -> WindowDraws | None:
+        """The windows of the next so many batches, or None for now. A shard that dies leaves the others to serve, until
+        it is back.
 
         Raises:
             RayActorError: no shard comes back.
         """
-        while True:
-            errors = [error for shard in list(self._lost) if (error := self._look_for(shard)) is not None]
-            if len(self._lost) == len(self._shards):
-                if errors:
-                    await_restart(errors[0])
-                else:
-                    ray.wait([ref for ref in self._lost.values() if ref is not None], timeout=ASK_S)
-                continue
-            split = self._ledger.split(count, self._batch_windows)
-            parts = self._draw(split)
-            if parts is not None and any(parts):
-                return self._ledger.join(split, parts)
+        errors = [error for shard in list(self._lost) if (error := self._look_for(shard)) is not None]
+        if len(self._lost) == len(self._shards):
+            if errors:
+                await_restart(errors[0])
+            else:
+                ray.wait([ref for ref in self._lost.values() if ref is not None], timeout=ASK_S)
+            return None
+        split = self._ledger.split(batches, self._batch_windows)
+        parts = self._draw(split, inbox)
+        return self._ledger.join(split, parts) if parts is not None and any(parts) else None
 
-    def _draw(self, split: Split) -> list[WindowSample | None] | None:
+    def _draw(self, split: Split, inbox: FragmentInbox) -> list[WindowDraws | None] | None:
         """Asks every shard for its part, again where the rate limiter did not allow it in time. In every round those
         with nothing (left) to draw are asked too: so all hear what the others counted meanwhile.
 
         Returns:
-            None if a shard was lost or emptied meanwhile; what others drew for this call is dropped.
+            None if a shard was lost or emptied meanwhile, or the only one there is must wait; what others drew for
+            this call is dropped.
         """
-        parts: list[WindowSample | None] = [None for _ in self._shards]
+        parts: list[WindowDraws | None] = [None for _ in self._shards]
         left = {shard: windows for shard, windows in enumerate(split.windows) if windows}
         hear_only = not left
         first = True
@@ -147,8 +141,12 @@ class RemoteSource:
             asked = {}
             for shard in range(len(self._shards)):
                 if shard not in self._lost:
-                    patient = shard in left or hear_only
-                    asked[shard] = self._ask(shard, left.get(shard, 0), steps, ASK_S if patient else 0.0)
+                    if shard in left or hear_only:
+                        counts = split.counts[shard].tolist() if shard in left else []
+                        held, limit = inbox.held(shard), inbox.fresh_limit
+                        asked[shard] = self._ask(shard, counts, held, limit, steps, ASK_S)
+                    else:  # More fragments now could drive out what the windows read that it has given.
+                        asked[shard] = self._ask(shard, [], Held(), 0, 0, 0.0)
             alone = len(self._shards) == 1  # nobody else could serve meanwhile
             _, silent = ray.wait(list(asked.values()), num_returns=len(asked), timeout=None if alone else ANSWER_S)
             complete, first = True, False
@@ -158,19 +156,20 @@ class RemoteSource:
                         self._lose(shard, ref)
                         complete = False
                         continue
-                    sample, tally = ray.get(ref)
+                    answer = ray.get(ref)
                 except RayTaskError as error:
                     raise error.cause or error from error
                 except (RayActorError, ObjectLostError):
                     self._lose(shard, None)
                     complete = False
                     continue
-                self._ledger.update(shard, tally)
-                if sample is not None:
-                    self.received_bytes += sum(map(len, sample.fragments))
-                    parts[shard] = sample
+                self._ledger.update(shard, answer.tally)
+                if shard in left or hear_only:
+                    inbox.receive(answer.fresh, shard)
+                if answer.draws is not None:
+                    parts[shard] = answer.draws
                     del left[shard]
-                elif shard in left and not tally.population:
+                elif shard in left and (alone or not answer.tally.population):
                     complete = False
             if not complete:
                 return None
@@ -178,24 +177,27 @@ class RemoteSource:
                 self._look_for(shard)
         return parts
 
-    def _ask(self, shard: int, windows: int, steps: int, timeout_s: float) -> ray.ObjectRef[_Answer]:
-        ref: ray.ObjectRef[_Answer] = self._shards[shard].sample.remote(
-            windows, steps if windows else 0, self._ledger.elsewhere(shard), timeout_s
+    def _ask(
+        self, shard: int, counts: list[int], held: Held, limit: int, steps: int, timeout_s: float
+    ) -> ray.ObjectRef[ShardAnswer]:
+        elsewhere = self._ledger.elsewhere(shard)
+        ref: ray.ObjectRef[ShardAnswer] = self._shards[shard].sample.remote(
+            counts, held, limit, timeout_s, steps, elsewhere
         )
         return ref
 
     # What a lost shard may still answer is dropped, though its rate limiter counted it: at most one call's windows.
-    def _lose(self, shard: int, unanswered: ray.ObjectRef[_Answer] | None) -> None:
+    def _lose(self, shard: int, unanswered: ray.ObjectRef[ShardAnswer] | None) -> None:
         self._ledger.lose(shard)
         self._lost[shard] = unanswered
 
     def _look_for(self, shard: int) -> RayActorError | None:
         """Takes a lost shard back if it answers by now; does not wait. Otherwise tells its error, if it gave one."""
-        ref = self._lost[shard] or self._ask(shard, 0, 0, 0.0)
+        ref = self._lost[shard] or self._ask(shard, [], Held(), 0, 0, 0.0)
         self._lost[shard] = ref
         if ray.wait([ref], timeout=0)[0]:
             try:
-                self._ledger.update(shard, ray.get(ref)[1])
+                self._ledger.update(shard, ray.get(ref).tally)
                 del self._lost[shard]
             except ObjectLostError:
                 self._lost[shard] = None
@@ -203,29 +205,6 @@ class RemoteSource:
                 self._lost[shard] = None
                 return error
         return None
-
-
-class RemoteBatches:
-    """The batches of one loader process. Used from one thread."""
-
-    def __init__(self, loader: Any) -> None:
-        self._loader = loader
-        self._arrived: deque[WindowBatch] = deque()
-
-    def fill(self, out: WindowBatch) -> None:
-        """Blocks until there is a batch, and copies it: what Ray gives is its store's own memory, which must not be
-        written, and is only free again when nobody holds it."""
-        while not self._arrived:
-            try:
-                batches: list[WindowBatch] = ray.get(self._loader.load.remote())
-                self._arrived.extend(batches)
-            except RayTaskError as error:
-                raise error.cause or error from error
-            except ObjectLostError:  # its process died after it had answered
-                continue
-            except RayActorError as error:
-                await_restart(error)
-        out.copy_from(self._arrived.popleft())
 
 
 class RemotePriorities:

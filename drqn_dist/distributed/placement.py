@@ -37,9 +37,8 @@ ACTOR_OPTIONS: dict[str, Any] = {"scheduling_strategy": "SPREAD"}
 
 
 class Placement:
-    """Room for learner, replay, loaders and evaluator on one node, or as few as have it: between them go batches of
-    megabytes, from the actors only fragments of kilobytes. With a GPU it is that GPU's node, otherwise the head if it
-    has so many CPUs free: other nodes may leave, and then cost actors only."""
+    """Room for learner, replay and evaluator on one node, or as few as have it. With a GPU it is that GPU's node,
+    otherwise the head if it has so many CPUs free: other nodes may leave, and then cost actors only."""
 
     def __init__(self, config: TrainConfig, say: Callable[[str], None] | None = None) -> None:
         """
@@ -47,10 +46,9 @@ class Placement:
             ConfigError: the cluster had no such room in time.
         """
         self.gpus = learner_gpus(config)
-        others = config.replay.shards + config.learner.loaders + 1
+        others = config.replay.shards + 1
         bundles = [{"CPU": 1.0, "GPU": float(self.gpus)} if self.gpus else {"CPU": 1.0}]
         bundles += [{"CPU": 1.0}] * others
-        self._loaders_from = 1 + config.replay.shards
         self._evaluator = len(bundles) - 1
         self._group: PlacementGroup | None = None
         try:
@@ -75,7 +73,7 @@ class Placement:
             if time.monotonic() > deadline:
                 raise ConfigError(
                     f"the cluster had no room for {needed} within {JOIN_S:.0f} s; it has {_described()}: add a "
-                    "node, or lower learner.loaders or replay.shards"
+                    "node, or lower replay.shards"
                 )
 
     def learner(self) -> dict[str, Any]:
@@ -85,10 +83,6 @@ class Placement:
     def replay(self, shard: int) -> dict[str, Any]:
         """Ray options of a replay shard."""
         return self._in_bundle(1 + shard)
-
-    def loader(self, index: int) -> dict[str, Any]:
-        """Ray options of a loader."""
-        return self._in_bundle(self._loaders_from + index)
 
     def evaluator(self) -> dict[str, Any]:
         """Ray options of the evaluator."""
@@ -130,7 +124,7 @@ def fitting_actors(config: TrainConfig) -> int:
         free = usable_cores() - 1
     else:
         with closing(LocalRay(config.address, cpus=0, store_bytes=0)):
-            others = 2 + config.replay.shards + config.learner.loaders
+            others = 2 + config.replay.shards
             free = int(RAY.available_resources().get("CPU", 0)) - others
     return max(free, config.replay.shards)
 

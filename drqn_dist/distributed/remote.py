@@ -1,7 +1,7 @@
-"""Ray's edge: each plain role behind a thin remote class, and how it is started (replay and loaders are in
-`remote_replay.py`). Nothing here decides anything; the supervisor does.
+"""Ray's edge: each plain role behind a thin remote class, and how it is started (the replay is in `remote_replay.py`).
+Nothing here decides anything; the supervisor does.
 
-Replay, loaders and learner are started again by Ray itself under the same handle, so that the others need not be told.
+Replay and learner are started again by Ray itself under the same handle, so that the others need not be told.
 A new replay or learner must not serve anyone before it has what the one before it left: it waits for `begin`.
 """
 
@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
-import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -22,24 +21,31 @@ from drqn_dist.config import TrainConfig
 from drqn_dist.distributed.channels import (
     RAY,
     Pulse,
-    RemoteBatches,
     RemotePriorities,
     RemoteSink,
+    RemoteSource,
     RemoteWeights,
     newest_weights,
 )
 from drqn_dist.distributed.placement import ACTOR_OPTIONS, Placement
-from drqn_dist.distributed.remote_replay import find_loaders, find_replay
+from drqn_dist.distributed.remote_replay import find_replay
 from drqn_dist.interfaces import EnvSpec, WeightSnapshot
-from drqn_dist.training.memory import batches_per_draw
+from drqn_dist.seeding import derive_seed
+from drqn_dist.training.memory import plan_frame_store
 from drqn_dist.training.session import Saved
-from learner.batch_loader import PrefetchLoader
-from learner.learner import Learner, LearnerStats, resolve_device
+from learner.learner import Learner, LearnerStats
 from learner.weight_publisher import WeightPublisher
-from learner.window_reader import WindowReader
 
 EVALUATOR_NICENESS = 4
 """Added to the 15 that Ray gives its workers; 19 is the end of the scale."""
+
+
+@dataclass(frozen=True)
+class LearnerPulse(Pulse):
+    """A learner that has begun."""
+
+    note: str = ""
+    """Where its frame store lies."""
 
 
 class LearnerRole:
@@ -53,18 +59,15 @@ class LearnerRole:
         self._begun = False
         self._publisher = WeightPublisher()
         self._ref: tuple[int, ray.ObjectRef[WeightSnapshot]] | None = None
-        reader = WindowReader(config, spec)
-        self._loader = PrefetchLoader(
-            [RemoteBatches(loader) for loader in find_loaders(config, run)],
-            lambda: reader.empty(config.learner.batch_windows),
-            resolve_device(config.learner.device),
-            config.learner.prefetch_batches,
-        )
-        priorities = RemotePriorities(find_replay(config, run), batches_per_draw(config, spec))
-        self._learner = Learner(config, spec, self._loader, priorities, self._publisher)
-        self._transferred_s = 0.0
+        shards = find_replay(config, run)
+        learner = config.learner
+        seed = derive_seed(config.seed, "learner")
+        source = RemoteSource(shards, learner.batch_windows, learner.unroll_steps, seed)
+        priorities = RemotePriorities(shards, config.batches_per_draw)
+        self._plan = plan_frame_store(config, spec)
+        self._learner = Learner(config, spec, source, priorities, self._publisher, self._plan, threaded=True)
 
-    def begin(self, saved: Saved | None) -> Pulse:
+    def begin(self, saved: Saved | None) -> LearnerPulse:
         """Goes on from there, or from fresh weights.
 
         Raises:
@@ -73,22 +76,14 @@ class LearnerRole:
         if saved is not None:
             self._learner.load(saved.tensors, saved.meta["learner"])
         self._begun = True
-        return Pulse()
+        return LearnerPulse(note=str(self._plan))
 
     def run(self, seconds: float) -> LearnerStats | None:
         """Trains for about this long, also where no batch comes; None before `begin`."""
         if not self._begun:
             return None
         torch.set_num_threads(self._config.learner.torch_threads)  # a thread's own setting, and this is a new one
-        deadline, waited = time.monotonic() + seconds, 0.0
-        while (now := time.monotonic()) < deadline:
-            ready = self._loader.wait(deadline - now)
-            waited += time.monotonic() - now
-            if ready:
-                self._learner.update()
-        stats = self._learner.take_stats()
-        before, self._transferred_s = self._transferred_s, self._loader.transfer_s
-        return replace(stats, wait_s=stats.wait_s + waited, transfer_s=self._transferred_s - before)
+        return self._learner.run(seconds)
 
     def save(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
         """None before `begin`."""
@@ -159,8 +154,7 @@ class EvaluatorRole:
 
 
 def start_learner(config: TrainConfig, spec: EnvSpec, run: str, where: Placement) -> Any:
-    """A learner process, on a GPU if it is to use one, fed by the loaders of this run; Ray starts it again if it dies.
-    It waits for `begin`."""
+    """A learner process, on a GPU if it is to use one; Ray starts it again if it dies. It waits for `begin`."""
     if where.gpus:  # Ray shows its process this one alone
         config = replace(config, learner=replace(config.learner, device="cuda"))
     remote = RAY.remote(num_cpus=1, max_restarts=-1, concurrency_groups={"weights": 1})(LearnerRole)

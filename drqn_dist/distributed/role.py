@@ -24,7 +24,7 @@ class Role:
     seen_s: float = 0.0
     """When it last answered, or was asked what it has not answered yet."""
     started_s: float = 0.0
-    """When Ray began to start it (learner, replay, loader)."""
+    """When Ray began to start it (learner, replay)."""
     process: int | None = None
     """Id of its process, as the last pulse told."""
     node: str | None = None
@@ -45,7 +45,7 @@ class Role:
 
     @property
     def restarted_by_ray(self) -> bool:
-        return self.waits_to_begin or self.name.startswith("loader")
+        return self.waits_to_begin
 
     @property
     def waits_to_begin(self) -> bool:

@@ -24,7 +24,7 @@ from drqn_dist.envs.make import env_spec
 from drqn_dist.errors import DrqnError, RoleFailedError
 from drqn_dist.interfaces import WeightSnapshot
 from drqn_dist.network.q_network import QNetwork
-from drqn_dist.training.memory import object_store_bytes, processes
+from drqn_dist.training.memory import STORE_BYTES, processes
 from drqn_dist.training.serial import next_multiple
 from drqn_dist.training.session import Report, Saved, never
 from learner.train_state import load_network
@@ -43,7 +43,7 @@ START_S = 300.0
 
 
 class RaySession:
-    """Replay, loaders, learner, actors and evaluator as processes of a local or joined Ray.
+    """Replay, learner, actors and evaluator as processes of a local or joined Ray.
 
     A dead actor is replaced by one of the same index, hence the same rungs of the ε ladder, and the next incarnation.
     A dead replay, or shard of it, comes back empty with the counters of its last pulse, a dead learner with the last
@@ -70,8 +70,7 @@ class RaySession:
         shards = range(config.replay.shards)
         self._replay = [Role(f"replay {shard}" if len(shards) > 1 else "replay", shard=shard) for shard in shards]
         self._actors = [Role(f"actor {index}", index) for index in range(config.actors)]
-        self._loaders = [Role(f"loader {index}") for index in range(config.learner.loaders)]
-        self._roles = [*self._replay, self._learner, *self._loaders, *self._actors, self._evaluator]
+        self._roles = [*self._replay, self._learner, *self._actors, self._evaluator]
         meta = restored.meta if restored else {}
         self.agent_steps = int(meta.get("agent_steps", 0))
         self._updates = int(restored.meta["learner"]["updates"]) if restored else 0
@@ -80,16 +79,14 @@ class RaySession:
         self._replay_states: list[dict[str, Any] | None] = list(meta.get("replay", [None] * len(shards)))
         self._replay_stats: list[ReplayStats | None] = [None] * len(shards)
         self._next_eval = next_multiple(self._updates, config.eval.period_updates)
-        store = object_store_bytes(config, self._spec)
-        self._ray = LocalRay(config.address, cpus=processes(config), store_bytes=store)
+        self._ray = LocalRay(config.address, cpus=processes(config), store_bytes=STORE_BYTES)
         self._placement: Placement | None = None
         try:
             where = self._placement = Placement(config)
             run = f"drqn-{uuid.uuid4().hex}"  # unique: a cluster may hold several
-            roles = [*self._replay, *self._loaders, self._learner]
+            roles = [*self._replay, self._learner]
             handles = [
-                *remote_replay.start_replay(config, self._spec, run, self._replay_states, where),
-                *remote_replay.start_loaders(config, self._spec, run, where),
+                *remote_replay.start_replay(config, run, self._replay_states, where),
                 remote.start_learner(config, self._spec, run, where),
             ]
             for role, handle in zip(roles, handles, strict=True):
@@ -142,18 +139,19 @@ class RaySession:
     def adopt(self, weights: WeightSnapshot) -> None:
         self._ask_learner(lambda learner: learner.adopt.remote(weights))
 
-    def work(self) -> tuple[list[remote_replay.ReplayWork], list[remote_replay.LoaderWork]]:
-        """What each shard of the replay and each loader have done since they were started.
+    def work(self) -> list[remote_replay.ReplayWork]:
+        """What each shard of the replay has done since it was started.
 
         Raises:
             RoleFailedError: one does not answer.
         """
         try:
-            replays = [role.handle.work.remote() for role in self._replay]
-            loaders = [role.handle.work.remote() for role in self._loaders]
-            return ray.get(replays, timeout=self._hang_s), ray.get(loaders, timeout=self._hang_s)
+            works: list[remote_replay.ReplayWork] = ray.get(
+                [role.handle.work.remote() for role in self._replay], timeout=self._hang_s
+            )
         except RayError as error:
-            raise RoleFailedError(f"the replay or a loader did not answer: {_cause(error)}") from error
+            raise RoleFailedError(f"the replay did not answer: {_cause(error)}") from error
+        return works
 
     def close(self) -> None:
         if not self._ray.owned:  # nobody else ends them
@@ -279,8 +277,7 @@ class RaySession:
             return
         unknown = role.waits_to_begin and kind != "begin" and result is None
         pulse = result if isinstance(result, Pulse) else None
-        changed = pulse is not None and role in self._loaders and role.process not in (None, pulse.process)
-        if unknown or changed:  # Ray was quicker to start another one than we to ask
+        if unknown:  # Ray was quicker to start another one than we to ask
             self._fail(role, "its process died", alive=False)
             return
         if role.shard >= 0 and role.failures and not role.begun:
@@ -288,6 +285,8 @@ class RaySession:
         role.seen_s, role.begun = now, True
         if pulse is not None:
             role.process, role.node = pulse.process, pulse.node
+        if isinstance(result, remote.LearnerPulse):
+            self._report.events.append(result.note)
         if kind == "pulse" and role.shard >= 0:
             self._replay_stats[role.shard], self._replay_states[role.shard] = result.stats, result.state
             self._report.replay = total_stats([stats for stats in self._replay_stats if stats is not None])

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence
 
 
 class Core(nn.Module):
@@ -43,21 +43,34 @@ class Core(nn.Module):
         outputs, final = self.rnn(features, self._unpack(state.to(features.dtype)))
         return outputs, self._pack(final)
 
-    def state_after(self, features: Tensor, lengths: Tensor, state: Tensor) -> Tensor:
-        """State of each row after its first `lengths[i]` steps; a row of length 0 keeps its state.
+    def burn_in(self, features: Tensor, skipped: Tensor, stride: int, state: Tensor) -> Tensor:
+        """State of each row after its last step; row i begins with its own state at column `skipped[i]`.
+
+        ::
+
+            columns     0          T - 2·stride      T - stride           T
+            row i       [ unused   [ skipped[i]: state[:, i] enters here  )  → answer
+                        ^ segment  ^ segment         ^ segment
+
+        Rows can begin only where a segment does. Each segment is one fused call for all rows, whatever lies in the
+        unused columns; a row that begins later takes its own state there. So shapes never depend on values.
 
         Args:
             features: float [B, T, F].
-            lengths: int64 [B] in [0, T].
+            skipped: int64 [B], 0, T or T minus a multiple of `stride`.
+            stride: distance between the starts of neighbouring windows.
             state: float32 [S, B, H].
         """
-        if self.rnn is None or features.shape[1] == 0:
+        steps = features.shape[1]
+        if self.rnn is None or steps == 0:
             return state
-        if bool((lengths == features.shape[1]).all()):
-            return self.forward(features, state)[1]
-        packed = pack_padded_sequence(features, lengths.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False)
-        final = self._pack(self.rnn(packed, self._unpack(state.to(features.dtype)))[1])
-        return torch.where((lengths > 0).view(1, -1, 1), final, state)
+        edges = sorted({0, steps, *range(steps - stride, 0, -stride)})
+        running = state
+        for first, end in pairwise(edges):
+            if first:
+                running = torch.where((skipped == first).view(1, -1, 1), state, running)
+            running = self.forward(features[:, first:end], running)[1]
+        return torch.where((skipped == steps).view(1, -1, 1), state, running)
 
     def _unpack(self, state: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         return state if self.state_slots == 1 else (state[:1].contiguous(), state[1:].contiguous())

@@ -48,7 +48,7 @@ class QNetwork(nn.Module):
         self.uses_last_action_and_reward = config.last_action_and_reward
         # The article's core is also its head, and heads stay in fp32.
         self.precision = "fp32" if config.head == "gru_q" else config.precision
-        self.torso = make_torso(config, (shape[0] * stack_frames, *shape[1:]))
+        self.torso = make_torso(config, shape, stack_frames)
         if config.center_pixels and not isinstance(self.torso, ConvTorso):
             raise EnvError(
                 "network.center_pixels needs images and a convolutional torso, but observations of shape "
@@ -70,22 +70,25 @@ class QNetwork(nn.Module):
 
     def unroll(self, inputs: NetworkInput, state: Tensor) -> tuple[Tensor, Tensor]:
         """All steps in one fused call: inputs [B, T, ...] → Q values float32 [B, T, A], state [S, B, H]."""
-        device = inputs.observations.device.type
-        with torch.autocast(device, torch.bfloat16, enabled=use_bf16(self.precision, device)):
-            outputs, state = self.core(self._features(inputs), state)
-        return self.head(outputs.float()), state
-
-    def state_after(self, inputs: NetworkInput, lengths: Tensor, state: Tensor) -> Tensor:
-        """State of each row after its first `lengths[i]` steps (burn-in): int64 [B] → float32 [S, B, H]."""
-        device = inputs.observations.device.type
-        if self.core.state_slots == 0 or inputs.observations.shape[1] == 0:
-            return state
-        with torch.autocast(device, torch.bfloat16, enabled=use_bf16(self.precision, device)):
-            return self.core.state_after(self._features(inputs), lengths, state)
-
-    def _features(self, inputs: NetworkInput) -> Tensor:
         batch, steps = inputs.last_actions.shape
-        features: Tensor = self.torso(inputs.observations.flatten(0, 1)).view(batch, steps, -1)
+        folded = self.torso.fold(inputs.observations.flatten(0, 1))
+        prepared = self.prepare(folded).view(batch, steps, *folded.shape[1:])
+        return self.recur(self.features(inputs._replace(observations=prepared)), state)
+
+    def prepare(self, folded: Tensor) -> Tensor:
+        """Folded frames [..., *folded_shape] → numbers of the compute type, centred; the same for online and target
+        network."""
+        return self.torso.prepare(folded, self.compute_type(folded.device))
+
+    def features(self, inputs: NetworkInput) -> Tensor:
+        """What the core reads, float [B, T, F], from prepared frames: observations [B, T, *folded_shape] with the
+        frames of a stack side by side along the last axis, in any order in memory."""
+        batch, steps = inputs.last_actions.shape
+        with self.autocast(inputs.observations.device):
+            # Where time lies outermost in memory, rows are made in that order: nothing is copied.
+            frames = inputs.observations.transpose(0, 1)
+            made = self.torso.features(frames.reshape(steps * batch, *frames.shape[2:]))
+            features = made.view(steps, batch, -1).transpose(0, 1)
         if not self.uses_last_action_and_reward:
             return features
         # One class more than there are actions: -1 becomes class 0, which is then cut off.
@@ -93,19 +96,44 @@ class QNetwork(nn.Module):
         reward = inputs.last_rewards.clamp(-1.0, 1.0).unsqueeze(-1)
         return torch.cat([features, one_hot.to(features.dtype), reward.to(features.dtype)], dim=-1)
 
+    def recur(self, features: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Features [B, T, F] → Q values float32 [B, T, A], state [S, B, H]."""
+        with self.autocast(features.device):
+            outputs, state = self.core(features, state)
+        with torch.autocast(features.device.type, enabled=False):  # also where a caller's context is around it
+            return self.head(outputs.float()), state
+
+    def burn_in(self, features: Tensor, skipped: Tensor, stride: int, state: Tensor) -> Tensor:
+        """State after burn-in; see `Core.burn_in`."""
+        with self.autocast(features.device):
+            return self.core.burn_in(features, skipped, stride, state)
+
+    def compute_type(self, device: torch.device) -> torch.dtype:
+        """Of torso and core: bfloat16 where that is wanted and the hardware has it, else float32."""
+        return torch.bfloat16 if use_bf16(self.precision, device.type) else torch.float32
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """Torso and core run in this context. Whoever makes several calls opens it around them: a weight is then cast
+        once. Its first use in there must not be under `no_grad`, or the copy that is kept has no gradient."""
+        return torch.autocast(device.type, torch.bfloat16, enabled=use_bf16(self.precision, device.type))
+
     def center_pixels(self, mean: Tensor) -> None:
-        """Sets the torso's per-pixel mean, float32 [stack * C, H, W] in 0..255; part of the weights.
+        """Sets the torso's per-pixel mean of a folded frame, float32 [*folded_shape] in 0..255; part of the weights.
 
         Raises:
             ValueError: the torso has no pixels.
         """
         if not isinstance(self.torso, ConvTorso):
             raise ValueError("only a convolutional torso can be centred")
-        self.torso.center(mean)
+        self.torso.first.center(mean)
 
     def to_vector(self) -> npt.NDArray[np.float32]:
         """All parameters and buffers as one float32 [P] array, a copy."""
-        return torch.cat([t.detach().reshape(-1) for t in self._tensors()]).cpu().numpy()
+        return self.flat().cpu().numpy()
+
+    def flat(self) -> Tensor:
+        """The same on the network's device."""
+        return torch.cat([t.detach().reshape(-1) for t in self._tensors()])
 
     def load_vector(self, vector: npt.NDArray[np.float32]) -> None:
         """The inverse of `to_vector`; copies, so the array may live in shared memory and be dropped.
@@ -136,4 +164,4 @@ def use_bf16(precision: str, device: str) -> bool:
     """Whether torso and core run in bfloat16. On a CPU without bf16 instructions it would be emulated, slowly."""
     if precision != "auto":
         return precision == "bf16"
-    return torch.cuda.is_bf16_supported() if device == "cuda" else _cpu_has_bf16()
+    return torch.cuda.is_bf16_supported(including_emulation=False) if device == "cuda" else _cpu_has_bf16()

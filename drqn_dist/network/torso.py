@@ -1,4 +1,11 @@
-"""Torsos: one observation in, one feature vector out, no memory."""
+"""Torsos: one observation in, one feature vector out, no memory.
+
+A torso works in three steps, so that a learner does each of them once per frame and not once per use:
+
+    fold      a raw frame → the layout that the torso reads; bytes are moved, nothing is computed. Frames are kept so.
+    prepare   folded frames → numbers of the compute type, centred
+    features  prepared frames, stacked along their last axis → float [N, units]
+"""
 
 from __future__ import annotations
 
@@ -21,10 +28,10 @@ SMALL: ConvLayers = ((16, 8, 4), (32, 4, 2), (32, 3, 1))
 
 
 class PixelConv(nn.Conv2d):
-    """The first convolution: uint8 pixels in, kernel a multiple of the stride, no padding.
+    """The first convolution of an image: kernel a multiple of the stride, no padding, on folded pixels.
 
-    It computes exactly conv((x - mean) * scale), but first folds each stride×stride block of pixels into channels.
-    The kernel becomes (kernel/stride)² over stride² times the channels, which CPU convolution kernels handle far
+    It computes exactly conv((x - mean) * scale), but with each stride×stride block of pixels folded into channels:
+    the kernel becomes (kernel/stride)² over stride² times the channels, which CPU convolution kernels handle far
     better than one channel with large kernels and strides.
 
     mean is 0 and scale 1/255 until `center` is called. Where most of a picture never changes (Pong: the ball is a
@@ -38,28 +45,54 @@ class PixelConv(nn.Conv2d):
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, channels: int, out: int, kernel: int, stride: int, height: int, width: int) -> None:
-        super().__init__(channels, out, kernel, stride)
-        self.register_buffer("mean", torch.zeros(channels, height, width))
+    def __init__(self, shape: tuple[int, int, int], stack: int, out: int, kernel: int, stride: int) -> None:
+        """
+        Args:
+            shape: [C, H, W] of one frame.
+            stack: frames of one input.
+        """
+        channels, height, width = shape
+        super().__init__(channels * stack, out, kernel, stride)
+        empty = fold_pixels(torch.empty(1, channels, height, width, device="cpu"), stride, kernel)
+        self.register_buffer("mean", torch.zeros(empty.shape[1:]))
         self.register_buffer("scale", torch.tensor(1.0 / 255.0))
+        self.frozen_kernel: Tensor | None = None
+        """`kernel()` as it was when the weights last changed, where they change seldom."""
+
+    def fold(self, frames: Tensor) -> Tensor:
+        """uint8 [N, C, H, W] → uint8 [N, h, w, C·s·s]."""
+        return fold_pixels(frames, self.stride[0], self.kernel_size[0])
 
     def center(self, mean: Tensor) -> None:
-        """From now on subtracts `mean` (float32 [C, H, W], in pixel values 0..255)."""
-        self.mean.copy_(mean)
+        """From now on subtracts `mean`, float32 [h, w, C·s·s] in pixel values, in whole grey levels: differences are
+        then exact in bfloat16 too."""
+        self.mean.copy_(mean.round())
         self.scale.fill_(self.CENTERED_SCALE)
 
-    def forward(self, input: Tensor) -> Tensor:
-        """uint8 [N, C, H, W] → float [N, O, (H - kernel) / stride + 1, …]."""
+    def prepare(self, folded: Tensor, dtype: torch.dtype) -> Tensor:
+        """uint8 [..., h, w, stack·C·s·s] → centred pixels of the same shape."""
+        pixels, mean = folded.to(dtype), self.mean.to(dtype)
+        if folded.shape[-1] == mean.shape[-1]:
+            return pixels.sub_(mean)
+        apart = pixels.view(*folded.shape[:-1], -1, mean.shape[-1])
+        return apart.sub_(mean.unsqueeze(-2)).view(folded.shape)
+
+    def kernel(self) -> Tensor:
+        """The weights for prepared pixels, float32 [O, stack·C·s·s, k/s, k/s]."""
         s, k = self.stride[0], self.kernel_size[0]
-        pixels = _fold(input, s, k).to(self.weight.dtype).sub_(_fold(self.mean[None], s, k))
         channels = self.weight.shape[1]
-        kernel = self.weight.view(-1, channels, k // s, s, k // s, s).permute(0, 1, 3, 5, 2, 4)
-        kernel = (kernel * self.scale).reshape(-1, channels * s * s, k // s, k // s)
-        return F.conv2d(pixels, kernel.to(memory_format=torch.channels_last), self.bias)
+        folded = self.weight.view(-1, channels, k // s, s, k // s, s).permute(0, 1, 3, 5, 2, 4)
+        folded = (folded * self.scale).reshape(-1, channels * s * s, k // s, k // s)
+        return folded.contiguous(memory_format=torch.channels_last)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Prepared pixels [N, h, w, stack·C·s·s] → float [N, O, (H - kernel) / stride + 1, …]."""
+        kernel = self.kernel() if self.frozen_kernel is None else self.frozen_kernel
+        return F.conv2d(input.permute(0, 3, 1, 2), kernel, self.bias)
 
 
-def _fold(image: Tensor, s: int, k: int) -> Tensor:
-    """[N, C, H, W] → channels-last [N, C·s·s, H/s, W/s]: every s×s block becomes channels.
+def fold_pixels(image: Tensor, s: int, k: int) -> Tensor:
+    """[N, C, H, W] → [N, H/s, W/s, C·s·s]: every s×s block becomes channels.
 
     Pixels that no position of a k×k kernel with stride s covers are cut off: (H - k) mod s rows.
     """
@@ -68,15 +101,15 @@ def _fold(image: Tensor, s: int, k: int) -> Tensor:
     if image.dtype == torch.uint8 and s == 4 and width % 4 == 0 and image.is_contiguous():
         # Four neighbouring pixels always stay together: move them as one 32-bit word.
         words = image.view(torch.int32)[:, :, : h * s, :w].reshape(n, c, h, s, w)
-        return words.permute(0, 2, 4, 1, 3).contiguous().view(torch.uint8).view(n, h, w, c * s * s).permute(0, 3, 1, 2)
+        return words.permute(0, 2, 4, 1, 3).contiguous().view(torch.uint8).view(n, h, w, c * s * s)
     blocks = image[:, :, : h * s, : w * s].reshape(n, c, h, s, w, s).permute(0, 2, 4, 1, 3, 5)
-    return blocks.reshape(n, h, w, c * s * s).permute(0, 3, 1, 2)
+    return blocks.reshape(n, h, w, c * s * s)
 
 
 class ConvTorso(nn.Module):
     """Convolutions and one dense layer, ReLU after each (Mnih et al. 2015)."""
 
-    def __init__(self, shape: tuple[int, ...], layers: ConvLayers, units: int) -> None:
+    def __init__(self, shape: tuple[int, int, int], stack: int, layers: ConvLayers, units: int) -> None:
         super().__init__()
         channels, height, width = shape
         blocks: list[nn.Module] = []
@@ -87,11 +120,7 @@ class ConvTorso(nn.Module):
                     f"sees {height}x{width} and needs at least {kernel}x{kernel}; use larger images or "
                     "--network.torso small with images of at least 36x36"
                 )
-            conv = (
-                PixelConv(channels, out, kernel, stride, height, width)
-                if i == 0
-                else nn.Conv2d(channels, out, kernel, stride)
-            )
+            conv = PixelConv(shape, stack, out, kernel, stride) if i == 0 else nn.Conv2d(channels, out, kernel, stride)
             blocks += [conv, nn.ReLU(inplace=True)]
             channels, height, width = out, (height - kernel) // stride + 1, (width - kernel) // stride + 1
         self.convolutions = nn.Sequential(*blocks)
@@ -100,15 +129,29 @@ class ConvTorso(nn.Module):
                 block.weight.data = block.weight.data.contiguous(memory_format=torch.channels_last)
         self.dense = nn.Linear(channels * height * width, units)
 
-    def center(self, mean: Tensor) -> None:
-        """From now on subtracts `mean` (float32 [C, H, W]) from every observation."""
+    @property
+    def first(self) -> PixelConv:
         first = self.convolutions[0]
         assert isinstance(first, PixelConv)
-        first.center(mean)
+        return first
+
+    def fold(self, frames: Tensor) -> Tensor:
+        """uint8 [N, C, H, W] → uint8 [N, h, w, C·s·s]."""
+        return self.first.fold(frames)
+
+    def prepare(self, folded: Tensor, dtype: torch.dtype) -> Tensor:
+        """uint8 [..., h, w, stack·C·s·s] → centred pixels."""
+        return self.first.prepare(folded, dtype)
+
+    def features(self, prepared: Tensor) -> Tensor:
+        """[N, h, w, stack·C·s·s] → float [N, units]."""
+        planes = self.convolutions(prepared)
+        # Flattened as they lie in memory, channels last: nothing is copied.
+        return F.relu(self.dense(planes.permute(0, 2, 3, 1).flatten(1)))
 
     def forward(self, observations: Tensor) -> Tensor:
-        """uint8 [N, C, H, W] → float [N, units]."""
-        return F.relu(self.dense(self.convolutions(observations).flatten(1)))
+        """Raw frames uint8 [N, stack·C, H, W] → float [N, units]."""
+        return self.features(self.prepare(self.fold(observations), self.dense.weight.dtype))
 
 
 class MlpTorso(nn.Module):
@@ -118,17 +161,26 @@ class MlpTorso(nn.Module):
         super().__init__()
         self.layers = nn.Sequential(nn.Linear(size, units), nn.ReLU(), nn.Linear(units, units), nn.ReLU())
 
-    def forward(self, observations: Tensor) -> Tensor:
-        """float32 [N, ...] → float [N, units]. uint8 images are flattened and divided by 255."""
-        flat = observations.flatten(1)
-        if flat.dtype == torch.uint8:
-            flat = flat.float() / 255.0
-        features: Tensor = self.layers(flat)
+    def fold(self, frames: Tensor) -> Tensor:
+        """[N, ...] → [N, D]."""
+        return frames.flatten(1)
+
+    def prepare(self, folded: Tensor, dtype: torch.dtype) -> Tensor:
+        """uint8 pixels become 0..1; others stay as they are, in float32."""
+        return folded.to(torch.float32) / 255.0 if folded.dtype == torch.uint8 else folded
+
+    def features(self, prepared: Tensor) -> Tensor:
+        """float32 [N, stack·D] → float [N, units]."""
+        features: Tensor = self.layers(prepared)
         return features
 
+    def forward(self, observations: Tensor) -> Tensor:
+        """Raw frames [N, ...] → float [N, units]."""
+        return self.features(self.prepare(self.fold(observations), torch.float32))
 
-def make_torso(config: NetworkConfig, shape: tuple[int, ...]) -> nn.Module:
-    """The torso for stacked observations of this shape.
+
+def make_torso(config: NetworkConfig, shape: tuple[int, ...], stack: int = 1) -> ConvTorso | MlpTorso:
+    """The torso for stacks of so many frames of this shape.
 
     Raises:
         EnvError: a convolutional torso was asked for vectors, or the image is too small.
@@ -137,10 +189,11 @@ def make_torso(config: NetworkConfig, shape: tuple[int, ...]) -> nn.Module:
     if kind == "auto":
         kind = "nature" if len(shape) == 3 else "mlp"
     if kind == "mlp":
-        return MlpTorso(int(torch.Size(shape).numel()), config.torso_units)
+        return MlpTorso(int(torch.Size(shape).numel()) * stack, config.torso_units)
     if len(shape) != 3:
         raise EnvError(
             f"network.torso {kind} needs images [C, H, W], but observations have shape {list(shape)}; "
             "use --network.torso mlp"
         )
-    return ConvTorso(shape, NATURE if kind == "nature" else SMALL, config.torso_units)
+    layers = NATURE if kind == "nature" else SMALL
+    return ConvTorso((shape[0], shape[1], shape[2]), stack, layers, config.torso_units)

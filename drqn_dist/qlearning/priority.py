@@ -32,12 +32,12 @@ def importance_weights(
     """w_i = (N P_i)^-β / max_j w_j (PER, section 3.4).
 
     Args:
-        probabilities: float64 [B], with which each window was drawn.
+        probabilities: float64 [..., B], with which each window of a batch was drawn.
         population: N, windows that could have been drawn.
         exponent: β; 0 gives ones.
 
     Returns:
-        float32 [B] in (0, 1].
+        float32 [..., B] in (0, 1], 1 for the largest of each batch.
     """
     weights = (population * probabilities) ** -exponent
-    return np.asarray(weights / weights.max(), dtype=np.float32)
+    return np.asarray(weights / weights.max(-1, keepdims=True), dtype=np.float32)

@@ -9,31 +9,27 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+import torch
 
 from drqn_dist.config import TrainConfig
 from drqn_dist.errors import ConfigError
 from drqn_dist.interfaces import EnvSpec
+from learner.frame_store import StorePlan, plan_store
+from learner.learner import resolve_device
 
 _MB = 1024**2
 PROCESS_BYTES = 350 * _MB
 """One process of this program at rest: Python, torch and its libraries (measured: 270 MB resident)."""
 RAY_BYTES = 600 * _MB
 """Ray's own processes of a local run, without the dashboard (an estimate on the safe side)."""
-CALL_BYTES = 8 * _MB
-"""Batches of up to this size in all, but no more than `CALL_BATCHES`, go to the learner in one call: for Ray a call is
-the same work whatever it carries."""
-CALL_BATCHES = 2
-"""More would save little, and every batch waiting holds windows whose priorities are not up to date."""
-CALLS_PER_LOADER = 3
-"""A loader's own buffers and, in Ray's object store, one answer being read and one being written."""
 STORE_BYTES = 256 * _MB
-"""Room in Ray's object store for all but batches: weights and fragments on their way."""
+"""Room in Ray's object store: weights, fragments and draws on their way."""
 FRAGMENT_OVERHEAD_BYTES = 2_048
 """A stored fragment's Python objects, index and priorities beside its payload."""
 
 
 def estimate_memory(config: TrainConfig, spec: EnvSpec) -> dict[str, int]:
-    """Upper bounds of what a run holds in memory, in bytes, by part.
+    """Upper bounds of what a run holds in memory beside the frame store, in bytes, by part.
 
     Frames count as if compression saved nothing; only `replay.capacity_bytes` bounds the replay further.
     """
@@ -46,7 +42,6 @@ def estimate_memory(config: TrainConfig, spec: EnvSpec) -> dict[str, int]:
     fragments = -(-replay.capacity_steps // window.fragment)
     stored = min(replay.capacity_bytes, replay.capacity_steps * step + fragments * frame)
     batch_steps = learner.batch_windows * (window.total + window.history)
-    loaders = learner.loaders if config.mode == "ray" else 0
     pixels = math.prod(spec.observation_shape)
     # One training step: the input as float32, three layers of activations, the core's gates, and their gradients.
     activations = pixels * config.env.stack_frames + 2 * (3 * pixels + 3 * network.torso_units + 8 * network.core_units)
@@ -67,8 +62,6 @@ def estimate_memory(config: TrainConfig, spec: EnvSpec) -> dict[str, int]:
         resident += processes(config) * PROCESS_BYTES + RAY_BYTES
     return {
         "replay": stored + fragments * FRAGMENT_OVERHEAD_BYTES,
-        "batches": (learner.prefetch_batches + 1 + loaders * CALLS_PER_LOADER * batches_per_call(config, spec))
-        * _batch_bytes(config, spec),
         "training step": batch_steps * activations * 4,
         "network": copies * parameters * 4,
         "actors": in_flight + open_fragments,
@@ -79,31 +72,7 @@ def estimate_memory(config: TrainConfig, spec: EnvSpec) -> dict[str, int]:
 def processes(config: TrainConfig) -> int:
     """Roles with a process of their own in Ray mode: each wants one CPU, and with fewer cores than that the operating
     system shares them out."""
-    return config.actors + config.learner.loaders + config.replay.shards + 2  # learner, evaluator
-
-
-def object_store_bytes(config: TrainConfig, spec: EnvSpec) -> int:
-    """What a local Ray's object store must hold: batches on their way to the learner, and small things."""
-    calls = config.learner.loaders * CALLS_PER_LOADER
-    return STORE_BYTES + calls * batches_per_call(config, spec) * _batch_bytes(config, spec)
-
-
-def batches_per_call(config: TrainConfig, spec: EnvSpec) -> int:
-    """Batches that a loader gives, and updates whose priorities the learner sends, in one call."""
-    return max(1, min(CALL_BATCHES, CALL_BYTES // _batch_bytes(config, spec)))
-
-
-def batches_per_draw(config: TrainConfig, spec: EnvSpec) -> int:
-    """Batches that a loader asks the shards of the replay for, and updates whose priorities go back to them, in one
-    call to each: so many more than it gives at once that a call to a shard carries as much as it would to a single
-    one."""
-    return batches_per_call(config, spec) * config.replay.shards
-
-
-def _batch_bytes(config: TrainConfig, spec: EnvSpec) -> int:
-    frame = math.prod(spec.observation_shape) * np.dtype(spec.observation_dtype).itemsize
-    steps = config.learner.batch_windows * (config.window.total + config.window.history)
-    return steps * (frame * config.env.stack_frames + 32)
+    return config.actors + config.replay.shards + 2  # learner, evaluator
 
 
 def available_memory() -> int:
@@ -134,13 +103,14 @@ def check_memory(config: TrainConfig, spec: EnvSpec, available_bytes: int | None
     """
     available = available_memory() if available_bytes is None else available_bytes
     parts = estimate_memory(config, spec)
+    parts["frame store"] = _host_store(config, spec, available - sum(parts.values())).bytes
     needed = sum(parts.values())
     if needed > available:
         listed = ", ".join(f"{name} {size / _MB:,.0f}" for name, size in parts.items())
         largest = max(parts, key=lambda name: parts[name])
         advice = {
             "replay": "lower replay.capacity_bytes or replay.capacity_steps",
-            "batches": "lower learner.batch_windows, learner.prefetch_batches or the window",
+            "frame store": "lower learner.frame_store_bytes or learner.batches_per_draw",
             "training step": "lower learner.batch_windows or the window",
             "network": "lower network.torso_units or network.core_units",
             "actors": "lower actors, actor.envs_per_actor or actor.max_pushes_in_flight",
@@ -150,6 +120,24 @@ def check_memory(config: TrainConfig, spec: EnvSpec, available_bytes: int | None
             f"this run may need {needed / _MB:,.0f} MB of memory ({listed}), but {available / _MB:,.0f} MB are "
             f"available; {advice}"
         )
+
+
+def plan_frame_store(config: TrainConfig, spec: EnvSpec) -> StorePlan:
+    """Where the learner of this process keeps its frames.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
+    device = resolve_device(config.learner.device)
+    # The replay, the actors and the rest grow later, in what is free now.
+    free = available_memory() - sum(estimate_memory(config, spec).values())
+    if device.type != "cuda":
+        return _host_store(config, spec, free)
+    return plan_store(config, spec, True, torch.cuda.mem_get_info(device)[0], free)
+
+
+def _host_store(config: TrainConfig, spec: EnvSpec, free_bytes: int) -> StorePlan:
+    return plan_store(config, spec, False, 0, max(0, free_bytes))
 
 
 def _container_rooms(root: Path) -> list[int]:

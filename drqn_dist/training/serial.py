@@ -12,12 +12,11 @@ from drqn_dist.config import TrainConfig
 from drqn_dist.envs.make import env_spec
 from drqn_dist.errors import ConfigError
 from drqn_dist.interfaces import WeightSnapshot
+from drqn_dist.training.memory import plan_frame_store
 from drqn_dist.training.session import Report, Saved, never
-from learner.batch_loader import DirectLoader
-from learner.learner import Learner, resolve_device
+from learner.learner import Learner
 from learner.weight_publisher import WeightPublisher
-from learner.window_reader import WindowReader
-from replay_server.replay import Replay, make_replay
+from replay_server.replay import LocalSource, Replay, make_replay
 
 
 class SerialSession:
@@ -42,9 +41,10 @@ class SerialSession:
         spec = env_spec(config.env)
         self.replay = make_replay(config)
         self.publisher = WeightPublisher()
-        device = resolve_device(config.learner.device)
-        loader = DirectLoader(self.replay, WindowReader(config, spec), config.learner.batch_windows, device)
-        self.learner = Learner(config, spec, loader, self.replay, self.publisher)
+        plan = plan_frame_store(config, spec)
+        self._events = [str(plan)]
+        source = LocalSource(self.replay, config.learner.batch_windows)
+        self.learner = Learner(config, spec, source, self.replay, self.publisher, plan)
         meta = restored.meta if restored else {}
         if restored:
             self.learner.load(restored.tensors, meta["learner"])
@@ -60,7 +60,8 @@ class SerialSession:
         self._next_eval = next_multiple(self.learner.state.updates, config.eval.period_updates)
 
     def advance(self, seconds: float, stopping: Callable[[], bool] = never) -> Report:
-        report, deadline = Report(), time.monotonic() + seconds
+        report, deadline = Report(events=self._events), time.monotonic() + seconds
+        self._events = []
         while (
             self.agent_steps < self._config.total_steps
             and not stopping()

@@ -24,7 +24,7 @@ from drqn_dist.interfaces import EnvSpec, WeightSnapshot
 from drqn_dist.metrics import MetricsLog
 from drqn_dist.network.q_network import QNetwork
 from drqn_dist.training.console import Progress
-from drqn_dist.training.memory import batches_per_draw, check_memory
+from drqn_dist.training.memory import check_memory
 from drqn_dist.training.monitor import Monitor, evaluation_values, mean_score, std_score
 from drqn_dist.training.serial import SerialSession
 from drqn_dist.training.session import Report, Saved, Session
@@ -60,7 +60,7 @@ def train(config: TrainConfig, resume: Path | None = None) -> Summary:
     if config.mode == "serial":
         make_replay(config)
     else:
-        make_shard(config, 0, batches_per_draw(config, spec))
+        make_shard(config, 0)
     restored = None
     if resume is not None:
         folder = replace(open_run(resume), config=config)

@@ -46,7 +46,7 @@ def test_weights_survive_the_way_through_a_vector_buffers_and_all(core: str) -> 
     config = tiny_config(network={"torso": "small", "core": core})
     one, two = make_network(config, IMAGE, 0), make_network(config, IMAGE, 1)
     given = random_inputs(IMAGE, 2, 2, 1)
-    one.center_pixels(given.observations.flatten(0, 1).float().mean(0))
+    one.center_pixels(one.torso.fold(given.observations.flatten(0, 1)).float().mean(0))
     vector = one.to_vector()
     assert vector.dtype == np.float32
     two.load_vector(vector)
@@ -87,13 +87,13 @@ def test_a_centred_network_answers_as_one_that_is_given_the_difference() -> None
     centred, plain = make_network(config, IMAGE), make_network(config, IMAGE)
     given = random_inputs(IMAGE, 2, 2, 1)
     before = centred.unroll(given, centred.initial_state(2))[0]
-    centred.center_pixels(torch.zeros(1, 36, 36))
+    centred.center_pixels(torch.zeros(9, 9, 16))
     with torch.no_grad():
         plain.get_parameter("torso.convolutions.0.weight").mul_(255 / 40)
     torch.testing.assert_close(
         centred.unroll(given, centred.initial_state(2))[0], plain.unroll(given, plain.initial_state(2))[0]
     )
-    centred.center_pixels(torch.full((1, 36, 36), 100.0))
+    centred.center_pixels(torch.full((9, 9, 16), 100.0))
     assert (centred.unroll(given, centred.initial_state(2))[0] - before).abs().max() > 1e-3
 
 

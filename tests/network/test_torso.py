@@ -8,7 +8,11 @@ from torch import Tensor, nn
 
 from drqn_dist.config import NetworkConfig
 from drqn_dist.errors import EnvError
-from drqn_dist.network.torso import ConvTorso, MlpTorso, PixelConv, make_torso
+from drqn_dist.network.torso import ConvTorso, MlpTorso, PixelConv, fold_pixels, make_torso
+
+
+def seen_by(conv: PixelConv, image: Tensor) -> Tensor:
+    return conv(conv.prepare(conv.fold(image), torch.float32))
 
 
 def pixels(*shape: int) -> Tensor:
@@ -20,28 +24,28 @@ def pixels(*shape: int) -> Tensor:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_folded_convolution_equals_a_plain_one(size: tuple[int, int], channels: int) -> None:
     torch.manual_seed(0)
-    conv = PixelConv(channels, 4, kernel=8, stride=4, height=size[0], width=size[1])
+    conv = PixelConv((channels, *size), 1, 4, kernel=8, stride=4)
     image = pixels(2, channels, *size)
-    torch.testing.assert_close(conv(image), F.conv2d(image / 255, conv.weight, conv.bias, stride=4))
-    mean = torch.rand(channels, *size) * 255
-    conv.center(mean)
+    torch.testing.assert_close(seen_by(conv, image), F.conv2d(image / 255, conv.weight, conv.bias, stride=4))
+    mean = (torch.rand(channels, *size) * 255).round()
+    conv.center(fold_pixels(mean[None], 4, 8)[0])
     expected = F.conv2d((image - mean) / 40, conv.weight, conv.bias, stride=4)
-    torch.testing.assert_close(conv(image), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(seen_by(conv, image), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("kernel", "stride"), [(4, 2), (3, 1), (6, 3), (4, 4)])
 def test_the_folded_convolution_holds_for_any_kernel_that_is_a_multiple_of_its_stride(kernel: int, stride: int) -> None:
-    conv = PixelConv(2, 3, kernel, stride, 13, 14)
+    conv = PixelConv((2, 13, 14), 1, 3, kernel, stride)
     image = pixels(1, 2, 13, 14)
-    torch.testing.assert_close(conv(image), F.conv2d(image / 255, conv.weight, conv.bias, stride=stride))
+    torch.testing.assert_close(seen_by(conv, image), F.conv2d(image / 255, conv.weight, conv.bias, stride=stride))
 
 
 def test_the_folded_convolution_has_the_gradients_of_a_plain_one() -> None:
     image = pixels(2, 1, 13, 12)
-    conv = PixelConv(1, 4, 8, 4, 13, 12)
+    conv = PixelConv((1, 13, 12), 1, 4, 8, 4)
     plain = nn.Conv2d(1, 4, 8, 4)
     plain.load_state_dict({name: value for name, value in conv.state_dict().items() if name in ("weight", "bias")})
-    conv(image).square().sum().backward()
+    seen_by(conv, image).square().sum().backward()
     plain(image / 255).square().sum().backward()
     for mine, other in zip(conv.parameters(), plain.parameters(), strict=True):
         assert mine.grad is not None
@@ -49,12 +53,11 @@ def test_the_folded_convolution_has_the_gradients_of_a_plain_one() -> None:
 
 
 def test_a_centred_torso_sees_nothing_where_the_picture_is_its_mean() -> None:
-    torso = make_torso(NetworkConfig(torso="small", torso_units=4), (2, 36, 36))
+    torso = make_torso(NetworkConfig(torso="small", torso_units=4), (1, 36, 36), stack=2)
     assert isinstance(torso, ConvTorso)
-    mean = torch.full((2, 36, 36), 87.0)
-    torso.center(mean)
-    conv = torso.convolutions[0]
-    seen = conv(torch.full((1, 2, 36, 36), 87, dtype=torch.uint8))
+    conv = torso.first
+    conv.center(torch.full(conv.mean.shape, 87.2))
+    seen = seen_by(conv, torch.full((1, 2, 36, 36), 87, dtype=torch.uint8))
     torch.testing.assert_close(seen, conv.bias.view(1, -1, 1, 1).expand_as(seen))
 
 
@@ -90,7 +93,7 @@ def test_auto_takes_convolutions_for_images_and_an_mlp_for_vectors() -> None:
 
 
 def test_the_nature_torso_is_the_published_one() -> None:
-    torso = make_torso(NetworkConfig(torso="nature"), (4, 84, 84))
+    torso = make_torso(NetworkConfig(torso="nature"), (1, 84, 84), stack=4)
     assert isinstance(torso, ConvTorso)
     shapes = [tuple(p.shape) for p in torso.parameters() if p.dim() > 1]
     assert shapes == [(32, 4, 8, 8), (64, 32, 4, 4), (64, 64, 3, 3), (512, 64 * 7 * 7)]
@@ -100,3 +103,19 @@ def test_an_mlp_sees_pixels_between_zero_and_one() -> None:
     torso = make_torso(NetworkConfig(torso="mlp", torso_units=4), (1, 6, 5))
     image = pixels(3, 1, 6, 5)
     torch.testing.assert_close(torso(image), torso(image / 255))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_folding_each_frame_and_laying_the_folds_side_by_side_is_folding_the_stack(channels: int) -> None:
+    conv = PixelConv((channels, 15, 16), 3, 4, 8, 4)
+    conv.center(torch.rand(conv.mean.shape) * 255)
+    stack = pixels(2, 3 * channels, 15, 16)
+    frames = [conv.prepare(conv.fold(frame), torch.float32) for frame in stack.split(channels, 1)]
+    torch.testing.assert_close(conv(torch.cat(frames, -1)), seen_by(conv, stack))
+
+
+def test_centred_pixels_are_exact_in_bfloat16() -> None:
+    conv = PixelConv((1, 12, 12), 1, 4, 8, 4)
+    conv.center(torch.rand(conv.mean.shape) * 255)
+    image = conv.fold(pixels(4, 1, 12, 12))
+    assert torch.equal(conv.prepare(image, torch.bfloat16).float(), conv.prepare(image, torch.float32))

@@ -44,7 +44,7 @@ def stepped(network: QNetwork, inputs: NetworkInput, state: Tensor) -> tuple[Ten
         q, state = network.step(NetworkInput(*(x[:, t] for x in inputs)), state)
         q_values.append(q)
         states.append(state)
-    return torch.stack(q_values, 1), states
+    return torch.stack(q_values, 1) if q_values else torch.empty(0), states
 
 
 @pytest.mark.parametrize(("torso", "spec"), TORSOS)
@@ -75,35 +75,43 @@ def test_unroll_equals_stepping_from_any_state_for_every_network(
         torch.testing.assert_close(final, states[-1], rtol=0, atol=1e-5)
 
 
+def features(network: QNetwork, inputs: NetworkInput) -> Tensor:
+    batch, steps = inputs.last_actions.shape
+    folded = network.torso.fold(inputs.observations.flatten(0, 1))
+    return network.features(inputs._replace(observations=network.prepare(folded).unflatten(0, (batch, steps))))
+
+
 @pytest.mark.parametrize("core", ["gru", "lstm", "none"])
-@pytest.mark.parametrize("lengths", [[4, 4, 4], [0, 0, 0], [0, 2, 4], [3, 0, 1]])
-def test_burn_in_leaves_each_row_where_stepping_its_own_length_does(core: str, lengths: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("skipped", "stride"), [([0, 0, 0], 4), ([4, 4, 4], 4), ([4, 2, 0], 2), ([1, 4, 3], 1), ([0, 1, 4], 3)]
+)
+def test_burn_in_leaves_each_row_where_stepping_its_own_steps_does(core: str, skipped: list[int], stride: int) -> None:
     network = make_network(tiny_config(network={"core": core, "last_action_and_reward": True}), VECTOR)
     inputs = random_inputs(VECTOR, batch=3, steps=4, stack=1)
     state = torch.rand_like(network.initial_state(3)) - 0.5
     with torch.no_grad():
-        _, states = stepped(network, inputs, state)
-        after = network.state_after(inputs, torch.tensor(lengths), state)
-    for row, length in enumerate(lengths):
-        torch.testing.assert_close(after[:, row], states[length][:, row], rtol=0, atol=1e-5)
+        after = network.burn_in(features(network, inputs), torch.tensor(skipped), stride, state)
+        for row, first in enumerate(skipped):
+            _, states = stepped(network, NetworkInput(*(x[:, first:] for x in inputs)), state)
+            torch.testing.assert_close(after[:, row], states[-1][:, row], rtol=0, atol=1e-5)
 
 
 def test_burn_in_of_no_columns_keeps_the_state() -> None:
     network = make_network(tiny_config(), VECTOR)
     state = torch.rand(1, 2, 8)
-    inputs = random_inputs(VECTOR, batch=2, steps=0, stack=1)
-    assert network.state_after(inputs, torch.tensor([0, 0]), state) is state
+    assert network.burn_in(torch.zeros(2, 0, 8), torch.tensor([0, 0]), 4, state) is state
 
 
 @pytest.mark.parametrize("core", ["gru", "lstm"])
-def test_what_lies_behind_a_rows_burn_in_does_not_matter(core: str) -> None:
+def test_what_lies_before_a_rows_burn_in_does_not_matter(core: str) -> None:
     network = make_network(tiny_config(network={"core": core}), VECTOR)
     one, two = (random_inputs(VECTOR, batch=2, steps=4, stack=1, seed=seed) for seed in (0, 1))
     for x, y in zip(one, two, strict=True):
-        y[:, :2] = x[:, :2]
-    lengths, state = torch.tensor([2, 1]), network.initial_state(2)
+        y[:, 3:] = x[:, 3:]
+    skipped, state = torch.tensor([3, 4]), network.initial_state(2)
     with torch.no_grad():
-        assert torch.equal(network.state_after(one, lengths, state), network.state_after(two, lengths, state))
+        answers = [network.burn_in(features(network, x), skipped, 1, state) for x in (one, two)]
+    assert torch.equal(answers[0], answers[1])
 
 
 @pytest.mark.parametrize(("core", "head"), CORES_AND_HEADS)
@@ -115,7 +123,7 @@ def test_bf16_runs_forward_and_backward_close_to_fp32_and_answers_fp32(core: str
     inputs = random_inputs(IMAGE, batch=2, steps=3, stack=1)
     q_values = []
     for network in networks:
-        state = network.state_after(inputs, torch.tensor([3, 1]), network.initial_state(2))
+        state = network.burn_in(features(network, inputs), torch.tensor([0, 2]), 1, network.initial_state(2))
         q, final = network.unroll(inputs, state)
         assert q.dtype == state.dtype == final.dtype == torch.float32
         q.square().sum().backward()  # type: ignore[no-untyped-call]
