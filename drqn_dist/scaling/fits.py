@@ -2,12 +2,11 @@
 
 Amdahl 1967: X(n) = X₁·n / (1 + σ(n − 1)), where σ is the serial share of the work.
 Gunther 2007 (Guerrilla Capacity Planning): X(n) = X₁·n / (1 + σ(n − 1) + κn(n − 1)), where κ is the cost of keeping
-each pair of workers coherent; the throughput then peaks at n = √((1 − σ)/κ).
+each pair of workers coherent.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -37,12 +36,6 @@ class Fit:
     def throughput(self, n: Sequence[float] | Floats) -> Floats:
         """Predicted for so many actors."""
         return _model(np.asarray(n, np.float64), *self.parameters.values())
-
-    @property
-    def peak(self) -> float | None:
-        """The number of actors with the greatest throughput; None where it grows for ever."""
-        sigma, kappa = self.parameters["sigma"], self.parameters.get("kappa", 0.0)
-        return math.sqrt((1 - sigma) / kappa) if kappa > 0 and sigma < 1 else None
 
 
 def fit(law: Law, actors: Sequence[int], throughput: Sequence[float]) -> Fit:
