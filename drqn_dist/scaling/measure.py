@@ -7,7 +7,7 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 
 import numpy as np
@@ -27,15 +27,8 @@ from drqn_dist.training.session import Report
 from learner.learner import LearnerStats
 
 _REPORT_S = 1.0
-_ACTOR_PARTS = {
-    "env": "env_s",
-    "inference": "policy_s",
-    "build": "build_s",
-    "encode": "encode_s",
-    "push": "push_s",
-    "weights": "weights_s",
-}
-_LEARNER_PARTS = {"wait": "wait_s", "train": "train_s"}
+_ACTOR_PARTS = ("env", "policy", "build", "encode", "push", "weights")
+_LEARNER_PARTS = ("wait", "train")
 
 
 def measure(
@@ -52,10 +45,11 @@ def measure(
     with closing(RaySession(config)) as session:
         _start_up(session, actors, learner)
         _reports(session, warmup_s)
-        window = Window(session)
-        for report in _reports(session, seconds):
-            window.add(report)
-        return window.point(config, learner, repeat)
+        before, began = _cpu_s(session), time.monotonic()
+        reports = _reports(session, seconds)
+        elapsed = time.monotonic() - began
+        cores = {name: (cpu_s - before[name]) / elapsed for name, cpu_s in _cpu_s(session).items()}
+    return point_of(reports, cores, elapsed, config, learner, repeat)
 
 
 def tightened(config: TrainConfig, spec: EnvSpec) -> TrainConfig:
@@ -106,83 +100,60 @@ def _reports(session: RaySession, seconds: float) -> list[Report]:
     return found
 
 
-class Window:
-    """A stretch of time that is measured, from the making of this object on.
-
-    Actors and learner report pieces of about a second, each with its own length; rates are taken over those lengths.
-    CPU time of the other processes is read at both ends.
-    """
-
-    def __init__(self, session: RaySession) -> None:
-        self._session = session
-        self._actors: list[ActorStats] = []
-        self._learner: list[LearnerStats] = []
-        self._lag, self._lags = PolicyLag(), list[float]()
-        self._counters: list[tuple[int, int]] = []
-        self._cpu = self._cpu_s()
-        self._began = time.monotonic()
-
-    def add(self, report: Report) -> None:
-        self._actors += report.actors
-        self._learner += report.learner
-        if (lag := self._lag.of(report)) is not None:
-            self._lags.append(lag)
-        if report.replay is not None:
-            self._counters.append((report.replay.sampled_steps, report.replay.inserted_steps))
-
-    def point(self, config: TrainConfig, learner: bool, repeat: int) -> Point:
-        elapsed = time.monotonic() - self._began
-        cores = {name: (cpu_s - self._cpu[name]) / elapsed for name, cpu_s in self._cpu_s().items()}
-        silent = set(range(config.actors)) - {piece.index for piece in self._actors}
-        if silent:
-            raise ConfigError(
-                f"{len(silent)} of {config.actors} actors reported nothing in {elapsed:.1f} s; measure longer "
-                "(--seconds, into another --out)"
-            )
-        learner_wall_s = sum(piece.wall_s for piece in self._learner)
-        return Point(
-            actors=config.actors,
-            envs_per_actor=config.actor.envs_per_actor,
-            learner=learner,
-            repeat=repeat,
-            seconds=elapsed,
-            agent_steps_per_s=_per_actor(self._actors, "agent_steps"),
-            fragments_per_s=_per_actor(self._actors, "fragments"),
-            updates_per_s=_ratio(sum(piece.new_updates for piece in self._learner), learner_wall_s),
-            samples_per_insert=self._samples_per_insert() if learner else None,
-            policy_lag=float(np.mean(self._lags)) if self._lags and learner else None,
-            cores=cores
-            | {
-                "actors": _per_actor(self._actors, "cpu_s"),
-                "learner": _ratio(sum(piece.cpu_s for piece in self._learner), learner_wall_s),
-            },
-            actor_time=shares(self._actors, _ACTOR_PARTS),
-            learner_time=shares(self._learner, _LEARNER_PARTS),
-        )
-
-    def _cpu_s(self) -> dict[str, float]:
-        """CPU seconds so far, but for actors and learner, which report their own."""
-        replays = self._session.work()[0]
-        return {"replay": sum(work.cpu_s for work in replays), "ray": _ray_cpu_s(), "machine": busy_cpu_s()}
-
-    def _samples_per_insert(self) -> float | None:
-        if len(self._counters) < 2 or self._counters[-1][1] == self._counters[0][1]:
-            return None
-        (sampled, inserted), (sampled_then, inserted_then) = self._counters[-1], self._counters[0]
-        return (sampled - sampled_then) / (inserted - inserted_then)
-
-
-def shares(pieces: Sequence[ActorStats] | Sequence[LearnerStats], parts: dict[str, str]) -> dict[str, float]:
-    """What each part and the rest take of the pieces' wall-clock time. They add up to 1 even where clocks disagree.
+def point_of(
+    reports: Sequence[Report], cores: dict[str, float], seconds: float, config: TrainConfig, learner: bool, repeat: int
+) -> Point:
+    """Actors and learner report pieces of about a second, each with its own length; rates are taken over those lengths.
 
     Args:
-        parts: names of the parts and of the fields with their seconds.
+        cores: CPU seconds per second of everything but actors and learner, which report their own.
+
+    Raises:
+        ConfigError: an actor has reported nothing.
     """
-    spent = {part: sum(max(0.0, getattr(piece, name)) for piece in pieces) for part, name in parts.items()}
+    acting, learning = ([p for r in reports for p in r.actors], [p for r in reports for p in r.learner])
+    if silent := set(range(config.actors)) - {piece.index for piece in acting}:
+        raise ConfigError(
+            f"{len(silent)} of {config.actors} actors reported nothing in {seconds:.1f} s; measure longer "
+            "(--seconds, into another --out)"
+        )
+    tracker = PolicyLag()
+    lags = [lag for report in reports if (lag := tracker.of(report)) is not None]
+    replay = [report.replay for report in reports if report.replay is not None]
+    inserted = replay[-1].inserted_steps - replay[0].inserted_steps if replay else 0
+    sampled = replay[-1].sampled_steps - replay[0].sampled_steps if replay else 0
+    learner_s = sum(piece.wall_s for piece in learning) or 1.0  # nothing was done in no time
+    trained = {"learner": sum(piece.cpu_s for piece in learning) / learner_s}
+    return Point(
+        actors=config.actors,
+        envs_per_actor=config.actor.envs_per_actor,
+        learner=learner,
+        repeat=repeat,
+        seconds=seconds,
+        agent_steps_per_s=_per_actor(acting, "agent_steps"),
+        fragments_per_s=_per_actor(acting, "fragments"),
+        updates_per_s=sum(piece.new_updates for piece in learning) / learner_s,
+        samples_per_insert=sampled / inserted if learner and inserted else None,
+        policy_lag=float(np.mean(lags)) if learner and lags else None,
+        cores={"actors": _per_actor(acting, "cpu_s")} | trained | cores,
+        actor_time=shares(acting, _ACTOR_PARTS),
+        learner_time=shares(learning, _LEARNER_PARTS),
+    )
+
+
+def shares(pieces: Sequence[ActorStats] | Sequence[LearnerStats], parts: Sequence[str]) -> dict[str, float]:
+    """What each part (in the field `<part>_s`) and the rest take of the pieces' wall-clock time; they add up to 1 even
+    where clocks disagree."""
+    spent = {part: sum(max(0.0, getattr(piece, f"{part}_s")) for piece in pieces) for part in parts}
     whole = max(sum(piece.wall_s for piece in pieces), sum(spent.values()), 1e-12)
-    return {part: seconds / whole for part, seconds in spent.items()} | {
-        "other": max(0.0, 1 - sum(spent.values()) / whole)
-    }
+    found = {part: seconds / whole for part, seconds in spent.items()}
+    return found | {"other": max(0.0, 1 - sum(found.values()))}
+
+
+def _cpu_s(session: RaySession) -> dict[str, float]:
+    """CPU seconds so far, but for actors and learner, which report their own."""
+    replays = session.work()[0]
+    return {"replay": sum(work.cpu_s for work in replays), "ray": _ray_cpu_s(), "machine": busy_cpu_s()}
 
 
 def busy_cpu_s() -> float:
@@ -200,24 +171,16 @@ def _per_actor(pieces: Sequence[ActorStats], name: str) -> float:
     for piece in pieces:
         totals[piece.index][0] += getattr(piece, name)
         totals[piece.index][1] += piece.wall_s
-    return sum(_ratio(count, wall) for count, wall in totals.values())
-
-
-def _ratio(count: float, whole: float) -> float:
-    return count / whole if whole else 0.0
+    return sum(count / wall for count, wall in totals.values() if wall)
 
 
 def _ray_cpu_s() -> float:
     """CPU seconds so far of this process and of Ray's own ones on this machine. Ray titles the processes that work for
     a run `ray::…`; all others among this process's children are its own."""
-    ours = 0.0
+    found = 0.0
     driver = psutil.Process()
     for process in (driver, *driver.children(recursive=True)):
-        try:
-            title = process.cmdline()
-            if title and not title[0].startswith("ray::"):
-                times = process.cpu_times()
-                ours += times.user + times.system
-        except psutil.Error:  # it has just ended
-            continue
-    return ours
+        with suppress(psutil.Error):  # it has just ended
+            title, times = process.cmdline(), process.cpu_times()
+            found += times.user + times.system if title and not title[0].startswith("ray::") else 0.0
+    return found

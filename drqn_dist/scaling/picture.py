@@ -18,17 +18,13 @@ if TYPE_CHECKING:
 
 # By Okabe & Ito and by Tol: colour-blind readers can tell them apart.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_PARTS = {
-    "env": "#0072B2",
-    "inference": "#D55E00",
-    "build": "#009E73",
-    "encode": "#CC79A7",
-    "push": "#E69F00",
-    "weights": "#56B4E9",
-    "train": "#332288",
-    "wait": "#BBBBBB",
-    "other": "#777777",
-}
+_PARTS = dict(
+    zip(
+        ("env", "policy", "build", "encode", "push", "weights", "train", "wait", "other"),
+        (*_COLOURS[:6], "#332288", "#BBBBBB", "#777777"),
+        strict=True,
+    )
+)
 _LAWS = {"amdahl": ("--", "Amdahl's law"), "usl": ("-", "Universal Scalability Law")}
 
 

@@ -36,7 +36,7 @@ class Point:
     """CPU seconds per second: actors, replay, learner, ray (its own processes and the driver), machine (everything that
     ran)."""
     actor_time: dict[str, float]
-    """Shares: env, inference, build, encode, push (its wait included), weights, other."""
+    """Shares: env, policy (the network), build, encode, push (its wait included), weights, other."""
     learner_time: dict[str, float]
     """Shares: wait (for a batch), train, other."""
 
@@ -63,15 +63,13 @@ class PointsFile:
             RunFolderError: it cannot be read or written.
         """
         self._path, sweep = folder / "points.jsonl", folder / "sweep.json"
-        self.points: list[Point] = []
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if sweep.exists():
                 _require_same(folder, json.loads(sweep.read_text(encoding="utf-8")), json.loads(json.dumps(settings)))
             else:
                 sweep.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-            if self._path.exists():
-                self.points = self._read()
+            self.points = self._read() if self._path.exists() else []
         except OSError as error:
             raise RunFolderError(f"cannot use {folder}: {error.strerror or error}; choose another --out") from error
         except (ValueError, AttributeError) as error:  # no JSON, no text, or no table of settings

@@ -23,10 +23,7 @@ from drqn_dist.scaling.settings import ClusterShape
 class Part(StrEnum):
     """What can bound a run."""
 
-    ACTORS = "actors"
-    LEARNER = "learner"
-    REPLAY = "replay"
-    HEAD = "head cores"
+    ACTORS, LEARNER, REPLAY, HEAD = "actors", "learner", "replay", "head cores"
 
 
 _BUY = {
@@ -92,11 +89,9 @@ def predict(profile: Profile, actors: int, envs_per_actor: int, cluster: Cluster
 def compare(profile: Profile) -> list[Comparison]:
     """Every measured point beside its prediction on the measured machine, from the service times of all other
     points; nothing where there is one point alone."""
-    points = profile.measured
-    machine = ClusterShape(actor_cores=0)
-    found = []
-    for key, group in by_key(points).items():
-        others = [asdict(point) for point in points if point.key != key]
+    machine, found = ClusterShape(actor_cores=0), []
+    for key, group in by_key(profile.points).items():
+        others = [point for point in profile.points if point.key != key]
         if not others:
             break
         predicted = predict(replace(profile, points=others), *key, machine).agent_steps_per_s
@@ -106,16 +101,9 @@ def compare(profile: Profile) -> list[Comparison]:
 
 
 def simulate(profile: Profile, actors: Sequence[int], envs_per_actor: int, cluster: ClusterShape) -> dict[str, Any]:
-    """What `--simulate` answers, JSON-able.
-
-    Returns:
-        cluster, predictions, advice for the largest of them; comparisons, error; costs that all of it is made of.
-
-    Raises:
-        ConfigError: a shard would have no actor.
-    """
-    predictions = [predict(profile, n, envs_per_actor, cluster) for n in actors]
-    comparisons = compare(profile)
+    """What `--simulate` answers, JSON-able: predictions, advice for the largest of them, comparisons, their error in a
+    sentence, and the costs that all of it is made of."""
+    predictions, comparisons = [predict(profile, n, envs_per_actor, cluster) for n in actors], compare(profile)
     return {
         "cluster": asdict(cluster),
         "predictions": [asdict(prediction) for prediction in predictions],

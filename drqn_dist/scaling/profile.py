@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +65,23 @@ class Profile:
     replay: ReplayCosts
     machine: dict[str, Any] = field(default_factory=dict)
     """Processor and memory, in words."""
-    points: list[dict[str, Any]] = field(default_factory=list)
+    points: Sequence[Point] = ()
     """Everything that was measured."""
 
-    @property
-    def measured(self) -> list[Point]:
-        return [from_dict(Point, values) for values in self.points]
+    @classmethod
+    def of(cls, config: TrainConfig, points: Sequence[Point], replay: ReplayCosts, machine: dict[str, Any]) -> Profile:
+        """`machine` describes the measured one, with `usable_cores`."""
+        return cls(
+            cores=int(machine["usable_cores"]),
+            shards=config.replay.shards,
+            envs_per_actor=config.actor.envs_per_actor,
+            push_period_steps=config.push_period,
+            batch_steps=config.learner.batch_windows * config.window.unroll,
+            samples_per_insert=config.replay.samples_per_insert,
+            replay=replay,
+            machine=machine,
+            points=points,
+        )
 
     def roles(self) -> RoleCosts:
         """Medians over all points: a machine whose speed jumps for a while would draw a mean along.
@@ -78,7 +89,7 @@ class Profile:
         Raises:
             ConfigError: there are no points, or one in which nothing happened.
         """
-        points = self.measured
+        points = self.points
         if not points:
             raise ConfigError("there are no measured points to take service times from; measure some")
         for point in points:
@@ -114,31 +125,14 @@ class Profile:
         return max(0.0, point.cores["machine"] - known)
 
 
-def make_profile(config: TrainConfig, points: Sequence[Point], replay: ReplayCosts, machine: dict[str, Any]) -> Profile:
-    """
-    Args:
-        machine: its description, with `usable_cores`.
-    """
-    return Profile(
-        cores=int(machine["usable_cores"]),
-        shards=config.replay.shards,
-        envs_per_actor=config.actor.envs_per_actor,
-        push_period_steps=config.push_period,
-        batch_steps=config.learner.batch_windows * config.window.unroll,
-        samples_per_insert=config.replay.samples_per_insert,
-        replay=replay,
-        machine=machine,
-        points=[asdict(point) for point in points],
-    )
-
-
 def read_profile(path: Path) -> Profile:
     """
     Raises:
         RunFolderError: it cannot be read or is no profile.
     """
     try:
-        profile = from_dict(Profile, json.loads(path.read_text(encoding="utf-8")))
+        values = json.loads(path.read_text(encoding="utf-8"))
+        profile = from_dict(Profile, values | {"points": [from_dict(Point, point) for point in values["points"]]})
         profile.roles()
     except OSError as error:
         raise RunFolderError(f"cannot read {path}: {error.strerror}; name a profile.json that scale wrote") from error

@@ -48,9 +48,10 @@ def median(points: Sequence[Point]) -> dict[str, Any]:
     """The medians of all figures of a point's repeats, flat; what they have in common stays."""
     flat = [point.flat() for point in points]
     merged: dict[str, Any] = {}
-    for name in flat[0].keys() - {"repeat"}:
+    for name, first in flat[0].items():
         values = [row[name] for row in flat if row[name] is not None]
-        merged[name] = flat[0][name] if isinstance(flat[0][name], int) or not values else statistics.median(values)
+        merged[name] = first if isinstance(first, int) or not values else statistics.median(values)
+    del merged["repeat"]
     return merged
 
 
@@ -83,25 +84,17 @@ def rows(points: Sequence[Point]) -> list[dict[str, Any]]:
 
 def summary(points: Sequence[Point], machine: dict[str, Any], shards: int, samples_per_insert: float) -> dict[str, Any]:
     """All of it, JSON-able."""
-    return {
-        "bottleneck": bottleneck(points, int(machine["usable_cores"]), shards, samples_per_insert),
-        "points": rows(points),
-        "fits": {
-            name: {law: asdict(found) if isinstance(found, Fit) else found for law, found in laws.items()}
-            for name, laws in fits(points).items()
-        },
-        "machine": machine,
+    laws = {
+        curve: {law: asdict(found) if isinstance(found, Fit) else found for law, found in both.items()}
+        for curve, both in fits(points).items()
     }
+    said = bottleneck(points, int(machine["usable_cores"]), shards, samples_per_insert)
+    return {"bottleneck": said, "points": rows(points), "fits": laws, "machine": machine}
 
 
 def bottleneck(points: Sequence[Point], cores: int, shards: int, samples_per_insert: float) -> str:
-    """What limits the largest measured point, with the figures that show it, and what speaks against them.
-
-    Args:
-        cores: of the machine.
-        shards: of the replay.
-        samples_per_insert: that was asked for.
-    """
+    """What limits the largest measured point, with the figures that show it, and what speaks against them; `cores` are
+    the machine's, `shards` the replay's, `samples_per_insert` is the replay ratio that was asked for."""
     row = median(max(by_key(points).values(), key=lambda group: group[0].actors * group[0].envs_per_actor))
     replay = row["cores.replay"] / shards
     blocked = row["actor_time.push"] > WAITS
@@ -127,12 +120,7 @@ def bottleneck(points: Sequence[Point], cores: int, shards: int, samples_per_ins
 
 
 def doubts(row: dict[str, Any], samples_per_insert: float) -> list[str]:
-    """What speaks against a measurement, or the medians of several; in sentences.
-
-    Args:
-        row: `Point.flat`.
-        samples_per_insert: that was asked for.
-    """
+    """What speaks against a measurement (`Point.flat`), or against the medians of several; in sentences."""
     found = []
     others = row["cores.machine"] - sum(row[f"cores.{role}"] for role in ROLES)
     if others > OTHERS:

@@ -14,11 +14,8 @@ from drqn_dist.config import TrainConfig, from_dict, to_dict
 from drqn_dist.errors import ConfigError
 from drqn_dist.presets import preset
 
-UNBOUNDED_STEPS = 10**10
-"""More steps than any measurement inserts."""
-ACTING_ONLY_BYTES = 512 * 1024**2
-"""Room for fragments that nobody samples."""
-
+FAR_STEPS = 10**10
+"""More than any measurement inserts."""
 _MEASURED = ("actors", "seconds", "warmup_s", "repeats", "preset", "env", "set", "learner")
 
 
@@ -123,21 +120,15 @@ def base_config(args: ScaleArgs) -> TrainConfig:
 
 
 def point_config(config: TrainConfig, actors: int, envs_per_actor: int, learner: bool) -> TrainConfig:
-    """The configuration of one point.
-
-    Without the learner the replay is never filled to `min_steps`, so nothing is drawn and pushes never wait; its bytes
-    stay bounded.
+    """The configuration of one point. Without the learner the replay is never filled to `min_steps`, so nothing is
+    drawn and pushes never wait; its bytes stay bounded.
 
     Raises:
         ConfigError: so many environments do not fit the replay.
     """
     if not learner:
-        replay = replace(
-            config.replay,
-            min_steps=UNBOUNDED_STEPS,
-            capacity_steps=UNBOUNDED_STEPS,
-            capacity_bytes=min(config.replay.capacity_bytes, ACTING_ONLY_BYTES),
-        )
+        room = min(config.replay.capacity_bytes, 512 * 1024**2)
+        replay = replace(config.replay, min_steps=FAR_STEPS, capacity_steps=FAR_STEPS, capacity_bytes=room)
         config = replace(config, replay=replay)
     return replace(config, actors=actors, actor=replace(config.actor, envs_per_actor=envs_per_actor))
 

@@ -24,8 +24,6 @@ from drqn_dist.interfaces import EnvSpec
 from drqn_dist.scaling.profile import ReplayCosts
 from drqn_dist.training.memory import batches_per_draw, object_store_bytes
 
-IN_FLIGHT = 8
-"""Calls under way at once."""
 STORED = 1_000
 """Full fragments that the shard holds: pushes evict."""
 LEAST_MANY = 8
@@ -39,10 +37,7 @@ def measure_shard(config: TrainConfig, spec: EnvSpec, calls: int = 200, repeats:
     of an actor complete in a push period, but at least LEAST_MANY.
 
     Args:
-        calls: of each kind, in each repeat.
-
-    Returns:
-        The medians of the repeats.
+        calls: of each kind, in each repeat; the repeats give medians.
 
     Raises:
         ConfigError: Ray does not start.
@@ -62,8 +57,7 @@ def measure_shard(config: TrainConfig, spec: EnvSpec, calls: int = 200, repeats:
         for _ in range(repeats):
             pushes = [[list(itertools.islice(supply, size)) for _ in range(calls)] for size in (1, many)]
             (single_s, _), (burst_s, _) = (_spent(shard, (shard.push.remote(p) for p in kind)) for kind in pushes)
-            draws = (shard.sample.remote(windows, 0, None, 0.0) for _ in range(calls))
-            sample_s, drawn = _spent(shard, draws)
+            sample_s, drawn = _spent(shard, (shard.sample.remote(windows, 0, None, 0.0) for _ in range(calls)))
             ids = [sample.ids for sample, _ in drawn]
             update_s, _ = _spent(shard, (shard.update_priorities.remote(some, values) for some in ids))
             fragment_s = max(0.0, burst_s - single_s) / (calls * (many - 1))
@@ -89,5 +83,5 @@ def alone(config: TrainConfig) -> TrainConfig:
 def _spent(shard: Any, calls: Iterable[Any]) -> tuple[float, list[Any]]:
     """CPU seconds of the shard's process for these calls, and their answers."""
     before = ray.get(shard.work.remote()).cpu_s
-    found = answers(calls, IN_FLIGHT)
+    found = answers(calls, in_flight=8)
     return float(ray.get(shard.work.remote()).cpu_s - before), found

@@ -17,10 +17,8 @@ from drqn_dist.scaling.settings import ScaleArgs, base_config, counts, point_con
 
 
 def run_scale(args: ScaleArgs) -> dict[str, Any]:
-    """Does what the command asks for, and writes its files.
-
-    Returns:
-        What is printed: `report.summary` of a measurement, `predict.simulate` of a simulation.
+    """Does what the command asks for, writes its files, and answers what is printed: `report.summary` of a measurement,
+    `predict.simulate` of a simulation.
 
     Raises:
         ConfigError, RunFolderError, RoleFailedError
@@ -81,7 +79,7 @@ def _measure(args: ScaleArgs) -> dict[str, Any]:
 def _write(config: TrainConfig, points: Sequence[Point], out: Path, machine: dict[str, Any]) -> dict[str, Any]:
     from drqn_dist.envs.make import env_spec
     from drqn_dist.scaling.picture import draw
-    from drqn_dist.scaling.profile import make_profile, read_profile
+    from drqn_dist.scaling.profile import Profile, read_profile
     from drqn_dist.scaling.report import summary, write_json, write_table
     from drqn_dist.scaling.shard import measure_shard
 
@@ -89,24 +87,23 @@ def _write(config: TrainConfig, points: Sequence[Point], out: Path, machine: dic
     write_table(points, out / "scale.csv")
     write_json(result, out / "scale.json")
     draw(points, out / "scale.png")
-    profile = out / "profile.json"
+    path = out / "profile.json"
     try:  # once for a sweep
-        replay = read_profile(profile).replay
+        replay = read_profile(path).replay
     except RunFolderError:
         print("measuring what calls to the replay cost: a minute", file=sys.stderr, flush=True)
         replay = measure_shard(config, env_spec(config.env))
-    write_json(asdict(make_profile(config, points, replay, machine)), profile)
+    write_json(asdict(Profile.of(config, points, replay, machine)), path)
     return result
 
 
 def _simulate(args: ScaleArgs) -> dict[str, Any]:
-    assert args.simulate is not None
-    assert args.profile is not None
-    actors = counts("--simulate", args.simulate)
+    actors = counts("--simulate", args.simulate or "")
     from drqn_dist.scaling.predict import simulate
     from drqn_dist.scaling.profile import read_profile
     from drqn_dist.scaling.report import write_json
 
+    assert args.profile is not None
     profile = read_profile(args.profile)
     envs = counts("--envs-per-actor", args.envs_per_actor or str(profile.envs_per_actor))
     if len(envs) > 1:
