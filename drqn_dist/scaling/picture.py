@@ -86,8 +86,8 @@ def _draw_time(axes: Axes, table: Sequence[dict[str, Any]]) -> None:
                 axes.bar(place, share, 0.9, bottom, color=colour, label=None if part in shown else part)
                 shown.add(part)
                 bottom += share
-    labels = [f"{role[0].upper()}\n{row['actors']}x{row['envs_per_actor']}" for row, role in stacks]
-    axes.set_xticks(range(len(stacks)), labels, fontsize=7)
-    axes.set_ylabel("share of time: A actors, L learner")
+    labels = [f"{row['actors']}x{row['envs_per_actor']}" if role == "actor" else "L" for row, role in stacks]
+    axes.set_xticks(range(len(stacks)), labels, fontsize=7, rotation=90)
+    axes.set_ylabel("share of time: actors x environments, and their learner (L)")
     axes.set_ylim(0, 1)
     axes.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))

@@ -95,7 +95,7 @@ class PointsFile:
         for number, line in enumerate(whole.splitlines(), start=1):
             try:
                 found.append(from_dict(Point, json.loads(line)))
-            except (ValueError, TypeError, ConfigError) as error:
+            except (ValueError, TypeError, AttributeError, ConfigError) as error:
                 raise RunFolderError(
                     f"line {number} of {self._path} is no measured point: {error}; choose another --out"
                 ) from error

@@ -136,7 +136,7 @@ def read_profile(path: Path) -> Profile:
         profile.roles()
     except OSError as error:
         raise RunFolderError(f"cannot read {path}: {error.strerror}; name a profile.json that scale wrote") from error
-    except (ValueError, TypeError, KeyError, ConfigError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, ConfigError) as error:
         raise RunFolderError(f"{path} is no usable profile: {error}") from error
     return profile
 

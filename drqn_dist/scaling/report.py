@@ -97,12 +97,12 @@ def bottleneck(points: Sequence[Point], cores: int, shards: int, samples_per_ins
     the machine's, `shards` the replay's, `samples_per_insert` is the replay ratio that was asked for."""
     row = median(max(by_key(points).values(), key=lambda group: group[0].actors * group[0].envs_per_actor))
     replay = row["cores.replay"] / shards
-    blocked = row["actor_time.push"] > WAITS
+    blocked, full = row["actor_time.push"] > WAITS, row["cores.machine"] > BUSY * cores
     if row["learner"] and blocked and row["learner_time.wait"] <= WAITS:
-        part = "the learner"
+        part = "the learner" + (", which gets less than a core" if full and row["cores.learner"] < BUSY else "")
     elif blocked and replay > FULL:
         part = f"the replay, which uses {replay:.2f} of a core{' for each shard' if shards > 1 else ''}"
-    elif row["cores.machine"] > BUSY * cores:
+    elif full:
         part = "the cores"
     elif blocked:
         part = "the calls between processes"

@@ -59,7 +59,7 @@ class ScaleArgs:
     env: str | None = None
     """Another environment than the preset's."""
     set: tuple[str, ...] = ()
-    """Other settings of the configuration, for example replay.shards=2 replay.min_steps=1000."""
+    """Other settings of the configuration, for example replay.samples_per_insert=1 replay.min_steps=1000."""
     learner: bool = True
     """Train beside acting; --no-learner measures acting alone: pushes never wait and nobody samples."""
     simulate: str | None = None
