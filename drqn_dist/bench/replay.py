@@ -8,6 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from learner.batch_loader import DirectLoader
+from learner.window_reader import WindowReader
 
 from drqn_dist.bench import BenchSettings
 from drqn_dist.bench.figures import Figures, rate
@@ -19,9 +21,7 @@ from drqn_dist.codec import decode_header
 from drqn_dist.config import TrainConfig
 from drqn_dist.envs.make import env_spec
 from drqn_dist.interfaces import WeightSnapshot
-from learner.batch_loader import DirectLoader
 from learner.learner import resolve_device
-from learner.window_reader import WindowReader
 from replay_server.replay import Replay, make_replay
 
 MAX_STEPS = 100_000

@@ -11,10 +11,9 @@ import numpy as np
 from drqn_dist.bench.figures import Figures
 from drqn_dist.bench.fill import unblocked
 from drqn_dist.config import TrainConfig
-from drqn_dist.interfaces import EnvSpec
-from drqn_dist.training.memory import batches_per_draw
+from drqn_dist.interfaces import SHARD_STRIDE, EnvSpec, Held
 from replay_server.replay import Replay, make_shard
-from replay_server.shards import SHARD_STRIDE, ShardLedger
+from replay_server.shards import ShardLedger
 
 COUNTS = (1, 2, 4)
 """Shards that are compared."""
@@ -52,14 +51,18 @@ class _Shards:
     ) -> None:
         settings = replace(unblocked(config.replay, capacity_steps), shards=count)
         config = replace(config, mode="ray", actors=max(config.actors, count), replay=settings)
-        self._batches, self._windows = batches_per_draw(config, spec), config.learner.batch_windows
-        self._parts: list[Replay] = [make_shard(config, shard, self._batches) for shard in range(count)]
+        self._batches, self._windows = config.batches_per_draw, config.learner.batch_windows
+        self._parts: list[Replay] = [make_shard(config, shard) for shard in range(count)]
         self._ledger = ShardLedger(count, seed=0)
         self._turn = 0
         while not all(part.stats().evicted_steps for part in self._parts):
             self.push(next(supply))
+        self._held = []
+        """As if a learner had every fragment: what is measured is drawing, not catching up."""
         for shard, part in enumerate(self._parts):
-            self._ledger.update(shard, part.sample_share(0, 0, None, 0.0)[1])
+            answer = part.sample([], Held(), 0, 0.0)
+            self._ledger.update(shard, answer.tally)
+            self._held.append(Held(answer.fresh.log, 0, (shard + 1) * SHARD_STRIDE))
 
     def push(self, pieces: Sequence[bytes]) -> float:
         """CPU seconds of each push; the fragments are one actor's, and the actors take the shards in turn."""
@@ -75,15 +78,15 @@ class _Shards:
         spent, windows = 0.0, 0
         for _ in range(CALLS):
             split = self._ledger.split(self._batches, self._windows)
-            samples = []
-            for shard, (part, count) in enumerate(zip(self._parts, split.windows, strict=True)):
-                elsewhere = self._ledger.elsewhere(shard)
+            drawn = []
+            for shard, part in enumerate(self._parts):
+                counts, elsewhere = split.counts[shard].tolist(), self._ledger.elsewhere(shard)
                 start = time.thread_time()
-                drawn, tally = part.sample_share(count, 0, elsewhere, 0.0)
+                answer = part.sample(counts, self._held[shard], 0, 0.0, 0, elsewhere)
                 spent += time.thread_time() - start
-                samples.append(drawn)
-                self._ledger.update(shard, tally)
-            ids = np.concatenate([batch.ids for batch in self._ledger.join(split, samples)])
+                drawn.append(answer.draws)
+                self._ledger.update(shard, answer.tally)
+            ids = self._ledger.join(split, drawn).ids
             windows += len(ids)
             for shard, part in enumerate(self._parts):
                 theirs = ids[ids // SHARD_STRIDE == shard]

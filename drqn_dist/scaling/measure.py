@@ -18,11 +18,10 @@ from drqn_dist.config import TrainConfig
 from drqn_dist.distributed.supervisor import START_S, RaySession
 from drqn_dist.envs.make import env_spec
 from drqn_dist.errors import ConfigError, RoleFailedError
-from drqn_dist.interfaces import EnvSpec
 from drqn_dist.scaling.points import Point
 from drqn_dist.scaling.settings import point_config
 from drqn_dist.training.lag import PolicyLag
-from drqn_dist.training.memory import FRAGMENT_OVERHEAD_BYTES, batches_per_draw, check_memory
+from drqn_dist.training.memory import FRAGMENT_OVERHEAD_BYTES, check_memory
 from drqn_dist.training.session import Report
 from learner.learner import LearnerStats
 
@@ -40,7 +39,7 @@ def measure(
         ConfigError: the configuration cannot run here.
         RoleFailedError: a process failed, so the measurement is void.
     """
-    config = tightened(point_config(config, actors, envs_per_actor, learner), env_spec(config.env))
+    config = tightened(point_config(config, actors, envs_per_actor, learner))
     check_point(config, learner)
     with closing(RaySession(config)) as session:
         _start_up(session, actors, learner)
@@ -52,11 +51,11 @@ def measure(
     return point_of(reports, cores, elapsed, config, learner, repeat)
 
 
-def tightened(config: TrainConfig, spec: EnvSpec) -> TrainConfig:
+def tightened(config: TrainConfig) -> TrainConfig:
     """With the least slack in the rate limiter that still lets each side do its work in one piece, unless a slack is
     set. With a run's automatic slack, minutes can pass before the replay ratio holds anybody up."""
     learning, replay = config.learner, config.replay
-    drawn = batches_per_draw(config, spec) * learning.batch_windows * learning.unroll_steps
+    drawn = config.batches_per_draw * learning.batch_windows * learning.unroll_steps
     cut = config.total_envs * config.window.fragment  # all environments may end their fragments together
     slack = replay.rate_tolerance_steps or max(cut, math.ceil(drawn / replay.samples_per_insert))
     return replace(config, replay=replace(replay, rate_tolerance_steps=slack))
@@ -152,7 +151,7 @@ def shares(pieces: Sequence[ActorStats] | Sequence[LearnerStats], parts: Sequenc
 
 def _cpu_s(session: RaySession) -> dict[str, float]:
     """CPU seconds so far, but for actors and learner, which report their own."""
-    replays = session.work()[0]
+    replays = session.work()
     return {"replay": sum(work.cpu_s for work in replays), "ray": _ray_cpu_s(), "machine": busy_cpu_s()}
 
 

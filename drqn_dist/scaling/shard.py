@@ -20,9 +20,10 @@ from drqn_dist.bench.play import play
 from drqn_dist.config import TrainConfig
 from drqn_dist.distributed.local_ray import LocalRay
 from drqn_dist.distributed.remote_replay import start_replay
-from drqn_dist.interfaces import EnvSpec
+from drqn_dist.interfaces import EnvSpec, Held
 from drqn_dist.scaling.profile import ReplayCosts
-from drqn_dist.training.memory import batches_per_draw, object_store_bytes
+from drqn_dist.training.memory import STORE_BYTES
+from replay_server.shards import ShardAnswer
 
 STORED = 1_000
 """Full fragments that the shard holds: pushes evict."""
@@ -47,18 +48,20 @@ def measure_shard(config: TrainConfig, spec: EnvSpec, calls: int = 200, repeats:
     supply = itertools.chain.from_iterable(copies(payloads, config.replay.max_fragment_bytes))
     many = max(LEAST_MANY, fragments_per_push(config))
     config = alone(config)
-    batches = batches_per_draw(config, spec)
-    windows = batches * config.learner.batch_windows
-    values = np.ones(windows)
+    batches = config.batches_per_draw
+    counts = [config.learner.batch_windows] * batches
+    values = np.ones(sum(counts))
     figures = Figures()
-    with closing(LocalRay(None, cpus=1, store_bytes=object_store_bytes(config, spec))):
-        (shard,) = start_replay(config, spec, f"price-{uuid.uuid4().hex}")
+    with closing(LocalRay(None, cpus=1, store_bytes=STORE_BYTES)):
+        (shard,) = start_replay(config, f"price-{uuid.uuid4().hex}")
         ray.get(shard.push.remote(list(itertools.islice(supply, STORED + STORED // 5))), timeout=120)
         for _ in range(repeats):
             pushes = [[list(itertools.islice(supply, size)) for _ in range(calls)] for size in (1, many)]
             (single_s, _), (burst_s, _) = (_spent(shard, (shard.push.remote(p) for p in kind)) for kind in pushes)
-            sample_s, drawn = _spent(shard, (shard.sample.remote(windows, 0, None, 0.0) for _ in range(calls)))
-            ids = [sample.ids for sample, _ in drawn]
+            held = _all_of(ray.get(shard.sample.remote([], Held(), 0, 0.0, 0, None)))
+            draws = (shard.sample.remote(counts, held, 0, 0.0, 0, None) for _ in range(calls))
+            sample_s, drawn = _spent(shard, draws)
+            ids = [answer.draws.ids for answer in drawn]
             update_s, _ = _spent(shard, (shard.update_priorities.remote(some, values) for some in ids))
             fragment_s = max(0.0, burst_s - single_s) / (calls * (many - 1))
             figures.add(
@@ -70,6 +73,11 @@ def measure_shard(config: TrainConfig, spec: EnvSpec, calls: int = 200, repeats:
         ray.kill(shard)
     medians = figures.result()
     return ReplayCosts(batches_per_call=batches, **{name: medians[name] for name in medians["spread"]})
+
+
+def _all_of(answer: ShardAnswer) -> Held:
+    """A learner that has every fragment of a replay already."""
+    return Held(answer.fresh.log, 0, 2**47)
 
 
 def alone(config: TrainConfig) -> TrainConfig:

@@ -16,16 +16,13 @@ import pytest
 
 from actors.actor import ActorStats
 from drqn_dist.config import TrainConfig
-from drqn_dist.envs.make import env_spec
 from drqn_dist.errors import ConfigError, RoleFailedError
-from drqn_dist.interfaces import EnvSpec
 from drqn_dist.presets import preset
 from drqn_dist.scaling import measure as measuring
 from drqn_dist.scaling.measure import busy_cpu_s, measure, point_of, shares, tightened
 from drqn_dist.scaling.points import Point
 from drqn_dist.scaling.profile import read_profile
 from drqn_dist.scaling.settings import point_config, with_settings
-from drqn_dist.training.memory import batches_per_draw
 from drqn_dist.training.session import Report
 from learner.learner import LearnerStats
 from replay_server.replay import ReplayStats, make_shard
@@ -44,10 +41,9 @@ def replay_stats(sampled: int, inserted: int) -> ReplayStats:
 
 def test_a_measurement_has_as_little_slack_as_the_rate_limiter_allows() -> None:
     config = with_settings(preset("pong-cpu"), ("replay.samples_per_insert=1", "actor.fragment_steps=20"))
-    spec = EnvSpec((1, 64, 64), "uint8", 6, 4)
 
     def slack(config: TrainConfig, actors: int, envs: int) -> int:
-        return tightened(point_config(config, actors, envs, learner=True), spec).replay.rate_tolerance_steps
+        return tightened(point_config(config, actors, envs, learner=True)).replay.rate_tolerance_steps
 
     assert slack(config, 2, 16) == 2 * 16 * 20  # steps of all fragments under way
     assert slack(config, 1, 1) == 2 * 8 * 10  # one draw: two batches of 8 windows of 10 steps
@@ -57,8 +53,8 @@ def test_a_measurement_has_as_little_slack_as_the_rate_limiter_allows() -> None:
     assert slack(with_settings(config, ("replay.rate_tolerance_steps=999",)), 2, 16) == 999
     for shards in (1, 2, 4):  # no replay refuses it
         sharded = with_settings(replace(config, actors=shards), (f"replay.shards={shards}",))
-        measured = tightened(point_config(sharded, shards, 1, learner=True), spec)
-        make_shard(measured, 0, batches_per_draw(measured, spec))
+        measured = tightened(point_config(sharded, shards, 1, learner=True))
+        make_shard(measured, 0)
 
 
 def test_what_is_measured_has_that_slack(maze: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,9 +67,7 @@ def test_what_is_measured_has_that_slack(maze: TrainConfig, monkeypatch: pytest.
     monkeypatch.setattr(measuring, "RaySession", start)
     with pytest.raises(RoleFailedError, match="enough"):
         measure(maze, 2, 4, learner=True, warmup_s=0.0, seconds=1.0, repeat=0)
-    assert started == [
-        tightened(point_config(maze, 2, 4, learner=True), env_spec(maze.env)).replay.rate_tolerance_steps
-    ]
+    assert started == [tightened(point_config(maze, 2, 4, learner=True)).replay.rate_tolerance_steps]
     assert started[0] < point_config(maze, 2, 4, learner=True).rate_tolerance_steps
 
 
