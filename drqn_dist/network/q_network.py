@@ -89,6 +89,11 @@ class QNetwork(nn.Module):
             frames = inputs.observations.transpose(0, 1)
             made = self.torso.features(frames.reshape(steps * batch, *frames.shape[2:]))
             features = made.view(steps, batch, -1).transpose(0, 1)
+        return self.with_last(inputs._replace(observations=features))
+
+    def with_last(self, inputs: NetworkInput) -> Tensor:
+        """What the torso made [..., F] (as the observations), with the last action and reward if the core reads them."""
+        features = inputs.observations
         if not self.uses_last_action_and_reward:
             return features
         # One class more than there are actions: -1 becomes class 0, which is then cut off.
