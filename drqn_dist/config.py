@@ -130,6 +130,9 @@ class LearnerConfig:
     """Learn from the sign of each reward (DQN: yes, R2D2: no); scores are always unclipped."""
     loss: Literal["huber", "squared"] = "huber"
     """Loss of one temporal-difference error (DQN: Huber, R2D2: squared)."""
+    loss_over_time: Literal["mean", "sum"] = "mean"
+    """mean: average over all trained steps of the batch; sum: over the steps of each window, then averaged over the
+    windows, so that gradients grow with the window (R2D2 in Acme, SEED RL and deep_rl_zoo: sum)."""
     optimizer: Literal["adam", "rmsprop"] = "adam"
     """Optimizer (DQN: RMSprop, R2D2: Adam)."""
     learning_rate: float = 1e-4

@@ -27,7 +27,7 @@ class TdLoss(NamedTuple):
 
 
 def td_loss(network: QNetwork, target: QNetwork, batch: TensorBatch, config: LearnerConfig, weights: Tensor) -> TdLoss:
-    """Importance-weighted TD loss, averaged over the trained steps.
+    """Importance-weighted TD loss: the mean over the trained steps, or their sum over the number of windows.
 
     q = Q_θ(s_t)[a_t];  a* = argmax Q_θ(s_{t+m});  y = h(Σ_{k<m} γ^k r_{t+k} + γ^m h⁻¹(Q_θ̄(s_{t+m})[a*]))
 
@@ -61,6 +61,7 @@ def td_loss(network: QNetwork, target: QNetwork, batch: TensorBatch, config: Lea
         errors = F.smooth_l1_loss(q_taken, y, reduction="none")
     else:
         errors = 0.5 * F.mse_loss(q_taken, y, reduction="none")
-    loss = (errors * batch.mask * weights[:, None]).sum() / batch.mask.sum().clamp(min=1.0)
+    total = (errors * batch.mask * weights[:, None]).sum()
+    loss = total / (len(weights) if config.loss_over_time == "sum" else batch.mask.sum().clamp(min=1.0))
     q_taken = q_taken.detach()
     return TdLoss(loss, y - q_taken, q_taken)
