@@ -28,7 +28,7 @@ def test_a_preset_survives_the_way_through_json(name: str) -> None:
 
 
 def test_the_named_presets_exist() -> None:
-    assert set(PRESETS) == {"article", "drqn", "r2d2", "pong-cpu", "gridworld", "dqn"}
+    assert set(PRESETS) == {"article", "drqn", "r2d2", "r2d2-small", "pong-cpu", "gridworld", "dqn"}
 
 
 def test_an_unknown_preset_is_answered_with_close_ones() -> None:
@@ -49,3 +49,31 @@ def test_the_article_trains_one_batch_for_each_environment_step() -> None:
     article = preset("article")
     assert article.replay.samples_per_insert == article.learner.batch_windows * article.learner.unroll_steps
     assert article.total_envs == 1
+
+
+def test_r2d2_small_has_every_part_of_r2d2_and_its_windows_are_cut_alike() -> None:
+    large, small = preset("r2d2"), preset("r2d2-small")
+    for field in (
+        "network.core",
+        "network.head",
+        "network.last_action_and_reward",
+        "learner.n_step",
+        "learner.stored_state",
+        "learner.double_q",
+        "learner.rescale_values",
+        "learner.clip_rewards",
+        "learner.loss",
+        "learner.loss_over_time",
+        "learner.optimizer",
+        "learner.optimizer_epsilon",
+        "learner.clip_gradient",
+        "learner.clip_gradient_at",
+        "replay.prioritized",
+        "replay.priority_exponent",
+        "replay.priority_eta",
+        "replay.importance_exponent",
+        "replay.initial_priority",
+    ):
+        assert setting(small, field) == setting(large, field), field
+    for measure in ("burn_in", "unroll", "stride"):
+        assert 4 * getattr(small.window, measure) == getattr(large.window, measure)

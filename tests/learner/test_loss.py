@@ -138,3 +138,14 @@ def test_rewards_are_clipped_to_their_sign_only_if_asked_for() -> None:
         for clip in (True, False)
     }
     assert largest[True] < 4 < 50 < largest[False]
+
+
+def test_summed_over_time_a_step_counts_the_same_however_short_the_other_windows_are() -> None:
+    config, network, target, batch, weights = made(loss="squared", loss_over_time="sum")
+    whole = td_loss(network, target, batch, config.learner, weights).loss.item()
+    errors = td_loss(network, target, batch, config.learner, weights).td_errors
+    mask = batch.mask.clone()
+    mask[1:, 1:] = 0
+    short = td_loss(network, target, batch._replace(mask=mask), config.learner, weights).loss.item()
+    lost = (0.5 * errors**2 * (batch.mask - mask)).sum().item()
+    assert whole - short == pytest.approx(lost / 8, rel=1e-5)

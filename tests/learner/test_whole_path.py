@@ -207,12 +207,13 @@ def loss_of(config: TrainConfig, result: TdLoss, mask: torch.Tensor, weights: to
                 huber = 0.5 * error**2 if abs(error) < 1 else abs(error) - 0.5
                 total += weights[row].item() * (huber if config.learner.loss == "huber" else 0.5 * error**2)
                 steps += 1
-    return total / steps
+    return total / (steps if config.learner.loss_over_time == "mean" else len(mask))
 
 
 @pytest.mark.parametrize("loss", ["huber", "squared"])
-def test_the_loss_is_the_weighted_mean_over_trained_steps(loss: str) -> None:
-    config = tiny_config(learner={"loss": loss, "clip_rewards": False, "n_step": 3})
+@pytest.mark.parametrize("over_time", ["mean", "sum"])
+def test_the_loss_is_the_weighted_mean_over_trained_steps_or_their_sum_by_window(loss: str, over_time: str) -> None:
+    config = tiny_config(learner={"loss": loss, "loss_over_time": over_time, "clip_rewards": False, "n_step": 3})
     network, target = make_network(config, VECTOR), make_network(config, VECTOR, 1)
     played = play(config, VECTOR, [[Script(7), Script(10, "truncated")]], steps=40, network=network)
     batch, places = read_all(config, VECTOR, played)
@@ -220,4 +221,5 @@ def test_the_loss_is_the_weighted_mean_over_trained_steps(loss: str) -> None:
     weights = torch.linspace(0.1, 1.0, len(places))
     result = td_loss(network, target, tensors, config.learner, weights)
     assert result.td_errors.abs().max() > 1  # both branches of Huber
+    assert 0 < tensors.mask.mean() < 1  # windows at an episode's end train fewer steps
     assert result.loss.item() == pytest.approx(loss_of(config, result, tensors.mask, weights), rel=1e-5)
