@@ -92,7 +92,7 @@ class QNetwork(nn.Module):
         return self.with_last(inputs._replace(observations=features))
 
     def with_last(self, inputs: NetworkInput) -> Tensor:
-        """What the torso made, [..., F] in place of observations, with last action and reward if the core reads them."""
+        """What the torso made, [..., F] in place of observations, with what else the core reads."""
         features = inputs.observations
         if not self.uses_last_action_and_reward:
             return features
