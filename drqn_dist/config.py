@@ -258,7 +258,7 @@ class ActorConfig:
     max_pushes_in_flight: int = 32
     """Fragments sent but not yet acknowledged, per actor; beyond that the actor waits."""
     weight_pull_period_steps: int = 20
-    """Batched environment steps between two requests for newer weights."""
+    """Batched environment steps between two requests for newer weights; an answer is used as soon as it is there."""
 
     def __post_init__(self) -> None:
         _require_range("actor", "envs_per_actor", self.envs_per_actor, 1, 65_536)

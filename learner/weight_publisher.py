@@ -10,6 +10,9 @@ class WeightPublisher:
     """Keeps the newest snapshot. `publish` is called by the learner, `latest` from any thread: the snapshot is
     replaced as a whole and never changed."""
 
+    pending = False
+    """It always answers at once."""
+
     def __init__(self) -> None:
         self._snapshot: WeightSnapshot | None = None
 

@@ -235,8 +235,8 @@ class _Pipeline:
             yield node.cores.run(self._draw(work, cv))
             if idle:
                 yield env.timeout(idle)
-            # Weights asked for at one pull are taken over at the next, and serve for two: the one after asks again.
-            age = 2 * pull * cycle_s
+            # Weights serve from one pull to the next, so that on average half a period has passed since they came.
+            age = pull * cycle_s / 2
             totals["lag"] += self._updates - self._version_at(node, env.now - age)
             totals["cycles"] += 1
             left = self._fragments
