@@ -153,7 +153,7 @@ class LearnerConfig:
     loaders: int = 1
     """Processes that decode fragments into batches (Ray mode)."""
     device: str = "auto"
-    """auto (a GPU where there is one), cpu, cuda or cuda:N."""
+    """auto (a GPU where one is free), cpu, cuda, or in serial mode cuda:N."""
     torch_threads: int = 1
     """CPU threads of one training step."""
 
@@ -315,7 +315,7 @@ class TrainConfig:
     preset: str = "drqn"
     """The named configuration this one started from; see `drqn-dist presets`."""
     mode: Literal["ray", "serial"] = "ray"
-    """ray: one process per role; serial: one process, no Ray, bit-for-bit repeatable."""
+    """ray: one process per role; serial: one process, no Ray, bit-for-bit repeatable (on a CPU)."""
     seed: int = 0
     """Seed of everything random in the run."""
     actors: int = 1

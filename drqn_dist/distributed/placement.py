@@ -112,6 +112,20 @@ class Placement:
         return {"scheduling_strategy": strategy}
 
 
+def check_device(config: TrainConfig) -> None:
+    """
+    Raises:
+        ConfigError: the learner is to have one GPU in particular, which is Ray's to choose.
+    """
+    kind, _, number = config.learner.device.partition(":")
+    if kind == "cuda" and number:
+        raise ConfigError(
+            f"learner.device is {config.learner.device!r}, but in Ray mode it is Ray that gives the learner a GPU, "
+            f"and the learner's process sees that one alone; to use GPU {number}, start this run's Ray (or the node of "
+            f"the cluster) with CUDA_VISIBLE_DEVICES={number} and --learner.device cuda"
+        )
+
+
 def learner_gpus(config: TrainConfig) -> int:
     """Whether the learner is to have a GPU: 1 where one is asked for, or there is one and the device is auto."""
     if config.learner.device.startswith("cuda"):

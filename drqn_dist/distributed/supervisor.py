@@ -18,7 +18,7 @@ from drqn_dist.distributed import remote, remote_replay
 from drqn_dist.distributed.channels import Pulse
 from drqn_dist.distributed.failure_policy import decide
 from drqn_dist.distributed.local_ray import LocalRay
-from drqn_dist.distributed.placement import Placement, has_free_cpu, living_nodes
+from drqn_dist.distributed.placement import Placement, check_device, has_free_cpu, living_nodes
 from drqn_dist.distributed.role import Kind, Role
 from drqn_dist.envs.make import env_spec
 from drqn_dist.errors import DrqnError, RoleFailedError
@@ -62,6 +62,7 @@ class RaySession:
             CheckpointError: `restored` belongs to another network.
             RoleFailedError: the replay or the learner does not start.
         """
+        check_device(config)
         self._config, self._hang_s = config, hang_s
         self._spec = env_spec(config.env)
         self._report = Report()

@@ -1,10 +1,12 @@
-"""All roles in one process, in a fixed order: bit-for-bit repeatable, and the plain loop to compare others with."""
+"""All roles in one process, in a fixed order: the plain loop to compare others with, bit-for-bit repeatable on a CPU."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+
+import torch
 
 from actors.actor import Actor
 from actors.evaluator import Evaluation, EvaluationStopped, Evaluator
@@ -43,6 +45,7 @@ class SerialSession:
         self.replay = make_replay(config)
         self.publisher = WeightPublisher()
         device = resolve_device(config.learner.device)
+        self._notes = notes_on(device)
         loader = DirectLoader(self.replay, WindowReader(config, spec), config.learner.batch_windows, device)
         self.learner = Learner(config, spec, loader, self.replay, self.publisher)
         meta = restored.meta if restored else {}
@@ -60,7 +63,8 @@ class SerialSession:
         self._next_eval = next_multiple(self.learner.state.updates, config.eval.period_updates)
 
     def advance(self, seconds: float, stopping: Callable[[], bool] = never) -> Report:
-        report, deadline = Report(), time.monotonic() + seconds
+        report, deadline = Report(events=self._notes), time.monotonic() + seconds
+        self._notes = []
         while (
             self.agent_steps < self._config.total_steps
             and not stopping()
@@ -133,6 +137,13 @@ class _Sink:
     def push(self, payloads: Sequence[bytes]) -> None:
         for payload in payloads:
             self._replay.push(payload)
+
+
+def notes_on(device: torch.device) -> list[str]:
+    """What a person should know about a serial run whose learner trains there."""
+    if device.type == "cpu":
+        return []
+    return [f"the learner trains on {device}: serial mode does not repeat bit for bit there, only on the CPU"]
 
 
 def next_multiple(done: int, period: int) -> int:
