@@ -1,4 +1,4 @@
-"""All roles in one process, in a fixed order: the plain loop to compare others with, bit-for-bit repeatable on a CPU."""
+"""All roles in one process, in a fixed order: the plain loop to compare others with; on a CPU it repeats bit for bit."""
 
 from __future__ import annotations
 

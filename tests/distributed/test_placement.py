@@ -40,6 +40,38 @@ def test_a_cluster_holds_an_actor_for_each_cpu_that_is_free_beside_the_other_rol
     assert placement.fitting_actors(config) == actors
 
 
+@pytest.mark.parametrize(
+    ("device", "all_gpus", "free_gpus", "given", "said"),
+    [
+        ("auto", 4.0, 1.0, 1, 0),
+        ("auto", 4.0, 0.5, 0, 1),
+        ("auto", 0.0, 0.0, 0, 0),
+        ("cuda", 4.0, 0.0, 1, 0),  # asked for, so it is waited for
+        ("cpu", 4.0, 4.0, 0, 0),
+    ],
+)
+def test_a_learner_that_may_choose_takes_a_free_gpu_and_otherwise_says_that_it_trains_on_the_cpu(
+    device: str,
+    all_gpus: float,
+    free_gpus: float,
+    given: int,
+    said: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cluster = SimpleNamespace(
+        cluster_resources=lambda: {"GPU": all_gpus}, available_resources=lambda: {"GPU": free_gpus}
+    )
+    monkeypatch.setattr(placement, "RAY", cluster)
+    lines: list[str] = []
+    config = maze_config(tmp_path, mode="ray", learner={"device": device})
+    assert placement.learner_gpus(config, lines.append, patience_s=0.0) == given
+    assert len(lines) == said
+    if said:
+        assert "none of the cluster's 4 GPUs is free: the learner trains on the CPU" in lines[0]
+        assert "--learner.device cuda" in lines[0]
+
+
 @pytest.mark.parametrize("address", [None, "10.0.0.1:6379"])
 def test_a_gpu_by_number_is_refused_where_ray_gives_out_gpus_with_what_to_do(
     address: str | None, tmp_path: Path
