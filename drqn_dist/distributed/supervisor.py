@@ -19,7 +19,7 @@ from drqn_dist.distributed.channels import Pulse
 from drqn_dist.distributed.failure_policy import decide
 from drqn_dist.distributed.local_ray import LocalRay
 from drqn_dist.distributed.placement import Placement, check_device, has_free_cpu, living_nodes
-from drqn_dist.distributed.role import Kind, Role
+from drqn_dist.distributed.role import Kind, Role, RoleKind
 from drqn_dist.envs.make import env_spec
 from drqn_dist.errors import DrqnError, RoleFailedError
 from drqn_dist.interfaces import WeightSnapshot
@@ -67,11 +67,13 @@ class RaySession:
         self._spec = env_spec(config.env)
         self._report = Report()
         self._under_way: dict[Any, tuple[Role, Kind]] = {}
-        self._learner, self._evaluator = Role("learner"), Role("evaluator")
+        self._learner, self._evaluator = Role("learner", RoleKind.LEARNER), Role("evaluator", RoleKind.EVALUATOR)
         shards = range(config.replay.shards)
-        self._replay = [Role(f"replay {shard}" if len(shards) > 1 else "replay", shard=shard) for shard in shards]
-        self._actors = [Role(f"actor {index}", index) for index in range(config.actors)]
-        self._loaders = [Role(f"loader {index}") for index in range(config.learner.loaders)]
+        self._replay = [
+            Role(f"replay {shard}" if len(shards) > 1 else "replay", RoleKind.REPLAY, shard) for shard in shards
+        ]
+        self._actors = [Role(f"actor {index}", RoleKind.ACTOR, index) for index in range(config.actors)]
+        self._loaders = [Role(f"loader {index}", RoleKind.LOADER, index) for index in range(config.learner.loaders)]
         self._roles = [*self._replay, self._learner, *self._loaders, *self._actors, self._evaluator]
         meta = restored.meta if restored else {}
         self.agent_steps = int(meta.get("agent_steps", 0))
@@ -215,13 +217,13 @@ class RaySession:
         """What a role that has not begun cannot start without, if that is why it is silent."""
         if self._config.address is None:  # a Ray of our own has a CPU for everyone
             return ""
-        if role.index >= 0:
+        if role.kind is RoleKind.ACTOR:
             return "" if has_free_cpu() else "a CPU; add a node, or lower actors"
         assert self._placement is not None
         return "" if self._placement.has_room() else "room on another node after its own left; add one"
 
     def _hand_out(self, role: Role) -> None:
-        if role.index >= 0 and role.handle is None:
+        if role.kind is RoleKind.ACTOR and role.handle is None:
             role.handle = remote.start_actor(
                 self._config,
                 role.index,
@@ -232,10 +234,10 @@ class RaySession:
             )
         if role.waits_to_begin and not role.begun:
             if not role.under_way["begin"]:
-                state = self._saved if role is self._learner else self._replay_states[role.shard]
+                state = self._saved if role is self._learner else self._replay_states[role.index]
                 self._expect(role, "begin", role.handle.begin.remote(state))
             return
-        if role is self._learner or role.index >= 0:
+        if role is self._learner or role.kind is RoleKind.ACTOR:
             for _ in range(PIECES_QUEUED - role.under_way["run"]):
                 self._expect(role, "run", role.handle.run.remote(PIECE_S))
         due = time.monotonic() >= role.pulse_s + PULSE_S and not role.under_way["pulse"]
@@ -284,13 +286,13 @@ class RaySession:
         if unknown or changed:  # Ray was quicker to start another one than we to ask
             self._fail(role, "its process died", alive=False)
             return
-        if role.shard >= 0 and role.failures and not role.begun:
+        if role.kind is RoleKind.REPLAY and role.failures and not role.begun:
             self._report.events.append(f"{role.name} is back, and fills again")
         role.seen_s, role.begun = now, True
         if pulse is not None:
             role.process, role.node = pulse.process, pulse.node
-        if kind == "pulse" and role.shard >= 0:
-            self._replay_stats[role.shard], self._replay_states[role.shard] = result.stats, result.state
+        if kind == "pulse" and role.kind is RoleKind.REPLAY:
+            self._replay_stats[role.index], self._replay_states[role.index] = result.stats, result.state
             self._report.replay = total_stats([stats for stats in self._replay_stats if stats is not None])
         elif kind == "evaluate":
             self._report.evaluations.append(result)
@@ -313,11 +315,11 @@ class RaySession:
         self._report.events.append(decision.reason)
         if decision.action == "stop":
             raise RoleFailedError(decision.reason)
-        if role.shard >= 0 and (stats := self._replay_stats[role.shard]) and stats.stored_steps:
+        if role.kind is RoleKind.REPLAY and (stats := self._replay_stats[role.index]) and stats.stored_steps:
             serving = sum(shard.begun for shard in self._replay if shard is not role)
             others = f", {serving} of the others serve on" if serving else ""
             self._report.events.append(f"{role.name} lost the {stats.stored_steps:,} steps that it held{others}")
-            self._replay_stats[role.shard] = replace(stats, stored_steps=0)  # it may die again before it tells more
+            self._replay_stats[role.index] = replace(stats, stored_steps=0)  # it may die again before it tells more
         role.not_before_s = now + decision.delay_s
         if not role.restarted_by_ray:
             self._end(role)
@@ -327,7 +329,7 @@ class RaySession:
                 _kill(role, for_good=False)
                 role.not_before_s = now + max(decision.delay_s, 1.0)  # the old process must not get the next call
         role.begun, role.process, role.node, role.started_s = False, None, None, role.not_before_s
-        if role.index >= 0:
+        if role.kind is RoleKind.ACTOR:
             self._incarnations[role.index] += 1
         if role is self._learner:
             self._updates = int(self._saved.meta["learner"]["updates"]) if self._saved else 0

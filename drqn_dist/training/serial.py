@@ -1,4 +1,4 @@
-"""All roles in one process, in a fixed order: the plain loop to compare others with; on a CPU it repeats bit for bit."""
+"""All roles in one process, in a fixed order: the plain loop to compare with, which repeats bit for bit on a CPU."""
 
 from __future__ import annotations
 
