@@ -47,8 +47,10 @@ class Summary:
     updates: int
     wall_s: float
     eval_mean_return: float | None
-    """Of the last evaluation; None if there was none."""
+    """Of the last evaluation, if these weights played it; None otherwise."""
     eval_std_return: float | None
+    eval_updates: int | None
+    """Updates behind the weights that it evaluated."""
     weights_sha256: str
     """Of the final parameters' bytes."""
     stopped_by: str

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
+import numpy as np
 import torch
 
 from actors.evaluator import Evaluation
@@ -29,6 +30,7 @@ from drqn_dist.training.monitor import Monitor, evaluation_values, mean_score, s
 from drqn_dist.training.serial import SerialSession
 from drqn_dist.training.session import Report, Saved, Session
 from learner.learner import resolve_device
+from learner.train_state import load_network
 from replay_server.replay import make_replay, make_shard
 
 SAME_SIGNAL_S = 3.0
@@ -106,7 +108,7 @@ class _Run:
         restored: Saved | None,
         stop: _StopRequest,
     ) -> None:
-        self._config, self._session, self._folder, self._stop = config, session, folder, stop
+        self._config, self._spec, self._session, self._folder, self._stop = config, spec, session, folder, stop
         meta = restored.meta if restored else {}
         self._monitor = Monitor(
             config,
@@ -140,6 +142,8 @@ class _Run:
                 progress.message(f"final evaluation: {config.eval.final_episodes or config.eval.episodes} episodes …")
                 self._evaluate(None, log, progress)
             evaluation = monitor.last_evaluation
+            if evaluation is not None and not self._played(saved, evaluation):
+                evaluation = None
             summary = Summary(
                 agent_steps=monitor.agent_steps,
                 frames=monitor.frames,
@@ -147,6 +151,7 @@ class _Run:
                 wall_s=monitor.wall_s,
                 eval_mean_return=mean_score(evaluation) if evaluation else None,
                 eval_std_return=std_score(evaluation) if evaluation else None,
+                eval_updates=evaluation.version if evaluation else None,
                 weights_sha256=weights_sha256(saved.tensors),
                 stopped_by=stopped_by,
             )
@@ -206,6 +211,13 @@ class _Run:
             progress.message(f"evaluation at update {evaluation.version:,}: {_scores(evaluation)}")
             return evaluation
         return None
+
+    def _played(self, saved: Saved, evaluation: Evaluation) -> bool:
+        """Whether the weights saved are those that were evaluated."""
+        network = QNetwork(self._config.network, self._spec, self._config.env.stack_frames)
+        load_network(network, saved.tensors, "network.")
+        played = evaluation.weights
+        return played is not None and np.array_equal(played.vector, network.to_vector())
 
     def _until_next(self) -> float:
         """Seconds until there is something to do besides training."""

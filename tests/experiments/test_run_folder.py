@@ -21,6 +21,7 @@ SUMMARY = Summary(
     wall_s=1.5,
     eval_mean_return=None,
     eval_std_return=None,
+    eval_updates=None,
     weights_sha256="ab",
     stopped_by="minutes",
 )
