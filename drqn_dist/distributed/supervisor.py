@@ -12,7 +12,7 @@ from typing import Any
 import ray
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError, RayTaskError
 
-from actors.evaluator import Evaluation
+from actors.evaluator import Evaluation, Played
 from drqn_dist.config import TrainConfig
 from drqn_dist.distributed import remote, remote_replay
 from drqn_dist.distributed.channels import Pulse
@@ -26,7 +26,7 @@ from drqn_dist.interfaces import WeightSnapshot
 from drqn_dist.network.q_network import QNetwork
 from drqn_dist.training.memory import object_store_bytes, processes
 from drqn_dist.training.serial import next_multiple
-from drqn_dist.training.session import Report, Saved, never
+from drqn_dist.training.session import Report, Saved, never, unseen
 from learner.train_state import load_network
 from replay_server.replay import ReplayStats, total_stats
 
@@ -66,6 +66,7 @@ class RaySession:
         self._config, self._hang_s = config, hang_s
         self._spec = env_spec(config.env)
         self._report = Report()
+        self._played: Played | None = None
         self._under_way: dict[Any, tuple[Role, Kind]] = {}
         self._learner, self._evaluator = Role("learner", RoleKind.LEARNER), Role("evaluator", RoleKind.EVALUATOR)
         shards = range(config.replay.shards)
@@ -126,7 +127,9 @@ class RaySession:
         self._saved = Saved(tensors, meta)
         return self._saved
 
-    def evaluate(self, seed: int, weights: WeightSnapshot | None = None) -> Evaluation:
+    def evaluate(
+        self, seed: int, weights: WeightSnapshot | None = None, progress: Callable[[Played], None] = unseen
+    ) -> Evaluation:
         # Training goes on beside other weights than its last.
         beside = weights is not None and self.agent_steps < self._config.total_steps
         if weights is None:
@@ -137,9 +140,12 @@ class RaySession:
         if self._evaluator.under_way["evaluate"]:  # with older weights: it would only be waited for
             self._end(self._evaluator)
         self._report.evaluations.clear()
+        self._played = None
         while not self._report.evaluations:
             self._play(weights, seed, self._config.eval.final_episodes or self._config.eval.episodes)
             self._turn(self._roles if beside else [self._evaluator], PULSE_S)
+            if self._played is not None:
+                progress(self._played)
         return self._report.evaluations.pop()
 
     def adopt(self, weights: WeightSnapshot) -> None:
@@ -294,6 +300,8 @@ class RaySession:
         if kind == "pulse" and role.kind is RoleKind.REPLAY:
             self._replay_stats[role.index], self._replay_states[role.index] = result.stats, result.state
             self._report.replay = total_stats([stats for stats in self._replay_stats if stats is not None])
+        elif kind == "pulse" and role is self._evaluator:
+            self._played = result.played
         elif kind == "evaluate":
             self._report.evaluations.append(result)
         elif kind == "run" and role is self._learner:

@@ -9,12 +9,12 @@ from contextlib import suppress
 import torch
 
 from actors.actor import Actor
-from actors.evaluator import Evaluation, EvaluationStopped, Evaluator
+from actors.evaluator import Evaluation, EvaluationStopped, Evaluator, Played
 from drqn_dist.config import TrainConfig
 from drqn_dist.envs.make import env_spec
 from drqn_dist.errors import ConfigError
 from drqn_dist.interfaces import WeightSnapshot
-from drqn_dist.training.session import Report, Saved, never
+from drqn_dist.training.session import Report, Saved, never, unseen
 from learner.batch_loader import DirectLoader
 from learner.learner import Learner, resolve_device
 from learner.weight_publisher import WeightPublisher
@@ -102,18 +102,26 @@ class SerialSession:
             },
         )
 
-    def evaluate(self, seed: int, weights: WeightSnapshot | None = None) -> Evaluation:
-        return self._evaluate(seed, weights, self._config.eval.final_episodes or self._config.eval.episodes)
+    def evaluate(
+        self, seed: int, weights: WeightSnapshot | None = None, progress: Callable[[Played], None] = unseen
+    ) -> Evaluation:
+        episodes = self._config.eval.final_episodes or self._config.eval.episodes
+        return self._evaluate(seed, weights, episodes, progress=progress)
 
     def _evaluate(
-        self, seed: int, weights: WeightSnapshot | None, episodes: int, stopping: Callable[[], bool] = never
+        self,
+        seed: int,
+        weights: WeightSnapshot | None,
+        episodes: int,
+        stopping: Callable[[], bool] = never,
+        progress: Callable[[Played], None] = unseen,
     ) -> Evaluation:
         if episodes not in self._evaluators:
             self._evaluators[episodes] = Evaluator(self._config, episodes)
         if weights is None:
             state = self.learner.state
             weights = WeightSnapshot(state.updates, state.network.to_vector())
-        return self._evaluators[episodes].evaluate(weights, seed, stopping=stopping)
+        return self._evaluators[episodes].evaluate(weights, seed, progress, stopping)
 
     def adopt(self, weights: WeightSnapshot) -> None:
         self.learner.adopt(weights)

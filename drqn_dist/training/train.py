@@ -16,7 +16,7 @@ from types import FrameType
 import numpy as np
 import torch
 
-from actors.evaluator import Evaluation
+from actors.evaluator import Evaluation, Played
 from drqn_dist.config import AUTO, TrainConfig
 from drqn_dist.envs.make import env_spec
 from drqn_dist.errors import CheckpointError, DrqnError
@@ -204,9 +204,16 @@ class _Run:
         Returns:
             None if a signal broke it off.
         """
-        with suppress(KeyboardInterrupt), self._stop.at_once():
+
+        def show(played: Played) -> None:
+            progress.update({"eval_episodes": played.episodes, "eval_steps": played.steps})
+
+        with ExitStack() as stack:
+            stack.callback(progress.update, {"eval_episodes": None, "eval_steps": None})
+            stack.enter_context(suppress(KeyboardInterrupt))
+            stack.enter_context(self._stop.at_once())
             self._final_seed += 1
-            evaluation = self._monitor.last_evaluation = self._session.evaluate(self._final_seed, weights)
+            evaluation = self._monitor.last_evaluation = self._session.evaluate(self._final_seed, weights, show)
             self._log(log, evaluation_values(evaluation), progress)
             progress.message(f"evaluation at update {evaluation.version:,}: {_scores(evaluation)}")
             return evaluation

@@ -18,7 +18,6 @@ from drqn_dist.config import TrainConfig
 from drqn_dist.envs.make import env_spec
 from drqn_dist.errors import CheckpointError, ConfigError, RunFolderError
 from drqn_dist.experiments.run_folder import Summary, create_run, open_run
-from drqn_dist.interfaces import WeightSnapshot
 from drqn_dist.metrics import read_metrics
 from drqn_dist.training import train as train_module
 from drqn_dist.training.serial import SerialSession
@@ -138,6 +137,16 @@ def test_a_resumed_run_goes_on_from_updates_and_agent_steps_at_the_same_ratio(do
     assert [line["agent_steps"] for line in read_metrics(done.folder)][-1] == resumed.agent_steps
 
 
+def test_a_final_evaluation_shows_how_far_it_is(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    _train(maze_config(tmp_path, total_steps=300, log_period_s=0.01, eval={"episodes": 3}))
+    _, _, final = capsys.readouterr().err.partition("final evaluation: 3 episodes")
+    lines = [line for line in final.splitlines() if "games played" in line]
+    steps = [int(re.findall(r"game steps ([\d,]+)", line)[0].replace(",", "")) for line in lines]
+    assert len(steps) > 1
+    assert steps == sorted(steps)
+    assert any("games played 0" in line for line in lines)
+
+
 def test_a_run_stops_at_a_return(tmp_path: Path) -> None:
     # Any evaluation reaches a return of 0.
     stopped = _train(maze_config(tmp_path, total_steps=10**6, stop_at_return=0.0, eval={"period_updates": 10}))
@@ -153,8 +162,8 @@ def test_a_return_is_confirmed_in_other_games_each_time_and_in_as_many_as_asked_
     played: list[tuple[int, int]] = []
     evaluate = SerialSession.evaluate
 
-    def poor_at_first(session: SerialSession, seed: int, weights: WeightSnapshot | None = None) -> Evaluation:
-        evaluation = evaluate(session, seed, weights)
+    def poor_at_first(session: SerialSession, seed: int, *arguments: Any) -> Evaluation:
+        evaluation = evaluate(session, seed, *arguments)
         played.append((seed, len(evaluation.scores)))
         return replace(evaluation, scores=(-1.0,)) if len(played) < 3 else evaluation
 
