@@ -3,6 +3,7 @@
     DrqnError
     ├── ConfigError            a setting is wrong; nothing was started (exit code 2)
     │   └── EnvError           an environment is unknown or its spaces are not supported
+    ├── EnvFailedError         an environment raised while it was played
     ├── FragmentError          bytes or arrays that are not a valid fragment
     ├── CheckpointError        a checkpoint could not be written, read or fitted to the network
     ├── ReplayStopped          the replay was told to stop; whoever waited on it should leave its loop
@@ -25,6 +26,10 @@ class ConfigError(DrqnError):
 
 class EnvError(ConfigError):
     """An environment that is unknown, or whose spaces are not supported."""
+
+
+class EnvFailedError(DrqnError):
+    """An environment raised while it was played; its own error is the cause."""
 
 
 class FragmentError(DrqnError):

@@ -97,6 +97,25 @@ def test_a_run_folder_under_a_file_is_refused(
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.parametrize("mode", ["serial", pytest.param("ray", marks=pytest.mark.ray)])
+def test_an_environment_that_raises_ends_the_run_with_its_name_and_the_traceback_behind(
+    mode: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if mode == "ray":
+        request.getfixturevalue("local_ray")
+    fragile = ["--env", "tests.envs.fakes:drqn_test/Fragile-v0", "--env.kwargs", "{}", "--run-dir", str(tmp_path)]
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", *TINY, "--mode", mode, "--actors", "2", *fragile])
+    assert stopped.value.code == 1
+    message, _, traceback = capsys.readouterr().err.partition("drqn-dist: error: ")[2].partition("\n")
+    assert "Fragile-v0 raised ValueError: the game broke; environment 0 of 2, step 2 of episode 2" in message
+    assert "actor 0" in message or (mode == "ray" and "actor 1" in message)
+    assert "action " in message
+    assert "Traceback" in traceback
+    assert "in step" in traceback
+    assert 'raise ValueError("the game broke")' in traceback
+
+
 class Command:
     """`drqn-dist train` in a process group of its own, as a terminal starts it."""
 

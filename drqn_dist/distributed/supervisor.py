@@ -21,7 +21,7 @@ from drqn_dist.distributed.local_ray import LocalRay
 from drqn_dist.distributed.placement import Placement, check_device, has_free_cpu, living_nodes
 from drqn_dist.distributed.role import Kind, Role, RoleKind
 from drqn_dist.envs.make import env_spec
-from drqn_dist.errors import DrqnError, RoleFailedError
+from drqn_dist.errors import DrqnError, EnvFailedError, RoleFailedError
 from drqn_dist.interfaces import WeightSnapshot
 from drqn_dist.network.q_network import QNetwork
 from drqn_dist.training.memory import object_store_bytes, processes
@@ -273,18 +273,19 @@ class RaySession:
         try:
             result = ray.get(ref)
         except RayTaskError as error:
-            if isinstance(error.cause, DrqnError):
+            # An environment may break once in a while; the next incarnation plays other games.
+            if isinstance(error.cause, DrqnError) and not isinstance(error.cause, EnvFailedError):
                 raise error.cause from error
-            self._fail(role, _cause(error), alive=True)
+            self._fail(role, _cause(error), alive=True, error=error)
             return
         except ActorUnavailableError as error:
             if role.restarted_by_ray and not role.begun and now - role.started_s < START_S:
                 role.not_before_s = now + 0.2  # Ray is still starting it
             else:
-                self._fail(role, _cause(error), alive=False)
+                self._fail(role, _cause(error), alive=False, error=error)
             return
         except RayError as error:
-            self._fail(role, _cause(error), alive=False)
+            self._fail(role, _cause(error), alive=False, error=error)
             return
         unknown = role.waits_to_begin and kind != "begin" and result is None
         pulse = result if isinstance(result, Pulse) else None
@@ -311,8 +312,12 @@ class RaySession:
             self.agent_steps += result.agent_steps
             self._report.actors.append(result)
 
-    def _fail(self, role: Role, cause: str, alive: bool) -> None:
-        """Carries out the failure policy's decision; once per death, though several pieces may have died with it."""
+    def _fail(self, role: Role, cause: str, alive: bool, error: RayError | None = None) -> None:
+        """Carries out the failure policy's decision; once per death, though several pieces may have died with it.
+
+        Raises:
+            RoleFailedError: it failed too often; from `error`, which holds the traceback of its process.
+        """
         now = time.monotonic()
         role.failures.append((now, role.node))
         # Often a process is seen to be gone before its node is; once that is known too, the failure is forgiven.
@@ -322,7 +327,7 @@ class RaySession:
         decision = decide(role.name, counted, now, cause, lost)
         self._report.events.append(decision.reason)
         if decision.action == "stop":
-            raise RoleFailedError(decision.reason)
+            raise RoleFailedError(decision.reason) from error
         if role.kind is RoleKind.REPLAY and (stats := self._replay_stats[role.index]) and stats.stored_steps:
             serving = sum(shard.begun for shard in self._replay if shard is not role)
             others = f", {serving} of the others serve on" if serving else ""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 import torch
 
@@ -12,7 +12,7 @@ from actors.actor import Actor
 from actors.evaluator import Evaluation, EvaluationStopped, Evaluator, Played
 from drqn_dist.config import TrainConfig
 from drqn_dist.envs.make import env_spec
-from drqn_dist.errors import ConfigError
+from drqn_dist.errors import ConfigError, EnvFailedError
 from drqn_dist.interfaces import WeightSnapshot
 from drqn_dist.training.session import Report, Saved, never, unseen
 from learner.batch_loader import DirectLoader
@@ -80,8 +80,9 @@ class SerialSession:
     def turn(self, report: Report, stopping: Callable[[], bool] = never) -> None:
         """One batched step of one actor, then as many updates as are due, with the evaluations among them."""
         actor = self.actors[self._turn % len(self.actors)]
+        with _playing(f"actor {self._turn % len(self.actors)}"):
+            self.agent_steps += actor.step()
         self._turn += 1
-        self.agent_steps += actor.step()
         while self.replay.can_sample():
             self.learner.update()
             if self.learner.state.updates == self._next_eval:
@@ -121,7 +122,8 @@ class SerialSession:
         if weights is None:
             state = self.learner.state
             weights = WeightSnapshot(state.updates, state.network.to_vector())
-        return self._evaluators[episodes].evaluate(weights, seed, progress, stopping)
+        with _playing("the evaluator"):
+            return self._evaluators[episodes].evaluate(weights, seed, progress, stopping)
 
     def adopt(self, weights: WeightSnapshot) -> None:
         self.learner.adopt(weights)
@@ -134,6 +136,15 @@ class SerialSession:
             evaluator.close()
         self._evaluators = {}
         self.replay.stop()
+
+
+@contextmanager
+def _playing(who: str) -> Iterator[None]:
+    """Says whose environment it was that raised."""
+    try:
+        yield
+    except EnvFailedError as error:
+        raise EnvFailedError(f"{who}: {error}") from error
 
 
 class _Sink:
