@@ -8,6 +8,7 @@
     ├── CheckpointError        a checkpoint could not be written, read or fitted to the network
     ├── ReplayStopped          the replay was told to stop; whoever waited on it should leave its loop
     ├── RunFolderError         a run folder is missing, not writable or not a run
+    ├── RayDiedError           a process of the run's own Ray ended; the run cannot go on
     └── RoleFailedError        an actor, the replay or the learner failed more often than the policy allows
 
 Every message says what was wrong, with the value, and what to do about it.
@@ -46,6 +47,10 @@ class ReplayStopped(DrqnError):
 
 class RunFolderError(DrqnError):
     """A run folder that cannot be used."""
+
+
+class RayDiedError(DrqnError):
+    """Ray itself died: not a role of the run, but one of the processes that hold them together."""
 
 
 class RoleFailedError(DrqnError):

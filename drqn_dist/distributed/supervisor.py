@@ -194,7 +194,13 @@ class RaySession:
             self._turn(roles, PULSE_S)
 
     def _turn(self, roles: list[Role], seconds: float) -> None:
-        """Gives these roles something to do, waits for an answer of any role, and deals with it."""
+        """Gives these roles something to do, waits for an answer of any role, and deals with it.
+
+        Raises:
+            RayDiedError: no role can be started again.
+            RoleFailedError: one failed too often.
+        """
+        self._ray.check()
         for role in roles:
             if time.monotonic() >= role.not_before_s:
                 self._hand_out(role)

@@ -54,7 +54,8 @@ class Summary:
     weights_sha256: str
     """Of the final parameters' bytes."""
     stopped_by: str
-    """total_steps, minutes, stop_at_return or signal."""
+    """total_steps, minutes, stop_at_return or signal; died, if the run did not end in order: then all of this is as of
+    the newest checkpoint."""
 
 
 @dataclass(frozen=True)
