@@ -126,7 +126,8 @@ class Actor:
             Agent steps taken: one per environment that was not just being reset.
         """
         stats, start = self._stats, time.perf_counter()
-        if self._batched_steps % self._config.actor.weight_pull_period_steps == 0 or self._version < 0:
+        due = self._batched_steps % self._config.actor.weight_pull_period_steps == 0
+        if due or self._weights.pending or self._version < 0:
             self._pull_weights()
         pulled = time.perf_counter()
         decision = self.policy.act(self._observations, self._begins, self._rewards, self._epsilons())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,6 +29,17 @@ class Evaluation:
     """Agent steps of each episode."""
     weights: WeightSnapshot | None = field(default=None, repr=False, compare=False)
     """The weights that played."""
+
+
+class Played(NamedTuple):
+    """How far an evaluation is."""
+
+    episodes: int
+    """Games that have ended."""
+    wanted: int
+    """Games of the whole evaluation."""
+    steps: int
+    """Agent steps so far, of all games."""
 
 
 class EvaluationStopped(Exception):
@@ -63,7 +75,7 @@ class Evaluator:
         self,
         weights: WeightSnapshot,
         seed: int,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Callable[[Played], None] | None = None,
         stopping: Callable[[], bool] = lambda: False,
     ) -> Evaluation:
         """Plays the episodes from `seed`, the same for the same seed and weights.
@@ -72,7 +84,7 @@ class Evaluator:
         counts as it stands, and those that it has not begun are left out.
 
         Args:
-            progress: called with (episodes finished, episodes wanted) whenever one ends.
+            progress: called after every step.
             stopping: asked after every step.
 
         Raises:
@@ -90,6 +102,7 @@ class Evaluator:
         epsilons = np.full(n, config.eval.epsilon)
         begins, idle, rewards = np.ones(n, np.bool_), np.zeros(n, np.bool_), np.zeros(n, np.float32)
         observations = self._env.reset(derive_seed(seed, "evaluation", 3))
+        steps = 0
         steps_left = config.eval.max_steps * share
         while any(len(done) < wanted for done, wanted in zip(scores, share, strict=True)):
             decision = policy.act(observations, begins, rewards, epsilons)
@@ -103,13 +116,14 @@ class Evaluator:
                 scores[i].append(float(score[i]))
                 lengths[i].append(int(length[i]))
                 score[i], length[i] = 0.0, 0
-                if progress is not None:
-                    finished = sum(min(len(s), int(w)) for s, w in zip(scores, share, strict=True))
-                    progress(finished, self._episodes)
             ended = batch.terminated | batch.truncated
             begins = idle | (ended & ~batch.reset_pending & active)
             idle = over
             observations, rewards = batch.observations, batch.rewards
+            if progress is not None:
+                finished = sum(min(len(row), int(wanted)) for row, wanted in zip(scores, games, strict=True))
+                steps += int(active.sum())
+                progress(Played(finished, self._episodes, steps))
             share[steps_left == 0] = 0
             if stopping():
                 raise EvaluationStopped

@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ import tyro
 
 from drqn_dist.arguments import parse, parse_train
 from drqn_dist.bench import ROLES, BenchSettings, run_bench
-from drqn_dist.errors import CheckpointError, ConfigError, DrqnError, RunFolderError
+from drqn_dist.errors import CheckpointError, ConfigError, DrqnError, EnvFailedError, RoleFailedError, RunFolderError
 from drqn_dist.scaling.settings import ScaleArgs
 from drqn_dist.seeding import EVALUATION_SEED
 from drqn_dist.settings import setting
@@ -226,6 +227,8 @@ def _command(name: str) -> Callable[[Sequence[str]], None]:
 
 def _fail(error: DrqnError, code: int) -> None:
     print(f"{PROGRAM}: error: {' '.join(str(error).split())}", file=sys.stderr)
+    if isinstance(error, EnvFailedError | RoleFailedError) and error.__cause__ is not None:
+        print(*traceback.format_exception(error.__cause__), sep="", file=sys.stderr)
     raise SystemExit(code) from None
 
 

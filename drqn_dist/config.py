@@ -159,7 +159,7 @@ class LearnerConfig:
     frame_store_bytes: int | None = None
     """Memory for decoded frames; None = a part of what is free. What does not fit is sent again when it is drawn."""
     device: str = "auto"
-    """auto (a GPU where there is one), cpu, cuda or cuda:N."""
+    """auto (a GPU where one is free), cpu, cuda, or in serial mode cuda:N."""
     torch_threads: int = 1
     """CPU threads of one training step."""
 
@@ -265,7 +265,7 @@ class ActorConfig:
     max_pushes_in_flight: int = 32
     """Fragments sent but not yet acknowledged, per actor; beyond that the actor waits."""
     weight_pull_period_steps: int = 20
-    """Batched environment steps between two requests for newer weights."""
+    """Batched environment steps between two requests for newer weights; an answer is used as soon as it is there."""
 
     def __post_init__(self) -> None:
         _require_range("actor", "envs_per_actor", self.envs_per_actor, 1, 65_536)
@@ -322,7 +322,7 @@ class TrainConfig:
     preset: str = "drqn"
     """The named configuration this one started from; see `drqn-dist presets`."""
     mode: Literal["ray", "serial"] = "ray"
-    """ray: one process per role; serial: one process, no Ray, bit-for-bit repeatable."""
+    """ray: one process per role; serial: one process, no Ray, bit-for-bit repeatable (on a CPU)."""
     seed: int = 0
     """Seed of everything random in the run."""
     actors: int = 1

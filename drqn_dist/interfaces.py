@@ -175,4 +175,9 @@ class PrioritySink(Protocol):
 class WeightSource(Protocol):
     """Gives newer weights than `known_version`, or None; never blocks for long."""
 
+    @property
+    def pending(self) -> bool:
+        """Whether `latest` has sent a request that is not answered yet: then it is worth another look at each step."""
+        ...
+
     def latest(self, known_version: int) -> WeightSnapshot | None: ...

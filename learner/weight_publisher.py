@@ -13,6 +13,9 @@ class WeightPublisher:
     """Keeps the newest snapshot. `publish` and `collect` are called by the learner, `latest` from any thread: the
     snapshot is replaced as a whole and never changed."""
 
+    pending = False
+    """It always answers at once."""
+
     def __init__(self) -> None:
         self._snapshot: WeightSnapshot | None = None
         self._outbox = Outbox(_UNDER_WAY)

@@ -110,6 +110,8 @@ class FakeSink:
 class FakeWeights:
     """A `WeightSource` with one snapshot; `known` lists the versions that it was asked with."""
 
+    pending = False
+
     def __init__(self, network: QNetwork | None = None, version: int = 0) -> None:
         self.known: list[int] = []
         self.snapshot: WeightSnapshot | None = None

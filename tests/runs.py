@@ -21,6 +21,7 @@ SUMMARY_KEYS = {
     "wall_s",
     "eval_mean_return",
     "eval_std_return",
+    "eval_updates",
     "weights_sha256",
     "stopped_by",
 }

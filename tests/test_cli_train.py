@@ -97,6 +97,25 @@ def test_a_run_folder_under_a_file_is_refused(
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.parametrize("mode", ["serial", pytest.param("ray", marks=pytest.mark.ray)])
+def test_an_environment_that_raises_ends_the_run_with_its_name_and_the_traceback_behind(
+    mode: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if mode == "ray":
+        request.getfixturevalue("local_ray")
+    fragile = ["--env", "tests.envs.fakes:drqn_test/Fragile-v0", "--env.kwargs", "{}", "--run-dir", str(tmp_path)]
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", *TINY, "--mode", mode, "--actors", "2", *fragile])
+    assert stopped.value.code == 1
+    message, _, traceback = capsys.readouterr().err.partition("drqn-dist: error: ")[2].partition("\n")
+    assert "Fragile-v0 raised ValueError: the game broke; environment 0 of 2, step 2 of episode 2" in message
+    assert "actor 0" in message or (mode == "ray" and "actor 1" in message)
+    assert "action " in message
+    assert "Traceback" in traceback
+    assert "in step" in traceback
+    assert 'raise ValueError("the game broke")' in traceback
+
+
 class Command:
     """`drqn-dist train` in a process group of its own, as a terminal starts it."""
 
@@ -220,6 +239,37 @@ def _expect_a_token(pid: int) -> None:
     assert "joined" in friend[0], friend[1]
     assert "joined" not in stranger[0]
     assert "Failed to connect" in stranger[1]
+
+
+@pytest.mark.ray
+def test_a_run_whose_ray_is_killed_says_so_with_what_is_safe_writes_its_summary_and_can_be_resumed(
+    tmp_path: Path,
+) -> None:
+    runs = str(tmp_path / "runs")
+    endless = ["--total-steps", "100000000", "--checkpoint-period-s", "1"]
+    with command(tmp_path, *TINY, "--mode", "ray", "--run-dir", runs, *endless) as run:
+        run.trains()
+        until(lambda: bool(list(run.folder.glob("checkpoints/*.safetensors"))), "a checkpoint")
+        (raylet,) = [p for p in psutil.Process(run.process.pid).children(recursive=True) if p.name() == "raylet"]
+        raylet.kill()
+        until(lambda: run.process.poll() is not None, "the end of the run", 60)
+        until(lambda: (run.folder / "summary.json").exists(), "the summary", 10)
+        until(lambda: "drqn-dist: error: " in run.stderr, "the last word", 10)
+        assert run.process.returncode == 1
+        message = run.stderr.partition("drqn-dist: error: ")[2]
+        folder = run.folder
+    assert message.startswith(("Ray itself died: its process raylet", "the run's process ended abruptly: its Ray died"))
+    summary = json.loads((folder / "summary.json").read_text())
+    newest = open_run(folder).checkpoints.latest()
+    assert newest is not None
+    assert f"of update {newest.updates:,}, is safe in {folder}/checkpoints" in message
+    assert f"drqn-dist train --resume {folder}" in message
+    assert summary["stopped_by"] == "died"
+    assert (newest.updates, weights_sha256(newest.tensors)) == (summary["updates"], summary["weights_sha256"])
+    more = summary["agent_steps"] + 200
+    with command(tmp_path, "--resume", str(folder), "--total-steps", str(more)) as run:
+        assert run.ends() == 0, run.stderr
+    assert json.loads((folder / "summary.json").read_text())["stopped_by"] == "total_steps"
 
 
 def test_a_disk_full_while_checkpointing_keeps_the_last_good_checkpoint_and_training_goes_on(tmp_path: Path) -> None:

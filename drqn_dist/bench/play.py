@@ -16,6 +16,8 @@ from drqn_dist.network.q_network import QNetwork
 class FixedWeights:
     """A WeightSource of one snapshot."""
 
+    pending = False
+
     def __init__(self, snapshot: WeightSnapshot) -> None:
         self._snapshot = snapshot
 

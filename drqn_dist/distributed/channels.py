@@ -238,11 +238,16 @@ class RemotePriorities:
 
 
 class RemoteWeights:
-    """Asks the learner for other weights, one request under way, without waiting — except for the very first."""
+    """Asks the learner for other weights without waiting, except for the very first ones. One request at most is under
+    way; the first call after its answer has come takes it, and the call after that asks anew."""
 
     def __init__(self, learner: Any) -> None:
         self._learner = learner
         self._request: ray.ObjectRef[list[ray.ObjectRef[WeightSnapshot]]] | None = None
+
+    @property
+    def pending(self) -> bool:
+        return self._request is not None
 
     def latest(self, known_version: int) -> WeightSnapshot | None:
         if self._request is None:

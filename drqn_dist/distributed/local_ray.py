@@ -19,12 +19,14 @@ from typing import Any
 import psutil
 import ray
 
-from drqn_dist.errors import ConfigError
+from drqn_dist.errors import ConfigError, RayDiedError
 
 CONNECT_S = 10.0
 """How long a cluster's head gets to take a connection."""
 EXIT_S = 10.0
 """How long Ray's processes get to end by themselves."""
+CORE = ("gcs_server", "raylet")
+"""Names of the processes of Ray that nothing replaces."""
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(1024**3), "MALLOC_TRIM_THRESHOLD_": str(1024**3)}
 """Environment of every process: glibc otherwise returns every array of a training step to the kernel and faults it in
 again, 5 to 10 % of the learner's time. On a cluster `deploy/` sets it."""
@@ -56,6 +58,8 @@ class LocalRay:
             ConfigError: Ray could not be started or the cluster not be joined; nothing is left behind.
         """
         self._folder: str | None = None
+        self._core: list[psutil.Process] = []
+        """Without them an own Ray cannot go on."""
         self._environment: dict[str, str | None] = {}
         if ray.is_initialized():
             self._owned = False
@@ -93,11 +97,26 @@ class LocalRay:
             )
         except Exception as error:  # a node that does not start in time is told by a bare one
             raise ConfigError(f"cannot start a local Ray: {error}; or train with --mode serial") from error
+        self._core = [process for process in self._processes() if process.name() in CORE]
 
     @property
     def owned(self) -> bool:
         """Whether `close` ends the connection, and with it every process that was started through it."""
         return self._owned
+
+    def check(self) -> None:
+        """
+        Raises:
+            RayDiedError: a process without which an own Ray cannot go on has ended.
+        """
+        for process in self._core:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                    continue
+            raise RayDiedError(
+                f"Ray itself died: its process {process.name()} ({process.pid}) ended, killed perhaps because memory "
+                "ran out"
+            )
 
     def close(self) -> None:
         if self._owned:

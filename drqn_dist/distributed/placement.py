@@ -31,6 +31,8 @@ _HEAD_S = 5.0
 """How long the head gets to say that it has room."""
 _FIRST_WORD_S = 5.0
 """After that it says what it waits for."""
+FREE_GPU_S = 5.0
+"""How long a GPU gets to become free: one that a run before has just given back is counted a moment later."""
 
 ACTOR_OPTIONS: dict[str, Any] = {"scheduling_strategy": "SPREAD"}
 """An actor takes a CPU of whichever node has most to spare; without one it waits, which an autoscaler sees."""
@@ -45,14 +47,15 @@ class Placement:
         Raises:
             ConfigError: the cluster had no such room in time.
         """
-        self.gpus = learner_gpus(config)
+        say = say or (lambda line: print(line, file=sys.stderr, flush=True))
+        self.gpus = learner_gpus(config, say)
         others = config.replay.shards + 1
         bundles = [{"CPU": 1.0, "GPU": float(self.gpus)} if self.gpus else {"CPU": 1.0}]
         bundles += [{"CPU": 1.0}] * others
         self._evaluator = len(bundles) - 1
         self._group: PlacementGroup | None = None
         try:
-            self._find_room(bundles, say or (lambda line: print(line, file=sys.stderr, flush=True)))
+            self._find_room(bundles, say)
         except BaseException:
             self.close()
             raise
@@ -106,11 +109,41 @@ class Placement:
         return {"scheduling_strategy": strategy}
 
 
-def learner_gpus(config: TrainConfig) -> int:
-    """Whether the learner is to have a GPU: 1 where one is asked for, or there is one and the device is auto."""
+def check_device(config: TrainConfig) -> None:
+    """
+    Raises:
+        ConfigError: the learner is to have one GPU in particular, which is Ray's to choose.
+    """
+    kind, _, number = config.learner.device.partition(":")
+    if kind == "cuda" and number:
+        raise ConfigError(
+            f"learner.device is {config.learner.device!r}, but in Ray mode it is Ray that gives the learner a GPU, "
+            f"and the learner's process sees that one alone; to use GPU {number}, start this run's Ray (or the node of "
+            f"the cluster) with CUDA_VISIBLE_DEVICES={number} and --learner.device cuda"
+        )
+
+
+def learner_gpus(config: TrainConfig, say: Callable[[str], None], patience_s: float = FREE_GPU_S) -> int:
+    """Whether the learner is to have a GPU: 1 where one is asked for, or the device is auto and one is free.
+
+    Args:
+        say: hears that the learner trains on the CPU because others have the GPUs.
+        patience_s: how long one gets to become free.
+    """
     if config.learner.device.startswith("cuda"):
         return 1
-    return int(config.learner.device == "auto" and RAY.cluster_resources().get("GPU", 0) >= 1)
+    if config.learner.device != "auto" or (gpus := RAY.cluster_resources().get("GPU", 0)) < 1:
+        return 0
+    deadline = time.monotonic() + patience_s
+    while RAY.available_resources().get("GPU", 0) < 1:
+        if time.monotonic() >= deadline:
+            say(
+                f"none of the cluster's {gpus:g} GPUs is free: the learner trains on the CPU; to wait for a GPU, use "
+                "--learner.device cuda"
+            )
+            return 0
+        time.sleep(0.2)  # Ray offers nothing to wait on here
+    return 1
 
 
 def fitting_actors(config: TrainConfig) -> int:

@@ -16,7 +16,7 @@ import ray
 import torch
 
 from actors.actor import Actor, ActorStats
-from actors.evaluator import Evaluation, Evaluator
+from actors.evaluator import Evaluation, Evaluator, Played
 from drqn_dist.config import TrainConfig
 from drqn_dist.distributed.channels import (
     RAY,
@@ -130,6 +130,14 @@ class ActorRole:
         return Pulse()
 
 
+@dataclass(frozen=True)
+class EvaluatorPulse(Pulse):
+    """A sign of life of the evaluator."""
+
+    played: Played | None = None
+    """How far its evaluation is; None between two."""
+
+
 class EvaluatorRole:
     """Evaluator in a process of its own."""
 
@@ -138,6 +146,7 @@ class EvaluatorRole:
         os.nice(EVALUATOR_NICENESS)
         self._config = config
         self._evaluators: dict[int, Evaluator] = {}
+        self._played: Played | None = None
 
     def evaluate(self, source: Any, seed: int, episodes: int) -> Evaluation:
         """Plays with these weights (a WeightSnapshot), or with the newest of this learner (its handle)."""
@@ -145,12 +154,18 @@ class EvaluatorRole:
         if episodes not in self._evaluators:
             self._evaluators[episodes] = Evaluator(self._config, episodes)
         weights = source if isinstance(source, WeightSnapshot) else newest_weights(source)
-        return self._evaluators[episodes].evaluate(weights, seed)
+        try:
+            return self._evaluators[episodes].evaluate(weights, seed, self._note)
+        finally:
+            self._played = None
+
+    def _note(self, played: Played) -> None:
+        self._played = played
 
     @ray.method(concurrency_group="pulse")
-    def pulse(self) -> Pulse:
-        """A sign of life while games are played."""
-        return Pulse()
+    def pulse(self) -> EvaluatorPulse:
+        """A sign of life while games are played, and how far they are."""
+        return EvaluatorPulse(played=self._played)
 
 
 def start_learner(config: TrainConfig, spec: EnvSpec, run: str, where: Placement) -> Any:

@@ -4,9 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from typing import Any, Literal
 
 Kind = Literal["begin", "run", "evaluate", "pulse"]
+"""Of a call."""
+
+
+class RoleKind(Enum):
+    """What a process does."""
+
+    LEARNER = auto()
+    REPLAY = auto()
+    ACTOR = auto()
+    EVALUATOR = auto()
 
 
 @dataclass(eq=False)
@@ -14,10 +25,10 @@ class Role:
     """One process of the run, as the supervisor sees it."""
 
     name: str
-    index: int = -1
-    """Of an actor."""
-    shard: int = -1
-    """Of a replay."""
+    """For messages."""
+    kind: RoleKind
+    index: int = 0
+    """Among those of its kind."""
     handle: Any = None
     begun: bool = False
     """It was told what to go on from (learner, replay), or gave a first sign of life."""
@@ -41,7 +52,7 @@ class Role:
     @property
     def has_pulse(self) -> bool:
         """The learner has none: its pieces end in time whether or not there is anything to learn from."""
-        return self.name != "learner"
+        return self.kind is not RoleKind.LEARNER
 
     @property
     def restarted_by_ray(self) -> bool:
@@ -50,4 +61,4 @@ class Role:
     @property
     def waits_to_begin(self) -> bool:
         """It has to be told what to go on from."""
-        return self.name == "learner" or self.shard >= 0
+        return self.kind in (RoleKind.LEARNER, RoleKind.REPLAY)

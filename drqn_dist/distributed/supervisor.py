@@ -12,21 +12,21 @@ from typing import Any
 import ray
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError, RayTaskError
 
-from actors.evaluator import Evaluation
+from actors.evaluator import Evaluation, Played
 from drqn_dist.config import TrainConfig
 from drqn_dist.distributed import remote, remote_replay
 from drqn_dist.distributed.channels import Pulse
 from drqn_dist.distributed.failure_policy import decide
 from drqn_dist.distributed.local_ray import LocalRay
-from drqn_dist.distributed.placement import Placement, has_free_cpu, living_nodes
-from drqn_dist.distributed.role import Kind, Role
+from drqn_dist.distributed.placement import Placement, check_device, has_free_cpu, living_nodes
+from drqn_dist.distributed.role import Kind, Role, RoleKind
 from drqn_dist.envs.make import env_spec
-from drqn_dist.errors import DrqnError, RoleFailedError
+from drqn_dist.errors import DrqnError, EnvFailedError, RoleFailedError
 from drqn_dist.interfaces import WeightSnapshot
 from drqn_dist.network.q_network import QNetwork
 from drqn_dist.training.memory import STORE_BYTES, processes
 from drqn_dist.training.serial import next_multiple
-from drqn_dist.training.session import Report, Saved, never
+from drqn_dist.training.session import Report, Saved, never, unseen
 from learner.train_state import load_network
 from replay_server.replay import ReplayStats, total_stats
 
@@ -62,14 +62,18 @@ class RaySession:
             CheckpointError: `restored` belongs to another network.
             RoleFailedError: the replay or the learner does not start.
         """
+        check_device(config)
         self._config, self._hang_s = config, hang_s
         self._spec = env_spec(config.env)
         self._report = Report()
+        self._played: Played | None = None
         self._under_way: dict[Any, tuple[Role, Kind]] = {}
-        self._learner, self._evaluator = Role("learner"), Role("evaluator")
+        self._learner, self._evaluator = Role("learner", RoleKind.LEARNER), Role("evaluator", RoleKind.EVALUATOR)
         shards = range(config.replay.shards)
-        self._replay = [Role(f"replay {shard}" if len(shards) > 1 else "replay", shard=shard) for shard in shards]
-        self._actors = [Role(f"actor {index}", index) for index in range(config.actors)]
+        self._replay = [
+            Role(f"replay {shard}" if len(shards) > 1 else "replay", RoleKind.REPLAY, shard) for shard in shards
+        ]
+        self._actors = [Role(f"actor {index}", RoleKind.ACTOR, index) for index in range(config.actors)]
         self._roles = [*self._replay, self._learner, *self._actors, self._evaluator]
         meta = restored.meta if restored else {}
         self.agent_steps = int(meta.get("agent_steps", 0))
@@ -120,7 +124,9 @@ class RaySession:
         self._saved = Saved(tensors, meta)
         return self._saved
 
-    def evaluate(self, seed: int, weights: WeightSnapshot | None = None) -> Evaluation:
+    def evaluate(
+        self, seed: int, weights: WeightSnapshot | None = None, progress: Callable[[Played], None] = unseen
+    ) -> Evaluation:
         # Training goes on beside other weights than its last.
         beside = weights is not None and self.agent_steps < self._config.total_steps
         if weights is None:
@@ -131,9 +137,12 @@ class RaySession:
         if self._evaluator.under_way["evaluate"]:  # with older weights: it would only be waited for
             self._end(self._evaluator)
         self._report.evaluations.clear()
+        self._played = None
         while not self._report.evaluations:
             self._play(weights, seed, self._config.eval.final_episodes or self._config.eval.episodes)
             self._turn(self._roles if beside else [self._evaluator], PULSE_S)
+            if self._played is not None:
+                progress(self._played)
         return self._report.evaluations.pop()
 
     def adopt(self, weights: WeightSnapshot) -> None:
@@ -183,7 +192,13 @@ class RaySession:
             self._turn(roles, PULSE_S)
 
     def _turn(self, roles: list[Role], seconds: float) -> None:
-        """Gives these roles something to do, waits for an answer of any role, and deals with it."""
+        """Gives these roles something to do, waits for an answer of any role, and deals with it.
+
+        Raises:
+            RayDiedError: no role can be started again.
+            RoleFailedError: one failed too often.
+        """
+        self._ray.check()
         for role in roles:
             if time.monotonic() >= role.not_before_s:
                 self._hand_out(role)
@@ -212,13 +227,13 @@ class RaySession:
         """What a role that has not begun cannot start without, if that is why it is silent."""
         if self._config.address is None:  # a Ray of our own has a CPU for everyone
             return ""
-        if role.index >= 0:
+        if role.kind is RoleKind.ACTOR:
             return "" if has_free_cpu() else "a CPU; add a node, or lower actors"
         assert self._placement is not None
         return "" if self._placement.has_room() else "room on another node after its own left; add one"
 
     def _hand_out(self, role: Role) -> None:
-        if role.index >= 0 and role.handle is None:
+        if role.kind is RoleKind.ACTOR and role.handle is None:
             role.handle = remote.start_actor(
                 self._config,
                 role.index,
@@ -229,10 +244,10 @@ class RaySession:
             )
         if role.waits_to_begin and not role.begun:
             if not role.under_way["begin"]:
-                state = self._saved if role is self._learner else self._replay_states[role.shard]
+                state = self._saved if role is self._learner else self._replay_states[role.index]
                 self._expect(role, "begin", role.handle.begin.remote(state))
             return
-        if role is self._learner or role.index >= 0:
+        if role is self._learner or role.kind is RoleKind.ACTOR:
             for _ in range(PIECES_QUEUED - role.under_way["run"]):
                 self._expect(role, "run", role.handle.run.remote(PIECE_S))
         due = time.monotonic() >= role.pulse_s + PULSE_S and not role.under_way["pulse"]
@@ -262,34 +277,37 @@ class RaySession:
         try:
             result = ray.get(ref)
         except RayTaskError as error:
-            if isinstance(error.cause, DrqnError):
+            # An environment may break once in a while; the next incarnation plays other games.
+            if isinstance(error.cause, DrqnError) and not isinstance(error.cause, EnvFailedError):
                 raise error.cause from error
-            self._fail(role, _cause(error), alive=True)
+            self._fail(role, _cause(error), alive=True, error=error)
             return
         except ActorUnavailableError as error:
             if role.restarted_by_ray and not role.begun and now - role.started_s < START_S:
                 role.not_before_s = now + 0.2  # Ray is still starting it
             else:
-                self._fail(role, _cause(error), alive=False)
+                self._fail(role, _cause(error), alive=False, error=error)
             return
         except RayError as error:
-            self._fail(role, _cause(error), alive=False)
+            self._fail(role, _cause(error), alive=False, error=error)
             return
         unknown = role.waits_to_begin and kind != "begin" and result is None
         pulse = result if isinstance(result, Pulse) else None
         if unknown:  # Ray was quicker to start another one than we to ask
             self._fail(role, "its process died", alive=False)
             return
-        if role.shard >= 0 and role.failures and not role.begun:
+        if role.kind is RoleKind.REPLAY and role.failures and not role.begun:
             self._report.events.append(f"{role.name} is back, and fills again")
         role.seen_s, role.begun = now, True
         if pulse is not None:
             role.process, role.node = pulse.process, pulse.node
         if isinstance(result, remote.LearnerPulse):
             self._report.notes.append(result.note)
-        if kind == "pulse" and role.shard >= 0:
-            self._replay_stats[role.shard], self._replay_states[role.shard] = result.stats, result.state
+        if kind == "pulse" and role.kind is RoleKind.REPLAY:
+            self._replay_stats[role.index], self._replay_states[role.index] = result.stats, result.state
             self._report.replay = total_stats([stats for stats in self._replay_stats if stats is not None])
+        elif kind == "pulse" and role is self._evaluator:
+            self._played = result.played
         elif kind == "evaluate":
             self._report.evaluations.append(result)
         elif kind == "run" and role is self._learner:
@@ -299,8 +317,12 @@ class RaySession:
             self.agent_steps += result.agent_steps
             self._report.actors.append(result)
 
-    def _fail(self, role: Role, cause: str, alive: bool) -> None:
-        """Carries out the failure policy's decision; once per death, though several pieces may have died with it."""
+    def _fail(self, role: Role, cause: str, alive: bool, error: RayError | None = None) -> None:
+        """Carries out the failure policy's decision; once per death, though several pieces may have died with it.
+
+        Raises:
+            RoleFailedError: it failed too often; from `error`, which holds the traceback of its process.
+        """
         now = time.monotonic()
         role.failures.append((now, role.node))
         # Often a process is seen to be gone before its node is; once that is known too, the failure is forgiven.
@@ -310,12 +332,12 @@ class RaySession:
         decision = decide(role.name, counted, now, cause, lost)
         self._report.events.append(decision.reason)
         if decision.action == "stop":
-            raise RoleFailedError(decision.reason)
-        if role.shard >= 0 and (stats := self._replay_stats[role.shard]) and stats.stored_steps:
+            raise RoleFailedError(decision.reason) from error
+        if role.kind is RoleKind.REPLAY and (stats := self._replay_stats[role.index]) and stats.stored_steps:
             serving = sum(shard.begun for shard in self._replay if shard is not role)
             others = f", {serving} of the others serve on" if serving else ""
             self._report.events.append(f"{role.name} lost the {stats.stored_steps:,} steps that it held{others}")
-            self._replay_stats[role.shard] = replace(stats, stored_steps=0)  # it may die again before it tells more
+            self._replay_stats[role.index] = replace(stats, stored_steps=0)  # it may die again before it tells more
         role.not_before_s = now + decision.delay_s
         if not role.restarted_by_ray:
             self._end(role)
@@ -325,7 +347,7 @@ class RaySession:
                 _kill(role, for_good=False)
                 role.not_before_s = now + max(decision.delay_s, 1.0)  # the old process must not get the next call
         role.begun, role.process, role.node, role.started_s = False, None, None, role.not_before_s
-        if role.index >= 0:
+        if role.kind is RoleKind.ACTOR:
             self._incarnations[role.index] += 1
         if role is self._learner:
             self._updates = int(self._saved.meta["learner"]["updates"]) if self._saved else 0

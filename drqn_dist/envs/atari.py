@@ -12,7 +12,7 @@ from ale_py.vector_env import AtariVectorEnv
 
 from drqn_dist.config import EnvConfig
 from drqn_dist.envs.seeds import row_seeds
-from drqn_dist.errors import EnvError
+from drqn_dist.errors import EnvError, EnvFailedError
 from drqn_dist.interfaces import EnvSpec, StepBatch
 
 PREFIX = "ALE/"
@@ -84,6 +84,7 @@ class AtariBatch:
 
     def __init__(self, config: EnvConfig, num_envs: int, num_threads: int = 1) -> None:
         self._envs = _make(config, num_envs, num_threads, (config.height_px, config.width_px), grayscale=True)
+        self._id = config.id
         self._life_loss_ends_episode = config.life_loss_ends_episode
         self._life_watch = LifeWatch(num_envs)
         self.num_envs = num_envs
@@ -107,7 +108,13 @@ class AtariBatch:
         """
         if int(actions.min()) < 0 or int(actions.max()) >= self.spec.num_actions:
             raise ValueError(f"actions must lie in 0..{self.spec.num_actions - 1}, got {actions.tolist()}")
-        observations, rewards, game_over, out_of_time, info = self._envs.step(actions)
+        try:
+            observations, rewards, game_over, out_of_time, info = self._envs.step(actions)
+        except Exception as error:
+            raise EnvFailedError(
+                f"{self._id} raised {type(error).__name__}: {error}; in one of {self.num_envs} games, on the actions "
+                f"{actions.tolist()}"
+            ) from error
         over = game_over | out_of_time
         life_lost = self._life_watch.lost(info["lives"], over) & self._life_loss_ends_episode
         return StepBatch(

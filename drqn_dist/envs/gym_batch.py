@@ -15,7 +15,7 @@ from drqn_dist.config import EnvConfig
 from drqn_dist.envs.atari import atari_ids
 from drqn_dist.envs.seeds import row_seeds
 from drqn_dist.envs.spaces import Observations, discrete_actions, observation_encoder
-from drqn_dist.errors import EnvError
+from drqn_dist.errors import EnvError, EnvFailedError
 from drqn_dist.interfaces import EnvSpec, StepBatch
 
 
@@ -40,8 +40,11 @@ class GymBatch:
             first.close()
             raise
         rest = [_make_one(config, render_mode) for _ in range(num_envs - 1)]
+        rows = [
+            _Row(env, f"{config.id} raised", f"environment {i} of {num_envs}") for i, env in enumerate([first, *rest])
+        ]
         self._envs: SyncVectorEnv[Any, Any] = SyncVectorEnv(
-            [lambda env=env: env for env in (first, *rest)],  # type: ignore[misc]
+            [lambda env=env: env for env in rows],  # type: ignore[misc]
             copy=True,
             autoreset_mode=AutoresetMode.NEXT_STEP,
         )
@@ -69,6 +72,33 @@ class GymBatch:
 
     def close(self) -> None:
         self._envs.close()
+
+
+class _Row(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Says of an environment that raises which one it was, and on what it did."""
+
+    def __init__(self, env: gymnasium.Env[Any, Any], raised: str, which: str) -> None:
+        super().__init__(env)
+        self._raised, self._which = raised, which
+        self._episodes = self._episode_steps = self._steps = 0
+
+    def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
+        self._episodes, self._episode_steps = self._episodes + 1, 0
+        try:
+            return self.env.reset(**options)
+        except Exception as error:
+            raise self._failed(error, f"reset before episode {self._episodes}") from error
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        self._steps, self._episode_steps = self._steps + 1, self._episode_steps + 1
+        try:
+            return self.env.step(action)
+        except Exception as error:
+            where = f"step {self._episode_steps} of episode {self._episodes} (step {self._steps} of all)"
+            raise self._failed(error, f"{where}, action {action}") from error
+
+    def _failed(self, error: Exception, where: str) -> EnvFailedError:
+        return EnvFailedError(f"{self._raised} {type(error).__name__}: {error}; {self._which}, {where}")
 
 
 def _make_one(config: EnvConfig, render_mode: str | None) -> gymnasium.Env[Any, Any]:

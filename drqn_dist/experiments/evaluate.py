@@ -101,7 +101,9 @@ def evaluate_run(run: Path, episodes: int, seed: int = EVALUATION_SEED, video: P
         Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress,
     ):
         bar = progress.add_task("episodes", total=episodes)
-        scores = evaluator.evaluate(agent.weights, seed, lambda done, _: progress.update(bar, completed=done)).scores
+        scores = evaluator.evaluate(
+            agent.weights, seed, lambda played: progress.update(bar, completed=played.episodes)
+        ).scores
     return {
         "mean_return": float(np.mean(scores)),
         "std_return": float(np.std(scores)),

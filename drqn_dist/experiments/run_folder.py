@@ -18,6 +18,7 @@ import os
 import platform
 import re
 import shutil
+import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,12 +47,15 @@ class Summary:
     updates: int
     wall_s: float
     eval_mean_return: float | None
-    """Of the last evaluation; None if there was none."""
+    """Of the last evaluation, if these weights played it; None otherwise."""
     eval_std_return: float | None
+    eval_updates: int | None
+    """Updates behind the weights that it evaluated."""
     weights_sha256: str
     """Of the final parameters' bytes."""
     stopped_by: str
-    """total_steps, minutes, stop_at_return or signal."""
+    """total_steps, minutes, stop_at_return or signal; died, if the run did not end in order: then all of this is as of
+    the newest checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -126,14 +130,14 @@ def open_run(path: Path) -> RunFolder:
 
 def machine_description() -> dict[str, Any]:
     """Processor, memory and GPU of this machine, for putting numbers beside; no names or addresses."""
-    import torch  # takes seconds to import
-
+    gpu, driver = _gpu()
     return {
         "cpu": _cpu_model(),
         "logical_cores": os.cpu_count(),
         "usable_cores": usable_cores(),
         "memory_bytes": psutil.virtual_memory().total,
-        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+        "gpu": gpu,
+        "gpu_driver": driver,
         "system": platform.system(),
     }
 
@@ -188,6 +192,24 @@ def _write_json(path: Path, value: Any) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+def _gpu() -> tuple[str | None, str | None]:
+    """Name and driver version of the first GPU that CUDA would show, None without one.
+
+    PyTorch could tell them too, but would open a context for it: hundreds of megabytes of the learner's GPU.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    first = "0" if visible is None else visible.partition(",")[0].strip()
+    if not first or first == "-1":
+        return None, None
+    command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader", f"--id={first}"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=30.0, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None, None
+    name, _, driver = answer.strip().rpartition(", ")
+    return name, driver
 
 
 def _cpu_model() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -165,8 +166,8 @@ def _cpu_has_bf16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-def use_bf16(precision: str, device: str) -> bool:
-    """Whether torso and core run in bfloat16. On a CPU without bf16 instructions it would be emulated, slowly."""
+def use_bf16(precision: str, device: str, gpu_supports: Callable[..., bool] = torch.cuda.is_bf16_supported) -> bool:
+    """Whether torso and core run in bfloat16. Hardware without bf16 instructions would emulate it, slowly."""
     if precision != "auto":
         return precision == "bf16"
-    return torch.cuda.is_bf16_supported(including_emulation=False) if device == "cuda" else _cpu_has_bf16()
+    return gpu_supports(including_emulation=False) if device == "cuda" else _cpu_has_bf16()

@@ -28,7 +28,8 @@ class Progress:
 
     Values it knows (all optional, None = not known yet): agent_steps, total_steps, frames, agent_steps_per_s,
     updates, updates_per_s, replay_fill (0..1), samples_per_insert, policy_lag (updates), epsilon, episode_return
-    (mean of recent episodes), eval_return (mean of the last evaluation), elapsed_s, eta_s.
+    (mean of recent episodes), eval_return (mean of the last evaluation), elapsed_s, eta_s, and while an evaluation is
+    waited for, eval_episodes and eval_steps (played so far).
     """
 
     def __init__(
@@ -132,4 +133,6 @@ _SHOWN: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("policy lag", "policy_lag", "{:.1f}".format),
     ("eval", "eval_return", "{:.2f}".format),
     ("epsilon", "epsilon", "{:.3f}".format),
+    ("games played", "eval_episodes", "{:,.0f}".format),
+    ("game steps", "eval_steps", "{:,.0f}".format),
 )

@@ -1,20 +1,22 @@
-"""All roles in one process, in a fixed order: bit-for-bit repeatable, and the plain loop to compare others with."""
+"""All roles in one process, in a fixed order: the plain loop to compare with, which repeats bit for bit on a CPU."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+
+import torch
 
 from actors.actor import Actor
-from actors.evaluator import Evaluation, EvaluationStopped, Evaluator
+from actors.evaluator import Evaluation, EvaluationStopped, Evaluator, Played
 from drqn_dist.config import TrainConfig
 from drqn_dist.envs.make import env_spec
-from drqn_dist.errors import ConfigError
+from drqn_dist.errors import ConfigError, EnvFailedError
 from drqn_dist.interfaces import WeightSnapshot
 from drqn_dist.training.memory import plan_frame_store
-from drqn_dist.training.session import Report, Saved, never
-from learner.learner import Learner
+from drqn_dist.training.session import Report, Saved, never, unseen
+from learner.learner import Learner, resolve_device
 from learner.weight_publisher import WeightPublisher
 from replay_server.replay import LocalSource, Replay, make_replay
 
@@ -42,7 +44,7 @@ class SerialSession:
         self.replay = make_replay(config)
         self.publisher = WeightPublisher()
         plan = plan_frame_store(config, spec)
-        self._notes = [str(plan)]
+        self._notes = [*notes_on(resolve_device(config.learner.device)), str(plan)]
         source = LocalSource(self.replay, config.learner.batch_windows)
         self.learner = Learner(config, spec, source, self.replay, self.publisher, plan)
         meta = restored.meta if restored else {}
@@ -77,8 +79,9 @@ class SerialSession:
     def turn(self, report: Report, stopping: Callable[[], bool] = never) -> None:
         """One batched step of one actor, then as many updates as are due, with the evaluations among them."""
         actor = self.actors[self._turn % len(self.actors)]
+        with _playing(f"actor {self._turn % len(self.actors)}"):
+            self.agent_steps += actor.step()
         self._turn += 1
-        self.agent_steps += actor.step()
         while self.replay.can_sample():
             self.learner.update()
             if self.learner.state.updates == self._next_eval:
@@ -99,18 +102,27 @@ class SerialSession:
             },
         )
 
-    def evaluate(self, seed: int, weights: WeightSnapshot | None = None) -> Evaluation:
-        return self._evaluate(seed, weights, self._config.eval.final_episodes or self._config.eval.episodes)
+    def evaluate(
+        self, seed: int, weights: WeightSnapshot | None = None, progress: Callable[[Played], None] = unseen
+    ) -> Evaluation:
+        episodes = self._config.eval.final_episodes or self._config.eval.episodes
+        return self._evaluate(seed, weights, episodes, progress=progress)
 
     def _evaluate(
-        self, seed: int, weights: WeightSnapshot | None, episodes: int, stopping: Callable[[], bool] = never
+        self,
+        seed: int,
+        weights: WeightSnapshot | None,
+        episodes: int,
+        stopping: Callable[[], bool] = never,
+        progress: Callable[[Played], None] = unseen,
     ) -> Evaluation:
         if episodes not in self._evaluators:
             self._evaluators[episodes] = Evaluator(self._config, episodes)
         if weights is None:
             state = self.learner.state
             weights = WeightSnapshot(state.updates, state.network.to_vector())
-        return self._evaluators[episodes].evaluate(weights, seed, stopping=stopping)
+        with _playing("the evaluator"):
+            return self._evaluators[episodes].evaluate(weights, seed, progress, stopping)
 
     def adopt(self, weights: WeightSnapshot) -> None:
         self.learner.adopt(weights)
@@ -125,6 +137,15 @@ class SerialSession:
         self.replay.stop()
 
 
+@contextmanager
+def _playing(who: str) -> Iterator[None]:
+    """Says whose environment it was that raised."""
+    try:
+        yield
+    except EnvFailedError as error:
+        raise EnvFailedError(f"{who}: {error}") from error
+
+
 class _Sink:
     """Pushes straight into the replay."""
 
@@ -134,6 +155,13 @@ class _Sink:
     def push(self, payloads: Sequence[bytes]) -> None:
         for payload in payloads:
             self._replay.push(payload)
+
+
+def notes_on(device: torch.device) -> list[str]:
+    """What a person should know about a serial run whose learner trains there."""
+    if device.type == "cpu":
+        return []
+    return [f"the learner trains on {device}: serial mode does not repeat bit for bit there, only on the CPU"]
 
 
 def next_multiple(done: int, period: int) -> int:

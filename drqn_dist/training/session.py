@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from actors.actor import ActorStats
-from actors.evaluator import Evaluation
+from actors.evaluator import Evaluation, Played
 from drqn_dist.interfaces import WeightSnapshot
 from learner.learner import LearnerStats
 from replay_server.replay import ReplayStats
@@ -44,6 +44,10 @@ def never() -> bool:
     return False
 
 
+def unseen(played: Played) -> None:
+    """Nobody looks at how far an evaluation is."""
+
+
 class Session(Protocol):
     """The roles of one run.
 
@@ -73,8 +77,13 @@ class Session(Protocol):
         """
         ...
 
-    def evaluate(self, seed: int, weights: WeightSnapshot | None = None) -> Evaluation:
+    def evaluate(
+        self, seed: int, weights: WeightSnapshot | None = None, progress: Callable[[Played], None] = unseen
+    ) -> Evaluation:
         """Plays `eval.final_episodes` with these weights, or those of the last `save`, and waits for the result.
+
+        Args:
+            progress: hears now and then how far it is.
 
         Raises:
             RoleFailedError: the evaluator failed too often.

@@ -9,26 +9,29 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
 
+import numpy as np
 import torch
 
-from actors.evaluator import Evaluation
+from actors.evaluator import Evaluation, Played
 from drqn_dist.config import AUTO, TrainConfig
 from drqn_dist.envs.make import env_spec
-from drqn_dist.errors import CheckpointError, DrqnError
+from drqn_dist.errors import CheckpointError, DrqnError, RayDiedError
 from drqn_dist.experiments.run_folder import RunFolder, Summary, create_run, open_run
 from drqn_dist.interfaces import EnvSpec, WeightSnapshot
 from drqn_dist.metrics import MetricsLog
 from drqn_dist.network.q_network import QNetwork
 from drqn_dist.training.console import Progress
+from drqn_dist.training.last_word import LastWord
 from drqn_dist.training.memory import check_memory
 from drqn_dist.training.monitor import Monitor, evaluation_values, mean_score, std_score
 from drqn_dist.training.serial import SerialSession
 from drqn_dist.training.session import Report, Saved, Session
 from learner.learner import resolve_device
+from learner.train_state import load_network
 from replay_server.replay import make_replay, make_shard
 
 SAME_SIGNAL_S = 3.0
@@ -46,7 +49,9 @@ def train(config: TrainConfig, resume: Path | None = None) -> Summary:
     Raises:
         ConfigError: the configuration cannot run on this machine; nothing was started or left behind.
         RunFolderError, CheckpointError: the folder or the checkpoint to resume cannot be used.
+        EnvFailedError: an environment raised; the last checkpoint stays.
         RoleFailedError: a process failed too often; the last checkpoint stays.
+        RayDiedError: Ray itself died; the last checkpoint stays, and a summary tells of it.
     """
     spec = env_spec(config.env)
     if config.actors == AUTO:
@@ -70,12 +75,19 @@ def train(config: TrainConfig, resume: Path | None = None) -> Summary:
         restored = Saved(checkpoint.tensors, checkpoint.meta)
     with ExitStack() as stack:
         stop = stack.enter_context(_signals())
+        last_word = stack.enter_context(LastWord()) if config.mode == "ray" else None
         with stop.at_once():  # a cluster may take long to have room
             session = _start_session(config, restored)
         stack.callback(session.close)
         if resume is None:
             folder = create_run(config, sys.argv)
-        return _Run(config, spec, session, folder, restored, stop).run()
+        if last_word is not None and restored is not None:
+            last_word.saved(folder.path, int(restored.meta["learner"]["updates"]), None)
+        try:
+            return _Run(config, spec, session, folder, restored, stop, last_word).run()
+        except RayDiedError as error:
+            assert last_word is not None
+            raise RayDiedError(f"{error}; {last_word.say()}") from error
 
 
 def _fitting_actors(config: TrainConfig) -> int:
@@ -105,8 +117,10 @@ class _Run:
         folder: RunFolder,
         restored: Saved | None,
         stop: _StopRequest,
+        last_word: LastWord | None = None,
     ) -> None:
-        self._config, self._session, self._folder, self._stop = config, session, folder, stop
+        self._config, self._spec, self._session, self._folder, self._stop = config, spec, session, folder, stop
+        self._last_word = last_word
         meta = restored.meta if restored else {}
         self._monitor = Monitor(
             config,
@@ -120,7 +134,7 @@ class _Run:
         self._started = self._checkpointed = time.monotonic()
 
     def run(self) -> Summary:
-        config, monitor = self._config, self._monitor
+        config = self._config
         title = f"{config.env.id} · {config.preset} · seed {config.seed} · {config.mode}"
         with ExitStack() as stack:
             log = MetricsLog(self._folder.path, self._resumed_at)
@@ -139,17 +153,7 @@ class _Run:
             if stopped_by not in ("signal", "stop_at_return"):
                 progress.message(f"final evaluation: {config.eval.final_episodes or config.eval.episodes} episodes …")
                 self._evaluate(None, log, progress)
-            evaluation = monitor.last_evaluation
-            summary = Summary(
-                agent_steps=monitor.agent_steps,
-                frames=monitor.frames,
-                updates=monitor.updates,
-                wall_s=monitor.wall_s,
-                eval_mean_return=mean_score(evaluation) if evaluation else None,
-                eval_std_return=std_score(evaluation) if evaluation else None,
-                weights_sha256=weights_sha256(saved.tensors),
-                stopped_by=stopped_by,
-            )
+            summary = self._summary(saved, stopped_by)
             self._folder.write_summary(summary)
             if not_written is not None:
                 raise not_written
@@ -162,6 +166,8 @@ class _Run:
         if time.monotonic() - self._checkpointed >= config.checkpoint_period_s:
             try:
                 self._write(self._save(), progress)
+            except RayDiedError:
+                raise
             except DrqnError as error:  # a learner that does not come back, say: advance will tell
                 progress.message(f"no checkpoint: {error}")
 
@@ -199,13 +205,43 @@ class _Run:
         Returns:
             None if a signal broke it off.
         """
-        with suppress(KeyboardInterrupt), self._stop.at_once():
+
+        def show(played: Played) -> None:
+            progress.update({"eval_episodes": played.episodes, "eval_steps": played.steps})
+
+        with ExitStack() as stack:
+            stack.callback(progress.update, {"eval_episodes": None, "eval_steps": None})
+            stack.enter_context(suppress(KeyboardInterrupt))
+            stack.enter_context(self._stop.at_once())
             self._final_seed += 1
-            evaluation = self._monitor.last_evaluation = self._session.evaluate(self._final_seed, weights)
+            evaluation = self._monitor.last_evaluation = self._session.evaluate(self._final_seed, weights, show)
             self._log(log, evaluation_values(evaluation), progress)
             progress.message(f"evaluation at update {evaluation.version:,}: {_scores(evaluation)}")
             return evaluation
         return None
+
+    def _summary(self, saved: Saved, stopped_by: str) -> Summary:
+        monitor, evaluation = self._monitor, self._monitor.last_evaluation
+        if evaluation is not None and not self._played(saved, evaluation):
+            evaluation = None
+        return Summary(
+            agent_steps=monitor.agent_steps,
+            frames=monitor.frames,
+            updates=monitor.updates,
+            wall_s=monitor.wall_s,
+            eval_mean_return=mean_score(evaluation) if evaluation else None,
+            eval_std_return=std_score(evaluation) if evaluation else None,
+            eval_updates=evaluation.version if evaluation else None,
+            weights_sha256=weights_sha256(saved.tensors),
+            stopped_by=stopped_by,
+        )
+
+    def _played(self, saved: Saved, evaluation: Evaluation) -> bool:
+        """Whether the weights saved are those that were evaluated."""
+        network = QNetwork(self._config.network, self._spec, self._config.env.stack_frames)
+        load_network(network, saved.tensors, "network.")
+        played = evaluation.weights
+        return played is not None and np.array_equal(played.vector, network.to_vector())
 
     def _until_next(self) -> float:
         """Seconds until there is something to do besides training."""
@@ -257,6 +293,8 @@ class _Run:
         except CheckpointError as error:
             progress.message(f"no checkpoint: {error}")
             return error
+        if self._last_word is not None:
+            self._last_word.saved(self._folder.path, self._monitor.updates, asdict(self._summary(saved, "died")))
         return None
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from actors.evaluator import EvaluationStopped, Evaluator
+from actors.evaluator import EvaluationStopped, Evaluator, Played
 from drqn_dist.config import TrainConfig
 from drqn_dist.interfaces import WeightSnapshot
 from tests.fakes import FakeEnv, Script
@@ -58,12 +58,14 @@ def test_a_real_environment_gives_the_same_scores_for_the_same_seed_and_plays_th
     evaluator.close()
 
 
-def test_progress_counts_finished_games_up_to_the_number_asked_for() -> None:
-    seen: list[tuple[int, int]] = []
-    Evaluator(CONFIG, 4, FakeEnv(VECTOR, SCRIPTS)).evaluate(snapshot(CONFIG), 0, lambda *counts: seen.append(counts))
-    assert seen[-1] == (4, 4)
-    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
-    assert {wanted for _, wanted in seen} == {4}
+def test_progress_tells_after_every_step_how_many_games_have_ended_and_steps_were_played() -> None:
+    seen: list[Played] = []
+    Evaluator(CONFIG, 4, FakeEnv(VECTOR, SCRIPTS)).evaluate(snapshot(CONFIG), 0, seen.append)
+    assert seen[0] == Played(0, 4, 3), "no game has ended yet"
+    assert seen[-1].episodes == 4
+    assert seen[-1].steps >= 2 + 9 + 7
+    assert seen == sorted(seen)
+    assert {played.wanted for played in seen} == {4}
 
 
 @pytest.mark.parametrize(("envs", "episodes", "expected"), [(0, 5, 5), (0, 100, 32), (8, 3, 3), (2, 5, 2)])

@@ -6,10 +6,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import ray
 from ray.util.placement_group import PlacementGroup
 
 from drqn_dist.config import AUTO
 from drqn_dist.distributed import placement
+from drqn_dist.distributed.supervisor import RaySession
+from drqn_dist.errors import ConfigError
 from tests.runs import maze_config
 
 
@@ -35,6 +38,51 @@ def test_a_cluster_holds_an_actor_for_each_cpu_that_is_free_beside_the_other_rol
     # Learner, evaluator, one loader and two shards beside them.
     config = maze_config(tmp_path, actors=AUTO, mode="ray", address="10.0.0.1:6379", replay={"shards": 2})
     assert placement.fitting_actors(config) == actors
+
+
+@pytest.mark.parametrize(
+    ("device", "all_gpus", "free_gpus", "given", "said"),
+    [
+        ("auto", 4.0, 1.0, 1, 0),
+        ("auto", 4.0, 0.5, 0, 1),
+        ("auto", 0.0, 0.0, 0, 0),
+        ("cuda", 4.0, 0.0, 1, 0),  # asked for, so it is waited for
+        ("cpu", 4.0, 4.0, 0, 0),
+    ],
+)
+def test_a_learner_that_may_choose_takes_a_free_gpu_and_otherwise_says_that_it_trains_on_the_cpu(
+    device: str,
+    all_gpus: float,
+    free_gpus: float,
+    given: int,
+    said: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cluster = SimpleNamespace(
+        cluster_resources=lambda: {"GPU": all_gpus}, available_resources=lambda: {"GPU": free_gpus}
+    )
+    monkeypatch.setattr(placement, "RAY", cluster)
+    lines: list[str] = []
+    config = maze_config(tmp_path, mode="ray", learner={"device": device})
+    assert placement.learner_gpus(config, lines.append, patience_s=0.0) == given
+    assert len(lines) == said
+    if said:
+        assert "none of the cluster's 4 GPUs is free: the learner trains on the CPU" in lines[0]
+        assert "--learner.device cuda" in lines[0]
+
+
+@pytest.mark.parametrize("address", [None, "10.0.0.1:6379"])
+def test_a_gpu_by_number_is_refused_where_ray_gives_out_gpus_with_what_to_do(
+    address: str | None, tmp_path: Path
+) -> None:
+    config = maze_config(tmp_path, mode="ray", address=address, learner={"device": "cuda:1"})
+    with pytest.raises(
+        ConfigError,
+        match=r"learner.device is 'cuda:1', but in Ray mode .* CUDA_VISIBLE_DEVICES=1 and --learner.device cuda",
+    ):
+        RaySession(config)
+    assert not ray.is_initialized()
 
 
 @pytest.mark.parametrize("waits", [0, 1, 2])

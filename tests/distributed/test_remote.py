@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+from learner.window_reader import WindowReader
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 
 from actors.actor import Actor
@@ -33,7 +34,6 @@ from drqn_dist.fragment import WindowBatch
 from drqn_dist.interfaces import WeightSnapshot
 from drqn_dist.network.q_network import QNetwork
 from learner.weight_publisher import WeightPublisher
-from learner.window_reader import WindowReader
 from replay_server.replay import make_shard
 from replay_server.shards import SHARD_STRIDE, ShardLedger
 from tests.fakes import FakeSink, FakeWeights
@@ -132,6 +132,58 @@ def test_an_actor_takes_the_weights_of_a_learner_that_was_set_back(local_ray: No
     found: list[WeightSnapshot] = []
     until(lambda: bool(found.extend(s for s in [weights.latest(7)] if s) or found), "the older weights")
     assert found[0].version == 3
+
+
+class Gate:
+    """Lets nobody pass before it is open."""
+
+    def __init__(self) -> None:
+        self._opened = threading.Event()
+
+    def open(self) -> None:
+        self._opened.set()
+
+    def passes(self, answer: Any) -> Any:
+        self._opened.wait()
+        return answer
+
+
+@pytest.mark.ray
+def test_an_actor_takes_weights_at_the_first_step_at_which_they_are_there_and_has_one_request_under_way(
+    local_ray: None, tmp_path: Path
+) -> None:
+    config = maze_config(tmp_path, actor={"weight_pull_period_steps": 4})
+    network = QNetwork(config.network, env_spec(config.env), 1)
+    gate = ray.remote(Gate).options(num_cpus=0, max_concurrency=2).remote()
+    known_versions: list[int] = []
+    answers: list[Any] = []
+
+    class Latest:
+        def remote(self, known: int) -> Any:
+            known_versions.append(known)
+            answer = [ray.put(WeightSnapshot(len(known_versions), network.to_vector()))]
+            answers.append(ray.put(answer) if known < 0 else gate.passes.remote(answer))
+            return answers[-1]
+
+    class Learner:
+        latest = Latest()
+
+    def version_after_a_step() -> int:
+        actor.step()
+        return actor.take_stats().weight_version
+
+    actor = Actor(config, 0, FakeSink(), RemoteWeights(Learner()))
+    assert [version_after_a_step() for _ in range(9)] == [1] * 9
+    assert known_versions == [-1, 1], "the request of step 4 is still under way at step 8"
+    ray.get(gate.open.remote())
+    ray.wait([answers[1]])
+    assert version_after_a_step() == 2, "three steps before the next period begins"
+    assert known_versions == [-1, 1]
+    assert [version_after_a_step() for _ in range(2)] == [2, 2]
+    assert known_versions == [-1, 1]
+    version_after_a_step()
+    assert known_versions == [-1, 1, 2], "step 12 asks anew"
+    actor.close()
 
 
 @pytest.mark.ray

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import ray
 
+from actors.evaluator import Played
 from drqn_dist.distributed.channels import newest_weights
 from drqn_dist.distributed.supervisor import RaySession
 from drqn_dist.envs.make import env_spec
@@ -106,7 +107,11 @@ def test_training_goes_on_while_weights_of_before_are_confirmed(local_ray: None,
         load_network(network, saved.tensors, "network.")
         before = int(saved.meta["learner"]["updates"])
         weights = WeightSnapshot(before, network.to_vector())
-        evaluation = session.evaluate(3, weights)
+        seen: list[Played] = []
+        evaluation = session.evaluate(3, weights, seen.append)
+        assert seen == sorted(seen)
+        assert seen[-1].steps > 0
+        assert {played.wanted for played in seen} == {400}
         assert (len(evaluation.scores), evaluation.version) == (400, before)
         meanwhile = session.advance(0.0)
         assert sum(stats.new_updates for stats in meanwhile.learner) > 0

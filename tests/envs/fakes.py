@@ -44,10 +44,31 @@ class Echo(gymnasium.Env[Any, Any]):
         return self.observation_space.sample(), float(action), self._steps == 4, False, {}
 
 
+class Fragile(Echo):
+    """Raises in its sixth step, or in its second reset."""
+
+    def __init__(self, breaks_in: str = "step", render_mode: str | None = None) -> None:
+        super().__init__()
+        self._breaks_in, self._all_steps, self._resets = breaks_in, 0, 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        self._resets += 1
+        if self._breaks_in == "reset" and self._resets == 2:
+            raise KeyError("level 2")
+        return super().reset(seed=seed, options=options)
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self._all_steps += 1
+        if self._breaks_in == "step" and self._all_steps == 6:
+            raise ValueError("the game broke")
+        return super().step(action)
+
+
 class NeedsPackage(Echo):
     def __init__(self, render_mode: str | None = None) -> None:
         raise gymnasium.error.DependencyNotInstalled("Box3D is not installed,\nrun `pip install box3d`")
 
 
 gymnasium.register(id="drqn_test/Echo-v0", entry_point="tests.envs.fakes:Echo")
+gymnasium.register(id="drqn_test/Fragile-v0", entry_point="tests.envs.fakes:Fragile")
 gymnasium.register(id="drqn_test/NeedsPackage-v0", entry_point="tests.envs.fakes:NeedsPackage")

@@ -10,7 +10,7 @@ from drqn_dist.config import EnvConfig
 from drqn_dist.envs.gym_batch import GymBatch
 from drqn_dist.envs.make import env_spec, make_batch_env
 from drqn_dist.envs.seeds import row_seeds
-from drqn_dist.errors import EnvError
+from drqn_dist.errors import EnvError, EnvFailedError
 
 ECHO = "tests.envs.fakes:drqn_test/Echo-v0"
 
@@ -167,3 +167,27 @@ def test_unsupported_observations_are_refused(observation: str, name: str) -> No
 def test_environment_that_cannot_render_is_refused_for_recording() -> None:
     with pytest.raises(EnvError, match="no render mode rgb_array, only \\[\\]"):
         GymBatch(EnvConfig(id=ECHO), num_envs=1, render_mode="rgb_array")
+
+
+@pytest.mark.parametrize(
+    ("breaks_in", "message"),
+    [
+        (
+            "step",
+            "drqn_test/Fragile-v0 raised ValueError: the game broke; environment 0 of 2, step 2 of episode 2 "
+            "(step 6 of all), action 2",
+        ),
+        ("reset", "drqn_test/Fragile-v0 raised KeyError: 'level 2'; environment 0 of 2, reset before episode 2"),
+    ],
+)
+def test_an_environment_that_raises_is_named_with_its_row_its_step_and_its_action(breaks_in: str, message: str) -> None:
+    batch = make_batch_env(EnvConfig(id="drqn_test/Fragile-v0", kwargs={"breaks_in": breaks_in}), 2)
+    batch.reset(0)
+    actions = np.array([2, 1])
+    for _ in range(4 if breaks_in == "reset" else 6):  # the fifth only resets
+        batch.step(actions)
+    with pytest.raises(EnvFailedError) as failed:
+        batch.step(actions)
+    assert str(failed.value) == message
+    assert isinstance(failed.value.__cause__, ValueError | KeyError)
+    batch.close()

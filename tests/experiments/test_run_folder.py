@@ -6,10 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from drqn_dist.config import TrainConfig
 from drqn_dist.errors import RunFolderError
-from drqn_dist.experiments.run_folder import RunFolder, Summary, create_run, open_run
+from drqn_dist.experiments.run_folder import RunFolder, Summary, create_run, machine_description, open_run
 from drqn_dist.presets import preset
 from tests.runs import SUMMARY_KEYS
 
@@ -20,6 +21,7 @@ SUMMARY = Summary(
     wall_s=1.5,
     eval_mean_return=None,
     eval_std_return=None,
+    eval_updates=None,
     weights_sha256="ab",
     stopped_by="minutes",
 )
@@ -60,6 +62,27 @@ def test_config_json_holds_what_the_run_was_and_opens_again(tmp_path: Path) -> N
     assert open_run(run.path) == run
     assert run.checkpoints.folder == run.path / "checkpoints"
     assert run.checkpoints.kept == config.checkpoints_kept
+
+
+NVIDIA_SMI = """#!/bin/sh
+[ "$*" = "--query-gpu=name,driver_version --format=csv,noheader --id=1" ] && echo "NVIDIA T4, 550.54.15"
+"""
+
+
+def test_the_gpu_is_named_by_its_driver_without_opening_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = tmp_path / "nvidia-smi"
+    command.write_text(NVIDIA_SMI)
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,0")
+    found = machine_description()
+    assert (found["gpu"], found["gpu_driver"]) == ("NVIDIA T4", "550.54.15")
+    assert not torch.cuda.is_initialized()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert machine_description()["gpu"] is None
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    command.write_text("#!/bin/sh\necho 'NVIDIA-SMI has failed'; exit 9\n")
+    assert machine_description()["gpu"] is None
 
 
 def test_the_summary_has_the_keys_that_others_build_on(tmp_path: Path) -> None:

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from learner.batch_loader import TensorBatch
 from torch import Tensor
 
 from drqn_dist.network.q_network import NetworkInput
-from learner.batch_loader import TensorBatch
 from learner.loss import td_loss
 from tests.learner.batches import some_batches
 from tests.tiny import VECTOR, make_network, tiny_config

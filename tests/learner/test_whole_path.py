@@ -13,13 +13,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from learner.batch_loader import to_device
+from learner.window_reader import WindowReader
 
 from drqn_dist.config import TrainConfig
 from drqn_dist.fragment import WindowBatch
 from drqn_dist.interfaces import EnvSpec
-from learner.batch_loader import to_device
 from learner.loss import TdLoss, td_loss
-from learner.window_reader import WindowReader
 from tests.fakes import Script
 from tests.oracles import read_window, step_through_all, window_errors
 from tests.play import Place, Played, all_windows, play

@@ -130,3 +130,12 @@ def test_precision_can_be_forced_and_is_otherwise_what_the_hardware_has() -> Non
     assert use_bf16("bf16", "cpu")
     assert not use_bf16("fp32", "cuda")
     assert use_bf16("auto", "cpu") in (True, False)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_a_gpu_that_only_emulates_bf16_runs_in_fp32(native: bool) -> None:
+    def supported(including_emulation: bool = True) -> bool:
+        return native or including_emulation
+
+    assert use_bf16("auto", "cuda", supported) == native
+    assert use_bf16("bf16", "cuda", supported)

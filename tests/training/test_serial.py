@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from learner.batch_loader import DirectLoader
+from learner.window_reader import WindowReader
 
 from drqn_dist import checkpoint
 from drqn_dist.config import TrainConfig
@@ -16,12 +18,10 @@ from drqn_dist.envs.make import env_spec
 from drqn_dist.errors import CheckpointError, ConfigError
 from drqn_dist.experiments.run_folder import Summary
 from drqn_dist.metrics import read_metrics
-from drqn_dist.training.serial import SerialSession, next_multiple
+from drqn_dist.training.serial import SerialSession, next_multiple, notes_on
 from drqn_dist.training.session import Report, Saved
 from drqn_dist.training.train import train
-from learner.batch_loader import DirectLoader
 from learner.learner import Learner
-from learner.window_reader import WindowReader
 from tests.runs import maze_config
 
 CPU = torch.device("cpu")
@@ -157,6 +157,15 @@ def test_several_actors_take_turns(tmp_path: Path) -> None:
         for _ in range(6):
             running.turn(Report())
         assert [actor.take_stats().agent_steps for actor in running.actors] == [4, 4, 4]
+
+
+def test_a_run_on_a_gpu_says_that_it_does_not_repeat_bit_for_bit_and_one_on_a_cpu_says_nothing(tmp_path: Path) -> None:
+    assert notes_on(torch.device("cpu")) == []
+    (note,) = notes_on(torch.device("cuda", 1))
+    assert "cuda:1" in note
+    assert "not repeat bit for bit" in note
+    with session(maze_config(tmp_path)) as running:
+        assert running.advance(0.0).events == []
 
 
 def test_close_may_be_called_twice(tmp_path: Path) -> None:

@@ -4,8 +4,10 @@ import json
 import re
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,9 +15,9 @@ import drqn_dist
 from actors.evaluator import Evaluation
 from drqn_dist import checkpoint
 from drqn_dist.config import TrainConfig
+from drqn_dist.envs.make import env_spec
 from drqn_dist.errors import CheckpointError, ConfigError, RunFolderError
-from drqn_dist.experiments.run_folder import Summary, open_run
-from drqn_dist.interfaces import WeightSnapshot
+from drqn_dist.experiments.run_folder import Summary, create_run, open_run
 from drqn_dist.metrics import read_metrics
 from drqn_dist.training import train as train_module
 from drqn_dist.training.serial import SerialSession
@@ -57,6 +59,35 @@ def test_summary_json_has_exactly_the_promised_keys(done: Done) -> None:
     assert written.keys() == SUMMARY_KEYS
     assert written == vars(done.summary)
     assert re.fullmatch("[0-9a-f]{64}", written["weights_sha256"])
+
+
+def test_the_summary_names_the_update_whose_weights_were_evaluated(done: Done) -> None:
+    assert done.summary.eval_updates == done.summary.updates
+    assert done.summary.eval_mean_return is not None
+
+
+@pytest.mark.parametrize("final_evaluation_ends", [False, True])
+def test_the_summary_has_no_figures_of_other_weights_than_its_own(final_evaluation_ends: bool, tmp_path: Path) -> None:
+    class Session(SerialSession):
+        def evaluate(self, *arguments: Any, **options: Any) -> Evaluation:
+            if not final_evaluation_ends:
+                raise KeyboardInterrupt  # as a signal does
+            return super().evaluate(*arguments, **options)
+
+    config = maze_config(tmp_path, total_steps=600, eval={"period_updates": 20})
+    with closing(Session(config)) as session:
+        folder = create_run(config, [])
+        summary = train_module._Run(
+            config, env_spec(config.env), session, folder, None, train_module._StopRequest()
+        ).run()
+    assert summary.updates > 20
+    assert next(line["eval/updates"] for line in read_metrics(folder.path) if "eval/updates" in line) == 20
+    figures = (summary.eval_mean_return, summary.eval_std_return, summary.eval_updates)
+    if final_evaluation_ends:
+        assert summary.eval_updates == summary.updates
+        assert None not in figures
+    else:
+        assert figures == (None, None, None)
 
 
 def test_the_last_checkpoint_holds_the_weights_of_the_summary(done: Done) -> None:
@@ -106,12 +137,23 @@ def test_a_resumed_run_goes_on_from_updates_and_agent_steps_at_the_same_ratio(do
     assert [line["agent_steps"] for line in read_metrics(done.folder)][-1] == resumed.agent_steps
 
 
+def test_a_final_evaluation_shows_how_far_it_is(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    _train(maze_config(tmp_path, total_steps=300, log_period_s=0.01, eval={"episodes": 3}))
+    _, _, final = capsys.readouterr().err.partition("final evaluation: 3 episodes")
+    lines = [line for line in final.splitlines() if "games played" in line]
+    steps = [int(re.findall(r"game steps ([\d,]+)", line)[0].replace(",", "")) for line in lines]
+    assert len(steps) > 1
+    assert steps == sorted(steps)
+    assert any("games played 0" in line for line in lines)
+
+
 def test_a_run_stops_at_a_return(tmp_path: Path) -> None:
     # Any evaluation reaches a return of 0.
     stopped = _train(maze_config(tmp_path, total_steps=10**6, stop_at_return=0.0, eval={"period_updates": 10}))
     assert stopped.summary.stopped_by == "stop_at_return"
     assert stopped.summary.updates in range(10, 15)  # as many updates as one turn allows
     assert stopped.summary.eval_mean_return is not None
+    assert stopped.summary.eval_updates is not None
 
 
 def test_a_return_is_confirmed_in_other_games_each_time_and_in_as_many_as_asked_for(
@@ -120,8 +162,8 @@ def test_a_return_is_confirmed_in_other_games_each_time_and_in_as_many_as_asked_
     played: list[tuple[int, int]] = []
     evaluate = SerialSession.evaluate
 
-    def poor_at_first(session: SerialSession, seed: int, weights: WeightSnapshot | None = None) -> Evaluation:
-        evaluation = evaluate(session, seed, weights)
+    def poor_at_first(session: SerialSession, seed: int, *arguments: Any) -> Evaluation:
+        evaluation = evaluate(session, seed, *arguments)
         played.append((seed, len(evaluation.scores)))
         return replace(evaluation, scores=(-1.0,)) if len(played) < 3 else evaluation
 
