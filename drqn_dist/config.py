@@ -299,6 +299,8 @@ class EvalConfig:
     """Episodes of one evaluation."""
     final_episodes: int = AUTO
     """Episodes of the evaluation that confirms stop_at_return or ends a run; 0 = as many as the others have."""
+    settled_evaluations: int = 5
+    """Evaluations in a row whose mean must reach stop_at_return; a single one may be lucky."""
     envs: int = AUTO
     """Environments stepped as one batch, each plays an equal share; 0 = one per episode, at most 32."""
     max_steps: int = 27_000
@@ -310,6 +312,7 @@ class EvalConfig:
         _require_range("eval", "period_updates", self.period_updates, 0, 10**12)
         _require_range("eval", "episodes", self.episodes, 1, 1_000_000)
         _require_range("eval", "final_episodes", self.final_episodes, 0, 1_000_000)
+        _require_range("eval", "settled_evaluations", self.settled_evaluations, 1, 10_000)
         _require_range("eval", "envs", self.envs, 0, 65_536)
         _require_range("eval", "max_steps", self.max_steps, 1, 10**9)
         _require_range("eval", "epsilon", self.epsilon, 0, 1)
@@ -333,7 +336,8 @@ class TrainConfig:
     minutes: float = 0.0
     """Stop after this much wall-clock time; 0 = no bound."""
     stop_at_return: float | None = None
-    """Stop once an evaluation's mean return reaches this and other games confirm it; those weights are the result."""
+    """Stop once training has settled there: the last eval.settled_evaluations reach this on average, and so do other
+    games with the weights of the last one, which are the result."""
     address: str | None = None
     """Ray cluster to join (auto, host:port, ray://host:port); none: a Ray of the run's own, guarded by a token."""
     run_dir: str = "runs"

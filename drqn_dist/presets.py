@@ -446,7 +446,7 @@ _GRIDWORLD = Preset(
             epsilon_decay="linear",
             epsilon_decay_steps=10_000,
         ),
-        eval=EvalConfig(period_updates=500, episodes=100),
+        eval=EvalConfig(period_updates=200, episodes=100),
     ),
     summary="A small maze in which places look alike: memory solves it in minutes on a CPU; "
     "compare --network.core none.",

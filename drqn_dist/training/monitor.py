@@ -43,7 +43,7 @@ class Monitor:
         self._lag = PolicyLag()
         self._threshold = max(GREEDY_EPSILON, config.actor.epsilon_low)
         self.last_evaluation: Evaluation | None = None
-        self.best: Evaluation | None = None
+        self._recent: deque[Evaluation] = deque(maxlen=config.eval.settled_evaluations)
 
     @property
     def frames(self) -> int:
@@ -53,6 +53,17 @@ class Monitor:
     def wall_s(self) -> float:
         """Seconds of training, earlier starts of the run included."""
         return self._wall_before + time.monotonic() - self._started
+
+    def settled(self) -> Evaluation | None:
+        """The last evaluation, once it and those before it reach `stop_at_return` on average: one alone may be lucky."""
+        mark, recent = self._config.stop_at_return, self._recent
+        if mark is None or len(recent) < self._config.eval.settled_evaluations:
+            return None
+        return recent[-1] if float(np.mean([mean_score(e) for e in recent])) >= mark else None
+
+    def refuse(self) -> None:
+        """Other games did not confirm what has settled: one more evaluation, at least, must come before the next try."""
+        self._recent.popleft()
 
     def take(self, report: Report) -> tuple[dict[str, float], dict[str, float | None]]:
         """Counts a report in.
@@ -69,8 +80,7 @@ class Monitor:
         self._episodes.extend(e for a in report.actors for e in a.episodes if e.epsilon <= self._threshold)
         if report.evaluations:
             self.last_evaluation = report.evaluations[-1]
-            contenders = [*report.evaluations] if self.best is None else [self.best, *report.evaluations]
-            self.best = max(contenders, key=mean_score)
+            self._recent.extend(report.evaluations)
         values = {
             "time/updates": float(self.updates),
             "charts/agent_steps_per_s": steps / elapsed,

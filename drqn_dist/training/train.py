@@ -181,12 +181,12 @@ class _Run:
             progress.message(f"evaluation at update {evaluation.version:,}: {_scores(evaluation)}")
 
     def _confirmed(self, log: MetricsLog, progress: Progress) -> bool:
-        """Plays other games with the weights that reached the wanted return, while training goes on; if they reach it
-        again, the run ends with them, and not with those that came of training on meanwhile."""
-        candidate, monitor = self._monitor.best, self._monitor
+        """Plays other games with the weights of the last evaluation, while training goes on; if they reach the wanted
+        return too, the run ends with them, and not with those that came of training on meanwhile."""
+        candidate, monitor = self._monitor.settled(), self._monitor
         assert candidate is not None
         progress.message(f"confirming the weights of update {candidate.version:,} in other games …")
-        monitor.best = None
+        monitor.refuse()
         evaluation = self._evaluate(candidate.weights, log, progress)
         self._take(self._session.advance(0.0), log, progress)
         if evaluation is None:  # a signal broke it off
@@ -267,10 +267,7 @@ class _Run:
             return "total_steps"
         if config.minutes and time.monotonic() - self._started >= 60 * config.minutes:
             return "minutes"
-        best = monitor.best
-        if config.stop_at_return is not None and best is not None and mean_score(best) >= config.stop_at_return:
-            return "stop_at_return"
-        return ""
+        return "stop_at_return" if monitor.settled() else ""
 
     def _save(self) -> Saved:
         """

@@ -10,7 +10,6 @@ from drqn_dist.distributed.role import Role, RoleKind
     [
         (RoleKind.LEARNER, False, True, True),
         (RoleKind.REPLAY, True, True, True),
-        (RoleKind.LOADER, True, True, False),
         (RoleKind.ACTOR, True, False, False),
         (RoleKind.EVALUATOR, True, False, False),
     ],
@@ -18,5 +17,5 @@ from drqn_dist.distributed.role import Role, RoleKind
 def test_what_a_role_needs_depends_on_its_kind_and_not_on_its_name(
     kind: RoleKind, has_pulse: bool, restarted_by_ray: bool, waits_to_begin: bool
 ) -> None:
-    role = Role("loader of the learner", kind, 3)
+    role = Role("actor of the replay", kind, 3)
     assert (role.has_pulse, role.restarted_by_ray, role.waits_to_begin) == (has_pulse, restarted_by_ray, waits_to_begin)

@@ -66,7 +66,7 @@ def test_replay_figures(tmp_path: Path) -> None:
     assert values["replay/samples_per_insert"] == shown["samples_per_insert"] == 8.0
 
 
-def test_evaluations_are_described_and_the_best_mean_is_kept(tmp_path: Path) -> None:
+def test_evaluations_are_described_and_the_last_one_is_kept(tmp_path: Path) -> None:
     watching = monitor(tmp_path)
     good, bad = Evaluation(10, (1.0, 3.0), (5, 5)), Evaluation(20, (0.0,), (5,))
     assert evaluation_values(good) == {
@@ -78,8 +78,42 @@ def test_evaluations_are_described_and_the_best_mean_is_kept(tmp_path: Path) -> 
     watching.take(Report(evaluations=[good]))
     values, _ = watching.take(Report(evaluations=[bad]))
     assert values["eval/mean_return"] == 0.0
-    assert watching.best == good
     assert watching.last_evaluation == bad
+
+
+def scored(*scores: float) -> Report:
+    return Report(evaluations=[Evaluation(int(score), (score,), (5,)) for score in scores])
+
+
+def test_training_has_settled_once_the_last_evaluations_reach_the_return_on_average(tmp_path: Path) -> None:
+    watching = monitor(tmp_path, stop_at_return=18.0, eval={"settled_evaluations": 3})
+    watching.take(scored(21.0))
+    watching.take(scored(20.0))
+    assert watching.settled() is None  # two are not three, however good
+    watching.take(scored(12.0))
+    assert watching.settled() is None  # (21 + 20 + 12) / 3 = 17.67
+    watching.take(scored(21.0))
+    assert watching.settled() is None  # (20 + 12 + 21) / 3 = 17.67
+    watching.take(scored(21.0))
+    settled = watching.settled()  # (12 + 21 + 21) / 3 = 18
+    assert settled is not None
+    assert settled.scores == (21.0,)
+
+
+def test_after_other_games_did_not_confirm_it_one_more_evaluation_must_come(tmp_path: Path) -> None:
+    watching = monitor(tmp_path, stop_at_return=18.0, eval={"settled_evaluations": 2})
+    watching.take(scored(20.0, 20.0))
+    assert watching.settled() is not None
+    watching.refuse()
+    assert watching.settled() is None
+    watching.take(scored(19.0))
+    assert watching.settled() is not None
+
+
+def test_without_a_return_to_stop_at_nothing_settles(tmp_path: Path) -> None:
+    watching = monitor(tmp_path, eval={"settled_evaluations": 1})
+    watching.take(scored(100.0))
+    assert watching.settled() is None
 
 
 def test_the_time_left_follows_from_the_speed_since_this_start(tmp_path: Path) -> None:
