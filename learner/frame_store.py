@@ -89,7 +89,7 @@ class FrameStore:
             x.to(self.device, non_blocking=True) for x in (staged.frames, staged.actions, staged.rewards, staged.states)
         )
         rows, state_rows = (x.to(self.device, non_blocking=True) for x in (staged.rows, staged.state_rows))
-        self._frames.index_copy_(0, rows, frames.flatten(1))
+        self._words.index_copy_(0, rows, frames.flatten(1).view(self._words.dtype))
         self._actions.index_copy_(0, rows, actions)
         self._rewards.index_copy_(0, rows, rewards)
         if len(state_rows):

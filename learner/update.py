@@ -101,7 +101,8 @@ class Update:
                 run()
         torch.cuda.current_stream(device).wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # The feeding thread pins memory meanwhile, which must not spoil the recording.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self._outputs = run()
         self._graph = graph
         with torch.no_grad():
