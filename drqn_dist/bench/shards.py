@@ -78,7 +78,7 @@ class _Shards:
         self, config: TrainConfig, spec: EnvSpec, count: int, supply: Iterator[list[bytes]], capacity_steps: int
     ) -> None:
         settings = replace(unblocked(config.replay, capacity_steps), shards=count)
-        config = replace(config, mode="ray", actors=max(config.actors, count), replay=settings)
+        config = replace(config, mode="ray", actors=max(config.num_actors, count), replay=settings)
         self._batches, self._windows = batches_per_draw(config, spec), config.learner.batch_windows
         self._parts: list[Replay] = [make_shard(config, shard, self._batches) for shard in range(count)]
         self._ledger = ShardLedger(count, seed=0)

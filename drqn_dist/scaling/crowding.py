@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from drqn_dist.config import AUTO, TrainConfig
+from drqn_dist.config import TrainConfig
 from drqn_dist.errors import RoleFailedError
 
 START_S = 300.0
@@ -108,7 +108,7 @@ def _training(config: TrainConfig) -> Iterator[Callable[[], int]]:
     from drqn_dist.training.serial import SerialSession
     from drqn_dist.training.session import Report
 
-    replay = replace(config.replay, min_steps=1, rate_tolerance_steps=AUTO)
+    replay = replace(config.replay, min_steps=1, rate_tolerance_steps=None)
     learner = replace(config.learner, device="cpu")
     serial = replace(config, mode="serial", actors=1, replay=replay, learner=learner)
     with closing(SerialSession(serial)) as session:

@@ -149,10 +149,10 @@ class Window:
         call_s = time.perf_counter() - start
         replay = _replay_difference(self._work[0], work[0])
         loader = _loader_difference(self._work[1], work[1])
-        silent = set(range(config.actors)) - {piece.index for piece in self._actors}
+        silent = set(range(config.num_actors)) - {piece.index for piece in self._actors}
         if silent:
             raise ConfigError(
-                f"{len(silent)} of {config.actors} actors reported nothing in {elapsed:.1f} s; measure longer "
+                f"{len(silent)} of {config.num_actors} actors reported nothing in {elapsed:.1f} s; measure longer "
                 "(--seconds, into another --out)"
             )
         steps_per_s = _per_actor(self._actors, "agent_steps")
@@ -161,7 +161,7 @@ class Window:
         learner_wall = sum(piece.wall_s for piece in self._learner)
         ages = [piece.sample_age * piece.new_updates for piece in trained]
         return Point(
-            actors=config.actors,
+            actors=config.num_actors,
             envs_per_actor=config.actor.envs_per_actor,
             nodes=nodes,
             learner=learner,

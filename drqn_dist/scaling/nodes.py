@@ -44,7 +44,7 @@ def on_nodes(config: TrainConfig, spec: EnvSpec, count: int) -> Iterator[TrainCo
     if count == 1:
         yield config
         return
-    check_nodes(count, config.actors)
+    check_nodes(count, config.num_actors)
     from ray import cluster_utils
 
     folder = tempfile.mkdtemp(prefix="drqn-ray-", dir=short_folder())
@@ -61,7 +61,7 @@ def on_nodes(config: TrainConfig, spec: EnvSpec, count: int) -> Iterator[TrainCo
     cluster: Any = cluster_utils.Cluster()
     try:
         store = object_store_bytes(config, spec)
-        each = -(-config.actors // (count - 1))
+        each = -(-config.num_actors // (count - 1))
         try:
             with own_signals():  # Ray would take SIGTERM over
                 cluster.add_node(

@@ -9,7 +9,6 @@ import pytest
 import ray
 from ray.util.placement_group import PlacementGroup
 
-from drqn_dist.config import AUTO
 from drqn_dist.distributed import placement
 from drqn_dist.distributed.supervisor import RaySession
 from drqn_dist.errors import ConfigError
@@ -21,7 +20,7 @@ def test_this_machine_holds_an_actor_for_each_cpu_but_one(
     cores: int, shards: int, actors: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(placement, "usable_cores", lambda: cores)
-    config = maze_config(tmp_path, actors=AUTO, mode="ray", replay={"shards": shards})
+    config = maze_config(tmp_path, actors=None, mode="ray", replay={"shards": shards})
     assert placement.fitting_actors(config) == actors
 
 
@@ -36,7 +35,7 @@ def test_a_cluster_holds_an_actor_for_each_cpu_that_is_free_beside_the_other_rol
         SimpleNamespace(available_resources=lambda: free, cluster_resources=lambda: {"CPU": 100.0}),
     )
     # Learner, evaluator, one loader and two shards beside them.
-    config = maze_config(tmp_path, actors=AUTO, mode="ray", address="10.0.0.1:6379", replay={"shards": 2})
+    config = maze_config(tmp_path, actors=None, mode="ray", address="10.0.0.1:6379", replay={"shards": 2})
     assert placement.fitting_actors(config) == actors
 
 
