@@ -6,7 +6,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import ray
 from ray.util.placement_group import PlacementGroup
 
 from drqn_dist.distributed import placement
@@ -81,7 +80,6 @@ def test_a_gpu_by_number_is_refused_where_ray_gives_out_gpus_with_what_to_do(
         match=r"learner.device is 'cuda:1', but in Ray mode .* CUDA_VISIBLE_DEVICES=1 and --learner.device cuda",
     ):
         RaySession(config)
-    assert not ray.is_initialized()
 
 
 @pytest.mark.parametrize("waits", [0, 1, 2])
