@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from drqn_dist.config import AUTO, TrainConfig
+from drqn_dist.config import TrainConfig
 from drqn_dist.errors import ConfigError
 from drqn_dist.presets import preset
 from drqn_dist.settings import RESUMABLE, differences
@@ -43,7 +43,7 @@ def parse_train(argv: Sequence[str], program: str) -> tuple[TrainConfig, Path | 
     """
     arguments = [re.sub(r"^--env(?==|$)", "--env.id", argument) for argument in argv]
     arguments = [
-        str(AUTO) if argument == "auto" and before == "--actors" else re.sub(r"^--actors=auto$", "--actors=0", argument)
+        "None" if argument == "auto" and before == "--actors" else re.sub(r"^--actors=auto$", "--actors=None", argument)
         for before, argument in zip(["", *arguments], arguments, strict=False)
     ]
     resume = _value_of("--resume", arguments)

@@ -1,7 +1,8 @@
 """Every setting of a run, as frozen dataclasses that refuse what cannot work.
 
 Names carry their units: `_steps` are agent steps (one `env.step`), `_frames` emulator frames, `_updates`
-learner updates, `_s` seconds, `_bytes` bytes. Named configurations live in `presets.py`.
+learner updates, `_s` seconds, `_bytes` bytes. None means that a value is derived from others, or that there is no such
+bound, as the field says. Named configurations live in `presets.py`.
 
 Sources cited below: DQN = Mnih et al. 2015 (Nature 518); DRQN = Hausknecht & Stone 2015 (arXiv:1507.06527);
 R2D2 = Kapturowski et al. 2019 (ICLR); Ape-X = Horgan et al. 2018 (arXiv:1803.00933);
@@ -13,14 +14,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from drqn_dist.errors import ConfigError
 
 _T = TypeVar("_T")
-
-AUTO = 0
-"""Where a field says «0 = automatic», its value is derived from the other fields."""
 
 
 def _require(condition: bool, message: str) -> None:
@@ -30,6 +29,13 @@ def _require(condition: bool, message: str) -> None:
 
 def _require_range(owner: str, name: str, value: float, low: float, high: float) -> None:
     _require(low <= value <= high, f"{owner}.{name} is {value}, but must lie in [{low:g}, {high:g}]")
+
+
+def _require_open_range(owner: str, name: str, value: float | None, low: float, high: float, none_means: str) -> None:
+    _require(
+        value is None or low <= value <= high,
+        f"{owner}{name} is {value}, but must lie in [{low:g}, {high:g}] or be None ({none_means})",
+    )
 
 
 @dataclass(frozen=True)
@@ -137,8 +143,8 @@ class LearnerConfig:
     """Optimizer (DQN: RMSprop, R2D2: Adam)."""
     learning_rate: float = 1e-4
     """Step size of the optimizer."""
-    learning_rate_halving_updates: int = AUTO
-    """The step size halves, smoothly, with every so many updates, so that a policy settles; 0 = it stays."""
+    learning_rate_halving_updates: int | None = None
+    """The step size halves, smoothly, with every so many updates, so that a policy settles; None: it stays."""
     optimizer_epsilon: float = 1e-5
     """Added to the optimizer's denominator (R2D2: 1e-3)."""
     rmsprop_alpha: float = 0.95
@@ -170,7 +176,8 @@ class LearnerConfig:
         _require_range("learner", "n_step", self.n_step, 1, 10_000)
         _require_range("learner", "gamma", self.gamma, 0, 1)
         _require_range("learner", "learning_rate", self.learning_rate, 1e-12, 10)
-        _require_range("learner", "learning_rate_halving_updates", self.learning_rate_halving_updates, 0, 10**12)
+        halving = self.learning_rate_halving_updates
+        _require_open_range("learner.", "learning_rate_halving_updates", halving, 1, 10**12, "it stays")
         _require_range("learner", "optimizer_epsilon", self.optimizer_epsilon, 1e-20, 1)
         _require_range("learner", "rmsprop_alpha", self.rmsprop_alpha, 0, 1)
         _require_range("learner", "clip_gradient_at", self.clip_gradient_at, 1e-9, 1e9)
@@ -183,7 +190,7 @@ class LearnerConfig:
 
     def learning_rate_at(self, updates: int) -> float:
         """The step size after so many updates; a function of them alone, so that a resumed run goes on alike."""
-        if not self.learning_rate_halving_updates:
+        if self.learning_rate_halving_updates is None:
             return self.learning_rate
         return float(self.learning_rate * 0.5 ** (updates / self.learning_rate_halving_updates))
 
@@ -200,10 +207,10 @@ class ReplayConfig:
     """Agent steps stored before the first update."""
     samples_per_insert: float = 8.0
     """Replay ratio: steps trained per step inserted (DQN: 8 = one batch of 32 every 4 steps)."""
-    rate_tolerance_steps: int = AUTO
-    """Inserted steps that either side may run ahead of that ratio; 0 = automatic."""
-    window_stride_steps: int = AUTO
-    """Distance between the starts of neighbouring windows (R2D2: 40); 0 = unroll_steps, no overlap."""
+    rate_tolerance_steps: int | None = None
+    """Inserted steps that either side may run ahead of that ratio; None: automatic."""
+    window_stride_steps: int | None = None
+    """Distance between the starts of neighbouring windows (R2D2: 40); None: unroll_steps, no overlap."""
     prioritized: bool = True
     """Draw windows in proportion to priority, otherwise uniformly (PER)."""
     priority_exponent: float = 0.6
@@ -225,8 +232,8 @@ class ReplayConfig:
         _require_range("replay", "capacity_bytes", self.capacity_bytes, 1, 2**50)
         _require_range("replay", "min_steps", self.min_steps, 1, 10**10)
         _require_range("replay", "samples_per_insert", self.samples_per_insert, 1e-6, 1e6)
-        _require_range("replay", "rate_tolerance_steps", self.rate_tolerance_steps, 0, 10**10)
-        _require_range("replay", "window_stride_steps", self.window_stride_steps, 0, 100_000)
+        _require_open_range("replay.", "rate_tolerance_steps", self.rate_tolerance_steps, 1, 10**10, "automatic")
+        _require_open_range("replay.", "window_stride_steps", self.window_stride_steps, 1, 100_000, "automatic")
         _require_range("replay", "priority_exponent", self.priority_exponent, 0, 4)
         _require_range("replay", "priority_eta", self.priority_eta, 0, 1)
         _require_range("replay", "importance_exponent", self.importance_exponent, 0, 4)
@@ -249,8 +256,8 @@ class ActorConfig:
     """Atari: emulator threads of each actor."""
     torch_threads: int = 1
     """CPU threads of each actor's network."""
-    fragment_steps: int = AUTO
-    """Agent steps per pushed fragment; 0 = the smallest multiple of the window stride of at least 32 steps."""
+    fragment_steps: int | None = None
+    """Agent steps per pushed fragment; None: the smallest multiple of the window stride of at least 32 steps."""
     epsilon_low: float = 0.01
     """Lowest rung of the geometric ladder of exploration rates (Ape-X: 0.4^8)."""
     epsilon_high: float = 0.4
@@ -259,9 +266,9 @@ class ActorConfig:
     """How every environment's rate falls from 1 to its rung, by agent steps of the whole run."""
     epsilon_decay_steps: int = 20_000
     """linear: rate = max(rung, 1 - step / this); exponential: rung + (1 - rung) exp(-step / this)."""
-    push_period_steps: int = AUTO
+    push_period_steps: int | None = None
     """Batched environment steps between two pushes; what was completed meanwhile goes in one call, whose price hardly
-    depends on what it carries. 0 = half a fragment; in serial mode, where a call costs nothing, 1."""
+    depends on what it carries. None: half a fragment; in serial mode, where a call costs nothing, 1."""
     max_pushes_in_flight: int = 32
     """Fragments sent but not yet acknowledged, per actor; beyond that the actor waits."""
     weight_pull_period_steps: int = 20
@@ -271,7 +278,7 @@ class ActorConfig:
         _require_range("actor", "envs_per_actor", self.envs_per_actor, 1, 65_536)
         _require_range("actor", "env_threads", self.env_threads, 1, 1024)
         _require_range("actor", "torch_threads", self.torch_threads, 1, 1024)
-        _require_range("actor", "fragment_steps", self.fragment_steps, 0, 1_000_000)
+        _require_open_range("actor.", "fragment_steps", self.fragment_steps, 1, 1_000_000, "automatic")
         _require_range("actor", "epsilon_low", self.epsilon_low, 0, 1)
         _require_range("actor", "epsilon_high", self.epsilon_high, 0, 1)
         _require(
@@ -284,7 +291,7 @@ class ActorConfig:
             "or set actor.epsilon_high to 0 as well",
         )
         _require_range("actor", "epsilon_decay_steps", self.epsilon_decay_steps, 1, 10**12)
-        _require_range("actor", "push_period_steps", self.push_period_steps, 0, 1_000_000)
+        _require_open_range("actor.", "push_period_steps", self.push_period_steps, 1, 1_000_000, "automatic")
         _require_range("actor", "max_pushes_in_flight", self.max_pushes_in_flight, 1, 100_000)
         _require_range("actor", "weight_pull_period_steps", self.weight_pull_period_steps, 1, 10**9)
 
@@ -293,27 +300,27 @@ class ActorConfig:
 class EvalConfig:
     """Greedy evaluation beside training."""
 
-    period_updates: int = 5_000
-    """An evaluation starts every this many updates, unless the previous one still runs; 0 = never."""
+    period_updates: int | None = 5_000
+    """An evaluation starts every this many updates, unless the previous one still runs; None: never, but at the end."""
     episodes: int = 20
     """Episodes of one evaluation."""
-    final_episodes: int = AUTO
-    """Episodes of the evaluation that confirms stop_at_return or ends a run; 0 = as many as the others have."""
     settled_evaluations: int = 5
     """Evaluations in a row whose mean must reach stop_at_return; a single one may be lucky."""
-    envs: int = AUTO
-    """Environments stepped as one batch, each plays an equal share; 0 = one per episode, at most 32."""
+    final_episodes: int | None = None
+    """Episodes of the evaluation that confirms stop_at_return or ends a run; None: as many as the others have."""
+    envs: int | None = None
+    """Environments stepped as one batch, each plays an equal share; None: one per episode, at most 32."""
     max_steps: int = 27_000
     """Agent steps after which a game that does not end counts as it stands (Atari's usual half an hour)."""
     epsilon: float = 0.0
     """Exploration rate while evaluating (DQN: 0.05)."""
 
     def __post_init__(self) -> None:
-        _require_range("eval", "period_updates", self.period_updates, 0, 10**12)
+        _require_open_range("eval.", "period_updates", self.period_updates, 1, 10**12, "never")
         _require_range("eval", "episodes", self.episodes, 1, 1_000_000)
-        _require_range("eval", "final_episodes", self.final_episodes, 0, 1_000_000)
         _require_range("eval", "settled_evaluations", self.settled_evaluations, 1, 10_000)
-        _require_range("eval", "envs", self.envs, 0, 65_536)
+        _require_open_range("eval.", "final_episodes", self.final_episodes, 1, 1_000_000, "as many as the others")
+        _require_open_range("eval.", "envs", self.envs, 1, 65_536, "automatic")
         _require_range("eval", "max_steps", self.max_steps, 1, 10**9)
         _require_range("eval", "epsilon", self.epsilon, 0, 1)
 
@@ -328,13 +335,13 @@ class TrainConfig:
     """ray: one process per role; serial: one process, no Ray, bit-for-bit repeatable (on a CPU)."""
     seed: int = 0
     """Seed of everything random in the run."""
-    actors: int = 1
-    """Actor processes, or «auto»: as many as the cluster, or this machine, has CPUs for now. Those without a CPU wait
-    for one, which an autoscaler sees. Serial mode steps that many actors in turn."""
+    actors: int | None = 1
+    """Actor processes; None, on the command line auto: as many as the cluster, or this machine, has CPUs for now. Those
+    without a CPU wait for one, which an autoscaler sees. Serial mode steps that many actors in turn."""
     total_steps: int = 10_000_000
     """Stop after this many agent steps of all actors together."""
-    minutes: float = 0.0
-    """Stop after this much wall-clock time; 0 = no bound."""
+    minutes: float | None = None
+    """Stop after this much wall-clock time; None: no bound."""
     stop_at_return: float | None = None
     """Stop once training has settled there: the last eval.settled_evaluations reach this on average, and so do other
     games with the weights of the last one, which are the result."""
@@ -357,9 +364,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _require_range("train", "seed", self.seed, 0, 2**31 - 1)
-        _require_range("train", "actors", self.actors, AUTO, 100_000)
+        _require_open_range("", "actors", self.actors, 1, 100_000, "auto")
         _require_range("train", "total_steps", self.total_steps, 1, 10**15)
-        _require_range("train", "minutes", self.minutes, 0, 10**7)
+        _require_open_range("", "minutes", self.minutes, 1e-3, 10**7, "no bound")
         _require_range("train", "log_period_s", self.log_period_s, 0.01, 86_400)
         _require_range("train", "checkpoint_period_s", self.checkpoint_period_s, 0.01, 10**7)
         _require_range("train", "checkpoints_kept", self.checkpoints_kept, 1, 10_000)
@@ -376,7 +383,7 @@ class TrainConfig:
             f"actor.fragment_steps ({shape.fragment}) must be a multiple of the window stride ({shape.stride})",
         )
         _require(
-            self.actor.push_period_steps <= shape.fragment,
+            (self.actor.push_period_steps or 1) <= shape.fragment,
             f"actor.push_period_steps ({self.actor.push_period_steps}) exceeds actor.fragment_steps "
             f"({shape.fragment}): complete fragments would wait for others",
         )
@@ -386,7 +393,7 @@ class TrainConfig:
             f"{shape.n_step}) does not fit a replay of {self.replay.capacity_steps:,} steps; "
             "raise replay.capacity_steps or shorten the window",
         )
-        if self.actors == AUTO:
+        if self.actors is None:
             return
         shards = self.replay.shards if self.mode == "ray" else 1
         _require(
@@ -431,9 +438,14 @@ class TrainConfig:
         return 1 if self.mode == "serial" else self.learner.batches_per_draw * self.replay.shards
 
     @property
+    def num_actors(self) -> int:
+        """Actors; as if there were one while their number is automatic."""
+        return self.actors or 1
+
+    @property
     def total_envs(self) -> int:
-        """Environments of all actors together; as if there were one while their number is automatic."""
-        return max(1, self.actors) * self.actor.envs_per_actor
+        """Environments of all actors together."""
+        return self.num_actors * self.actor.envs_per_actor
 
     @property
     def rate_tolerance_steps(self) -> int:
@@ -442,7 +454,7 @@ class TrainConfig:
         All environments of an actor cut their fragments at about the same moment, and the learner takes whole
         batches, several at once from shards; the automatic slack is four times what one such burst amounts to.
         """
-        if self.replay.rate_tolerance_steps:
+        if self.replay.rate_tolerance_steps is not None:
             return self.replay.rate_tolerance_steps
         batch = self.learner.batch_windows * self.learner.unroll_steps / self.replay.samples_per_insert
         return 4 * int(max(self.total_envs * self.window.fragment, batch * self.batches_per_draw, 1))
@@ -512,17 +524,27 @@ def from_dict(cls: type[_T], values: Mapping[str, Any], path: str = "") -> _T:
     _require(not unknown, f"unknown setting {path}{unknown[0] if unknown else ''}; known: {', '.join(sorted(known))}")
     out: dict[str, Any] = {}
     for name, value in values.items():
-        hint = hints[name]
-        if dataclasses.is_dataclass(hint):
-            _require(isinstance(value, Mapping), f"{path}{name} must be a table of settings, not {value!r}")
-            out[name] = from_dict(hint, value, f"{path}{name}.")  # type: ignore[arg-type]
-            continue
-        if get_origin(hint) is Literal:
-            _require(value in get_args(hint), f"{path}{name} is {value!r}; choose one of {', '.join(get_args(hint))}")
-        elif hint in (int, float, bool, str):
-            number = hint is float and isinstance(value, int) and not isinstance(value, bool)
-            exact = isinstance(value, hint) and (hint is not int or not isinstance(value, bool))
-            _require(number or exact, f"{path}{name} is {value!r}, but must be of type {hint.__name__}")
-            value = hint(value)
-        out[name] = value
+        out[name] = _read(hints[name], value, f"{path}{name}")
     return cls(**out)
+
+
+def _read(hint: Any, value: Any, name: str) -> Any:
+    """The value as a field of this type takes it. Types other than those of settings pass as they are."""
+    optional = get_origin(hint) is UnionType and NoneType in get_args(hint)
+    if optional:
+        if value is None:
+            return None
+        kinds = [kind for kind in get_args(hint) if kind is not NoneType]
+        hint = kinds[0] if len(kinds) == 1 else hint
+    if dataclasses.is_dataclass(hint):
+        _require(isinstance(value, Mapping), f"{name} must be a table of settings, not {value!r}")
+        return from_dict(hint, value, f"{name}.")  # type: ignore[arg-type]
+    if get_origin(hint) is Literal:
+        _require(value in get_args(hint), f"{name} is {value!r}; choose one of {', '.join(get_args(hint))}")
+    elif hint in (int, float, bool, str):
+        number = hint is float and isinstance(value, int) and not isinstance(value, bool)
+        exact = isinstance(value, hint) and (hint is not int or not isinstance(value, bool))
+        wanted = f"{hint.__name__}{' or None' if optional else ''}"
+        _require(number or exact, f"{name} is {value!r}, but must be of type {wanted}")
+        return hint(value)
+    return value

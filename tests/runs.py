@@ -36,7 +36,7 @@ def maze_config(run_dir: Path, **changes: Any) -> TrainConfig:
         "learner": {"batch_windows": 8, "unroll_steps": 8, "n_step": 2, "publish_period_updates": 5},
         "replay": {"capacity_steps": 2_000, "min_steps": 200, "samples_per_insert": 8.0, "prioritized": True},
         "actor": {"fragment_steps": 8},
-        "eval": {"period_updates": 0, "episodes": 2},
+        "eval": {"period_updates": None, "episodes": 2},
     }
     top: dict[str, Any] = {"mode": "serial", "total_steps": 1_000, "log_period_s": 0.2, "run_dir": str(run_dir)}
     sections = {name: values | changes.pop(name, {}) for name, values in defaults.items()}

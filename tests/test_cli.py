@@ -12,7 +12,7 @@ import pytest
 import drqn_dist
 from drqn_dist.arguments import parse_train
 from drqn_dist.cli import main
-from drqn_dist.config import AUTO, TrainConfig
+from drqn_dist.config import TrainConfig
 from drqn_dist.errors import ConfigError
 from drqn_dist.experiments.run_folder import create_run
 from drqn_dist.presets import preset
@@ -40,8 +40,10 @@ def test_every_documented_flag_is_understood() -> None:
 
 
 def test_actors_are_a_number_or_as_many_as_fit() -> None:
-    assert _parse("--actors auto").actors == AUTO
-    assert _parse("--actors=auto").actors == AUTO
+    assert _parse("--actors auto").actors is None
+    assert _parse("--actors=auto").actors is None
+    with pytest.raises(ConfigError, match=r"actors is 0, but must lie in \[1, 100000\] or be None \(auto\)"):
+        _parse("--actors 0")
 
 
 def test_shards_count_only_where_there_are_any() -> None:
@@ -92,7 +94,7 @@ def test_every_setting_has_a_flag_with_help(capsys: pytest.CaptureFixture[str]) 
         ("train --seed -1", "train.seed is -1, but must lie in [0, "),
         ("train --seed", "--seed"),
         ("train --mode fast", "'fast'"),
-        ("train --preset pong", "did you mean pong-cpu?"),
+        ("train --preset pong", "did you mean pong-gpu or pong-cpu?"),
         ("train --preset", "--preset"),
         ("train --learner.double-q maybe", "neither true nor false"),
         ("train --env.kwargs [1]", "not a JSON object"),

@@ -32,10 +32,10 @@ _FLAGS = {
     "actor.fragment-steps": 8,
     "replay.min-steps": 200,
     "replay.capacity-steps": 5_000,
-    "eval.period-updates": 0,
+    "eval.period-updates": None,
     "eval.episodes": 2,
     "log-period-s": 0.2,
-    "minutes": 0,
+    "minutes": None,
 }
 TINY = [f"--{name}={value}" for name, value in _FLAGS.items()]
 FAKE = "tests.envs.fakes:drqn_test/Echo-v0"

@@ -50,7 +50,7 @@ class _Shards:
         self, config: TrainConfig, spec: EnvSpec, count: int, supply: Iterator[list[bytes]], capacity_steps: int
     ) -> None:
         settings = replace(unblocked(config.replay, capacity_steps), shards=count)
-        config = replace(config, mode="ray", actors=max(config.actors, count), replay=settings)
+        config = replace(config, mode="ray", actors=max(config.num_actors, count), replay=settings)
         self._batches, self._windows = config.batches_per_draw, config.learner.batch_windows
         self._parts: list[Replay] = [make_shard(config, shard) for shard in range(count)]
         self._ledger = ShardLedger(count, seed=0)

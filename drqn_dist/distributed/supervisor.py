@@ -73,13 +73,13 @@ class RaySession:
         self._replay = [
             Role(f"replay {shard}" if len(shards) > 1 else "replay", RoleKind.REPLAY, shard) for shard in shards
         ]
-        self._actors = [Role(f"actor {index}", RoleKind.ACTOR, index) for index in range(config.actors)]
+        self._actors = [Role(f"actor {index}", RoleKind.ACTOR, index) for index in range(config.num_actors)]
         self._roles = [*self._replay, self._learner, *self._actors, self._evaluator]
         meta = restored.meta if restored else {}
         self.agent_steps = int(meta.get("agent_steps", 0))
         self._updates = int(restored.meta["learner"]["updates"]) if restored else 0
         self._saved = restored
-        self._incarnations = [int(meta.get("incarnation", -1)) + 1] * config.actors
+        self._incarnations = [int(meta.get("incarnation", -1)) + 1] * config.num_actors
         self._replay_states: list[dict[str, Any] | None] = list(meta.get("replay", [None] * len(shards)))
         self._replay_stats: list[ReplayStats | None] = [None] * len(shards)
         self._next_eval = next_multiple(self._updates, config.eval.period_updates)

@@ -111,9 +111,9 @@ def point_of(
         ConfigError: an actor has reported nothing.
     """
     acting, learning = ([p for r in reports for p in r.actors], [p for r in reports for p in r.learner])
-    if silent := set(range(config.actors)) - {piece.index for piece in acting}:
+    if silent := set(range(config.num_actors)) - {piece.index for piece in acting}:
         raise ConfigError(
-            f"{len(silent)} of {config.actors} actors reported nothing in {seconds:.1f} s; measure longer "
+            f"{len(silent)} of {config.num_actors} actors reported nothing in {seconds:.1f} s; measure longer "
             "(--seconds, into another --out)"
         )
     tracker = PolicyLag()
@@ -124,7 +124,7 @@ def point_of(
     learner_s = sum(piece.wall_s for piece in learning) or 1.0  # nothing was done in no time
     trained = {"learner": sum(piece.cpu_s for piece in learning) / learner_s}
     return Point(
-        actors=config.actors,
+        actors=config.num_actors,
         envs_per_actor=config.actor.envs_per_actor,
         learner=learner,
         repeat=repeat,

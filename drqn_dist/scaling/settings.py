@@ -115,7 +115,7 @@ def base_config(args: ScaleArgs) -> TrainConfig:
     if config.mode != "ray":
         raise ConfigError(f"mode is {config.mode}, but only Ray mode has processes to scale")
     return replace(
-        config, total_steps=10**15, stop_at_return=None, minutes=0.0, eval=replace(config.eval, period_updates=0)
+        config, total_steps=10**15, stop_at_return=None, minutes=None, eval=replace(config.eval, period_updates=None)
     )
 
 

@@ -54,8 +54,8 @@ def estimate_memory(config: TrainConfig, spec: EnvSpec) -> dict[str, int]:
     parameters += 2 * network.head_units * network.core_units
     # The learner keeps online, target, gradient and two moments; every actor and the evaluator one copy and one
     # incoming; the published snapshot is one more.
-    copies = 5 + 2 * (config.actors + 1) + 1
-    in_flight = config.actors * config.actor.max_pushes_in_flight * (window.fragment + 1) * step
+    copies = 5 + 2 * (config.num_actors + 1) + 1
+    in_flight = config.num_actors * config.actor.max_pushes_in_flight * (window.fragment + 1) * step
     open_fragments = config.total_envs * (window.fragment + window.total + 1 + config.push_period) * step
     resident = PROCESS_BYTES
     if config.mode == "ray":  # besides the driver
@@ -72,7 +72,7 @@ def estimate_memory(config: TrainConfig, spec: EnvSpec) -> dict[str, int]:
 def processes(config: TrainConfig) -> int:
     """Roles with a process of their own in Ray mode: each wants one CPU, and with fewer cores than that the operating
     system shares them out."""
-    return config.actors + config.replay.shards + 2  # learner, evaluator
+    return config.num_actors + config.replay.shards + 2  # learner, evaluator
 
 
 def available_memory() -> int:

@@ -55,14 +55,14 @@ class Monitor:
         return self._wall_before + time.monotonic() - self._started
 
     def settled(self) -> Evaluation | None:
-        """The last evaluation, once it and those before it reach `stop_at_return` on average: one alone may be lucky."""
+        """The last evaluation, once it and those before it reach `stop_at_return` on average; None until then."""
         mark, recent = self._config.stop_at_return, self._recent
         if mark is None or len(recent) < self._config.eval.settled_evaluations:
             return None
         return recent[-1] if float(np.mean([mean_score(e) for e in recent])) >= mark else None
 
     def refuse(self) -> None:
-        """Other games did not confirm what has settled: one more evaluation, at least, must come before the next try."""
+        """Other games did not confirm it: at least one more evaluation must come before the next try."""
         self._recent.popleft()
 
     def take(self, report: Report) -> tuple[dict[str, float], dict[str, float | None]]:

@@ -38,7 +38,7 @@ class SerialSession:
                 f"replay.rate_tolerance_steps ({config.rate_tolerance_steps:,}) is smaller than what one actor may "
                 f"push at once ({config.actor.envs_per_actor} environments of {config.window.fragment} + "
                 f"{config.push_period - 1} steps, {burst:,}): in serial mode nobody could take the excess away; raise "
-                "it, or use 0 for automatic"
+                "it, or use None for automatic"
             )
         spec = env_spec(config.env)
         self.replay = make_replay(config)
@@ -55,7 +55,7 @@ class SerialSession:
         self.agent_steps = int(meta.get("agent_steps", 0))
         self.actors = [
             Actor(config, index, _Sink(self.replay), self.publisher, self.agent_steps, self._incarnation)
-            for index in range(config.actors)
+            for index in range(config.num_actors)
         ]
         self._evaluators: dict[int, Evaluator] = {}
         self._turn = 0
@@ -85,7 +85,7 @@ class SerialSession:
         while self.replay.can_sample():
             self.learner.update()
             if self.learner.state.updates == self._next_eval:
-                self._next_eval += self._config.eval.period_updates
+                self._next_eval = next_multiple(self._next_eval, self._config.eval.period_updates)
                 with suppress(EvaluationStopped):
                     episodes = self._config.eval.episodes
                     report.evaluations.append(self._evaluate(self._config.seed, None, episodes, stopping))
@@ -164,6 +164,6 @@ def notes_on(device: torch.device) -> list[str]:
     return [f"the learner trains on {device}: serial mode does not repeat bit for bit there, only on the CPU"]
 
 
-def next_multiple(done: int, period: int) -> int:
-    """The next multiple of `period` above `done`; -1, which never comes, if period is 0."""
+def next_multiple(done: int, period: int | None) -> int:
+    """The next multiple of `period` above `done`; -1, which never comes, without a period."""
     return (done // period + 1) * period if period else -1

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from actors.evaluator import Evaluation, Played
-from drqn_dist.config import AUTO, TrainConfig
+from drqn_dist.config import TrainConfig
 from drqn_dist.envs.make import env_spec
 from drqn_dist.errors import CheckpointError, DrqnError, RayDiedError
 from drqn_dist.experiments.run_folder import RunFolder, Summary, create_run, open_run
@@ -54,7 +54,7 @@ def train(config: TrainConfig, resume: Path | None = None) -> Summary:
         RayDiedError: Ray itself died; the last checkpoint stays, and a summary tells of it.
     """
     spec = env_spec(config.env)
-    if config.actors == AUTO:
+    if config.actors is None:
         config = replace(config, actors=_fitting_actors(config))
     with torch.device("meta"):  # refuses a network that does not fit the observations, without memory
         QNetwork(config.network, spec, config.env.stack_frames)

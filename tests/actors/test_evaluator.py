@@ -68,8 +68,8 @@ def test_progress_tells_after_every_step_how_many_games_have_ended_and_steps_wer
     assert {played.wanted for played in seen} == {4}
 
 
-@pytest.mark.parametrize(("envs", "episodes", "expected"), [(0, 5, 5), (0, 100, 32), (8, 3, 3), (2, 5, 2)])
-def test_never_makes_more_environments_than_there_are_episodes(envs: int, episodes: int, expected: int) -> None:
+@pytest.mark.parametrize(("envs", "episodes", "expected"), [(None, 5, 5), (None, 100, 32), (8, 3, 3), (2, 5, 2)])
+def test_never_makes_more_environments_than_there_are_episodes(envs: int | None, episodes: int, expected: int) -> None:
     config = replace(
         tiny_config(env={"id": "CartPole-v1"}, network={"torso": "auto"}), eval=replace(CONFIG.eval, envs=envs)
     )

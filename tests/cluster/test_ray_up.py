@@ -244,7 +244,16 @@ def test_pong_trains_on_hosts_that_come_and_go(place: tuple[Laptop, Network], do
 
     submit = ["ray", "job", "submit", "--working-dir", ".", "--submission-id", "pong-0"]
     train = ["drqn-dist", "train", "--preset", "pong-cpu", "--address", "auto", "--actors", "4", "--run-dir", RUNS]
-    small = ["--actor.envs-per-actor", "4", "--eval.period-updates", "0", "--eval.episodes", "1", "--minutes", "0"]
+    small = [
+        "--actor.envs-per-actor",
+        "4",
+        "--eval.period-updates",
+        "None",
+        "--eval.episodes",
+        "1",
+        "--minutes",
+        "None",
+    ]
     laptop.run(*submit, "--no-wait", "--", *train, *small)
     until(lambda: actors(head) + actors(steady) + actors(cut) == 3, "an actor on every host", CUT_S)
     goes_on()
@@ -294,8 +303,8 @@ def test_one_copy_of_the_weights_crosses_the_network_to_each_host(place: tuple[L
         "learner.unroll-steps": 8,
         "replay.samples-per-insert": 1,
         "replay.min-steps": 2_000,
-        "eval.period-updates": 0,
-        "minutes": 0,
+        "eval.period-updates": None,
+        "minutes": None,
         "total-steps": 10**9,
         "log-period-s": 1,
     }

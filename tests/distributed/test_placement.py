@@ -6,10 +6,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import ray
 from ray.util.placement_group import PlacementGroup
 
-from drqn_dist.config import AUTO
 from drqn_dist.distributed import placement
 from drqn_dist.distributed.supervisor import RaySession
 from drqn_dist.errors import ConfigError
@@ -21,7 +19,7 @@ def test_this_machine_holds_an_actor_for_each_cpu_but_one(
     cores: int, shards: int, actors: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(placement, "usable_cores", lambda: cores)
-    config = maze_config(tmp_path, actors=AUTO, mode="ray", replay={"shards": shards})
+    config = maze_config(tmp_path, actors=None, mode="ray", replay={"shards": shards})
     assert placement.fitting_actors(config) == actors
 
 
@@ -36,7 +34,7 @@ def test_a_cluster_holds_an_actor_for_each_cpu_that_is_free_beside_the_other_rol
         SimpleNamespace(available_resources=lambda: free, cluster_resources=lambda: {"CPU": 100.0}),
     )
     # Learner, evaluator, one loader and two shards beside them.
-    config = maze_config(tmp_path, actors=AUTO, mode="ray", address="10.0.0.1:6379", replay={"shards": 2})
+    config = maze_config(tmp_path, actors=None, mode="ray", address="10.0.0.1:6379", replay={"shards": 2})
     assert placement.fitting_actors(config) == actors
 
 
@@ -82,7 +80,6 @@ def test_a_gpu_by_number_is_refused_where_ray_gives_out_gpus_with_what_to_do(
         match=r"learner.device is 'cuda:1', but in Ray mode .* CUDA_VISIBLE_DEVICES=1 and --learner.device cuda",
     ):
         RaySession(config)
-    assert not ray.is_initialized()
 
 
 @pytest.mark.parametrize("waits", [0, 1, 2])

@@ -46,7 +46,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
             network=NetworkConfig(torso="mlp", torso_units=8, core_units=8),
             replay=replace(config.replay, min_steps=300),
             actor=ActorConfig(envs_per_actor=4),
-            eval=EvalConfig(period_updates=0, episodes=2, epsilon=0.8),
+            eval=EvalConfig(period_updates=None, episodes=2, epsilon=0.8),
         )
     )
     (folder,) = root.iterdir()

@@ -21,7 +21,7 @@ def _config(run_dir: Path) -> TrainConfig:
     return replace(
         config,
         mode="serial",
-        minutes=0.0,
+        minutes=None,
         run_dir=str(run_dir),
         env=replace(config.env, kwargs={"size": SIZE}),
         eval=replace(config.eval, period_updates=250, episodes=100),

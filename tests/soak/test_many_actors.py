@@ -61,11 +61,11 @@ def test_32_actors_on_one_machine_lose_nothing_and_do_not_grow(tmp_path: Path) -
         config,
         actors=ACTORS,
         total_steps=10**9,
-        minutes=0.0,
+        minutes=None,
         stop_at_return=None,
         run_dir=str(tmp_path),
         actor=replace(config.actor, envs_per_actor=2),
-        eval=replace(config.eval, period_updates=0),
+        eval=replace(config.eval, period_updates=None),
     )
     began, totals = time.monotonic(), Totals()
     with closing(RaySession(config)) as session:

@@ -177,5 +177,5 @@ def test_close_may_be_called_twice(tmp_path: Path) -> None:
 
 def test_the_next_multiple_lies_above() -> None:
     assert [next_multiple(done, 10) for done in (0, 9, 10, 11)] == [10, 10, 20, 20]
-    assert next_multiple(5, 0) == -1
-    assert np.sign(next_multiple(0, 0)) == -1
+    assert next_multiple(5, None) == -1
+    assert np.sign(next_multiple(0, None)) == -1
