@@ -53,7 +53,7 @@ def td_loss(network: QNetwork, target: QNetwork, batch: TensorBatch, config: Lea
             tail_values, _ = network.unroll(NetworkInput(*(x[:, steps:] for x in main)), state)
             best = torch.cat([trained_values, tail_values], dim=1).argmax(-1, keepdim=True)
         h = value_transform(config.rescale_values)
-        rewards = batch.rewards.sign() if config.clip_rewards else batch.rewards
+        rewards = batch.rewards.clamp(-1.0, 1.0) if config.clip_rewards else batch.rewards
         values = h.invert(target_values.gather(-1, best).squeeze(-1))
         returns = n_step_targets(rewards, values, batch.steps_left, batch.terminated, config.n_step, config.gamma)
         y = h.apply(returns)

@@ -1,0 +1,202 @@
+"""Cuts the steps of a batch of environments into fragments."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from drqn_dist.config import TrainConfig
+from drqn_dist.fragment import Fragment, Observations
+from drqn_dist.interfaces import EnvSpec, StepBatch
+from drqn_dist.qlearning.priority import mixed_priority
+from drqn_dist.qlearning.rescale import value_transform
+from drqn_dist.qlearning.returns import n_step_targets
+
+INCARNATION_STRIDE = 2**32
+"""Sequence numbers of a restarted actor begin above all those of the actor it replaces."""
+
+
+class FragmentBuffer:
+    """The last steps of N environments, one row each; all rows are written at once.
+
+    ::
+
+        observe(o_0)  add(a_0, r_0)  observe(o_1)  add(a_1, r_1)  ...  observe(o_k) → fragments
+
+        row i   o_0 ........................ o_L ................. o_{L+H}
+                [ the fragment that is next )[ H steps that its last window trains besides )
+
+    The windows of a fragment train its L steps and H = unroll - stride steps after it. A fragment is complete when
+    these are known, or the episode has ended, and the observation after them was seen: its initial priorities then
+    come from every step of its windows, and the value of that observation belongs to them. So a fragment leaves H
+    steps after its last one; H is 0 where windows do not overlap.
+
+    An episode's end completes all that is held of it. The observation that ends it is the true final one.
+    """
+
+    def __init__(self, config: TrainConfig, spec: EnvSpec, actor_id: int, num_envs: int, incarnation: int = 0) -> None:
+        self._shape = shape = config.window
+        self._learner = config.learner
+        self._eta = config.replay.priority_eta
+        self._actor_id = actor_id
+        self._capacity = width = shape.fragment + shape.unroll - shape.stride
+        n = num_envs
+        self._rows = np.arange(n)
+        self._observations: Observations = np.zeros((n, width + 1, *spec.observation_shape), spec.observation_dtype)
+        self._q_greedy = np.zeros((n, width + 1), np.float32)
+        self._actions = np.zeros((n, width), np.int64)
+        self._rewards = np.zeros((n, width), np.float32)
+        self._q_taken = np.zeros((n, width), np.float32)
+        self._versions = np.zeros((n, width), np.int64)
+        self._states: npt.NDArray[np.float32] | None = None
+        """float32 [N, L + H, S, H]; most of its pages are never touched, and so take no memory."""
+        self._stores = np.array(
+            [[shape.needs_state_at(k) for k in range(first, first + width)] for first in (0, shape.fragment)]
+        )
+        """bool [2, L + H]: where a state is stored in an episode's first row of steps, and in a later one."""
+        self._length = np.zeros(n, np.int64)
+        """Steps in each row, which is also the place of the next observation."""
+        self._first_step = np.zeros(n, np.int64)
+        self._terminated, self._truncated = np.zeros(n, np.bool_), np.zeros(n, np.bool_)
+        self._sequence_no = np.full(n, incarnation * INCARNATION_STRIDE)
+        self._episode_id = self._sequence_no - 1
+
+    def observe(
+        self,
+        observations: Observations,
+        q_values: npt.NDArray[np.float32],
+        states: npt.NDArray[np.float32],
+        begins: npt.NDArray[np.bool_],
+        weight_version: int,
+    ) -> list[Fragment]:
+        """Takes the observations before the next step; answers the fragments that they complete.
+
+        Args:
+            observations: [N, *observation_shape].
+            q_values: float32 [N, A] of these observations; must not change until `add`.
+            states: float32 [S, N, H] before them.
+            begins: bool [N], rows whose observation is the first of an episode.
+            weight_version: of the policy that gave `q_values` and takes the next step.
+        """
+        self._q_values, self._weight_version = q_values, weight_version
+        self._show(self._rows, observations, q_values)
+        ended = self._terminated | self._truncated
+        complete = np.flatnonzero(ended | (self._length == self._capacity))
+        fragments = self._cut(complete) if complete.size else []
+        fresh = np.flatnonzero(ended | begins)
+        if fresh.size:
+            self._length[fresh] = self._first_step[fresh] = 0
+            self._terminated[fresh] = self._truncated[fresh] = False
+            self._episode_id += begins
+            self._show(fresh, observations[fresh], q_values[fresh])
+        if self._learner.stored_state and states.size:
+            self._store(states)
+        return fragments
+
+    def add(self, actions: npt.NDArray[np.int64], batch: StepBatch, active: npt.NDArray[np.bool_]) -> None:
+        """Takes the steps that followed the last observations.
+
+        Args:
+            actions: int64 [N].
+            batch: what they led to.
+            active: bool [N], rows that were not just being reset; the others are dropped.
+        """
+        here = self._rows, self._length  # a dropped step is overwritten by the row's next one
+        self._actions[here] = actions
+        self._rewards[here] = batch.rewards
+        self._q_taken[here] = self._q_values[self._rows, actions]
+        self._versions[here] = self._weight_version
+        self._terminated = batch.terminated & active
+        self._truncated = batch.truncated & active
+        self._length += active
+
+    def _show(self, rows: npt.NDArray[np.int64], observations: Observations, q_values: npt.NDArray[np.float32]) -> None:
+        here = rows, self._length[rows]
+        self._observations[here] = observations
+        self._q_greedy[here] = q_values.max(1)
+
+    def _store(self, states: npt.NDArray[np.float32]) -> None:
+        if self._states is None:
+            slots, _, units = states.shape
+            self._states = np.zeros((len(self._rows), self._capacity, slots, units), np.float32)
+        rows = np.flatnonzero(self._stores[(self._first_step > 0).astype(np.int64), self._length])
+        self._states[rows, self._length[rows]] = states[:, rows].swapaxes(0, 1)
+
+    def _cut(self, rows: npt.NDArray[np.int64]) -> list[Fragment]:
+        """The fragments that are complete in these rows; the steps after them move to their row's beginning."""
+        fragments, full = [], self._shape.fragment
+        for row, priorities in zip(rows.tolist(), self._priorities(rows), strict=True):
+            length, ended = int(self._length[row]), self._terminated[row] or self._truncated[row]
+            end = length if ended else full
+            fragments += [self._fragment(row, k, min(k + full, end), priorities) for k in range(0, end, full)]
+            if not ended:
+                self._advance(row)
+        return fragments
+
+    def _fragment(self, row: int, start: int, stop: int, priorities: npt.NDArray[np.float32]) -> Fragment:
+        """Steps [start, stop) of a row; the priorities are those of all windows that begin in the row."""
+        last = stop == self._length[row]
+        first_step, stride = int(self._first_step[row]) + start, self._shape.stride
+        states = {}
+        if self._states is not None:
+            stored = np.flatnonzero(self._stores[int(self._first_step[row] > 0), start:stop])
+            states = {k: self._states[row, start + k].copy() for k in stored.tolist()}
+        sequence_no = int(self._sequence_no[row])
+        self._sequence_no[row] += 1
+        return Fragment(
+            observations=self._observations[row, start : stop + 1].copy(),
+            actions=self._actions[row, start:stop].copy(),
+            rewards=self._rewards[row, start:stop].copy(),
+            terminated=bool(last and self._terminated[row]),
+            truncated=bool(last and self._truncated[row]),
+            first_step=first_step,
+            actor_id=self._actor_id,
+            env_id=row,
+            episode_id=int(self._episode_id[row]),
+            sequence_no=sequence_no,
+            weight_version=int(self._versions[row, stop - 1]),
+            priorities=priorities[start // stride : -(-stop // stride)].copy(),
+            states=states,
+        )
+
+    def _advance(self, row: int) -> None:
+        """Drops the first fragment of a row, whose episode goes on."""
+        full = self._shape.fragment
+        for values in (self._observations, self._q_greedy, self._actions, self._rewards, self._q_taken, self._versions):
+            held = values[row, full:].copy()
+            values[row, : len(held)] = held
+        if self._states is not None and self._capacity > full:
+            self._states[row, : self._capacity - full] = self._states[row, full:].copy()
+        self._length[row] -= full
+        self._first_step[row] += full
+
+    def _priorities(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Initial priorities of the windows that begin in these rows, from the actor's own Q values.
+
+        The last errors of a row use as many steps as there are and bootstrap from its last observation.
+
+        Returns:
+            float32 [R, ceil((L + H) / stride)]; what begins behind a row's last step is meaningless.
+        """
+        shape, learner, width = self._shape, self._learner, self._capacity
+        h = value_transform(learner.rescale_values)
+        steps_left = torch.from_numpy(self._length[rows])[:, None] - torch.arange(width)
+        known = steps_left > 0
+        rewards, values = torch.zeros(2, len(rows), width + shape.n_step)
+        rewards[:, :width] = torch.where(known, torch.from_numpy(self._rewards[rows]), 0.0)
+        values[:, : width + 1] = torch.from_numpy(self._q_greedy[rows])
+        targets = n_step_targets(
+            rewards.clamp(-1.0, 1.0) if learner.clip_rewards else rewards,
+            h.invert(values),
+            steps_left,
+            terminated=torch.from_numpy(self._terminated[rows]),
+            n=shape.n_step,
+            gamma=learner.gamma,
+        )
+        td = h.apply(targets) - torch.from_numpy(self._q_taken[rows])
+        windows = -(-width // shape.stride)
+        padded = torch.zeros(2, len(rows), (windows - 1) * shape.stride + shape.unroll)
+        padded[0, :, :width], padded[1, :, :width] = torch.where(known, td, 0.0), known
+        errors, mask = padded.unfold(2, shape.unroll, shape.stride).flatten(1, 2)
+        return mixed_priority(errors, mask, self._eta).view(len(rows), windows).numpy()
