@@ -107,8 +107,6 @@ class Actor:
         self._steps_before = agent_steps_before
         self._batched_steps = 0
         self._push_period = config.push_period
-        self._complete: list[bytes] = []
-        """Encoded fragments that wait for the next push."""
         self._version = -1
         self._observations = self._env.reset(derive_seed(config.seed, "environment", index, incarnation))
         self._rewards = np.zeros(n, np.float32)
@@ -132,12 +130,14 @@ class Actor:
         decision = self.policy.act(self._observations, self._begins, self._rewards, self._epsilons())
         acted = time.perf_counter()
         version = max(self._version, 0)  # until the first weights come, those of no update at all
-        fragments = self._buffer.observe(self._observations, decision.q_values, decision.states, self._begins, version)
+        self._buffer.observe(self._observations, decision.q_values, decision.states, self._begins, version)
+        due = (self._batched_steps + 1) % self._push_period == 0
+        fragments = self._buffer.take() if due else []
         built = time.perf_counter()
-        self._complete += map(encode, fragments)
+        payloads = [encode(fragment) for fragment in fragments]
         encoded = time.perf_counter()
-        if self._complete and (self._batched_steps + 1) % self._push_period == 0:
-            self._push()
+        if payloads:
+            self._push(payloads)
         pushed = time.perf_counter()
         batch = self._env.step(decision.actions)
         stepped = time.perf_counter()
@@ -191,8 +191,7 @@ class Actor:
         actor = self._config.actor
         return decayed_epsilon(self._rungs, steps, actor.epsilon_decay, actor.epsilon_decay_steps)
 
-    def _push(self) -> None:
-        payloads, self._complete = self._complete, []
+    def _push(self, payloads: list[bytes]) -> None:
         self._sink.push(payloads)
         self._stats.pushes += 1
         self._stats.fragments += len(payloads)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -17,12 +19,21 @@ INCARNATION_STRIDE = 2**32
 """Sequence numbers of a restarted actor begin above all those of the actor it replaces."""
 
 
+class _Cut(NamedTuple):
+    """What one step completed in R rows."""
+
+    fragments: list[list[Fragment]]
+    """Of each row, in order; their priorities are not known yet."""
+    steps: tuple[npt.NDArray[Any], ...]
+    """What `_priorities` needs: its arguments, R rows of each."""
+
+
 class FragmentBuffer:
     """The last steps of N environments, one row each; all rows are written at once.
 
     ::
 
-        observe(o_0)  add(a_0, r_0)  observe(o_1)  add(a_1, r_1)  ...  observe(o_k) → fragments
+        observe(o_0)  add(a_0, r_0)  observe(o_1)  add(a_1, r_1)  ...  observe(o_k)  take() → fragments
 
         row i   o_0 ........................ o_L ................. o_{L+H}
                 [ the fragment that is next )[ H steps that its last window trains besides )
@@ -59,6 +70,7 @@ class FragmentBuffer:
         """Steps in each row, which is also the place of the next observation."""
         self._first_step = np.zeros(n, np.int64)
         self._terminated, self._truncated = np.zeros(n, np.bool_), np.zeros(n, np.bool_)
+        self._cuts: list[_Cut] = []
         self._sequence_no = np.full(n, incarnation * INCARNATION_STRIDE)
         self._episode_id = self._sequence_no - 1
 
@@ -69,8 +81,8 @@ class FragmentBuffer:
         states: npt.NDArray[np.float32],
         begins: npt.NDArray[np.bool_],
         weight_version: int,
-    ) -> list[Fragment]:
-        """Takes the observations before the next step; answers the fragments that they complete.
+    ) -> None:
+        """Takes the observations before the next step, and cuts the fragments that they complete.
 
         Args:
             observations: [N, *observation_shape].
@@ -83,7 +95,8 @@ class FragmentBuffer:
         self._show(self._rows, observations, q_values)
         ended = self._terminated | self._truncated
         complete = np.flatnonzero(ended | (self._length == self._capacity))
-        fragments = self._cut(complete) if complete.size else []
+        if complete.size:
+            self._cut(complete)
         fresh = np.flatnonzero(ended | begins)
         if fresh.size:
             self._length[fresh] = self._first_step[fresh] = 0
@@ -92,7 +105,6 @@ class FragmentBuffer:
             self._show(fresh, observations[fresh], q_values[fresh])
         if self._learner.stored_state and states.size:
             self._store(states)
-        return fragments
 
     def add(self, actions: npt.NDArray[np.int64], batch: StepBatch, active: npt.NDArray[np.bool_]) -> None:
         """Takes the steps that followed the last observations.
@@ -111,6 +123,25 @@ class FragmentBuffer:
         self._truncated = batch.truncated & active
         self._length += active
 
+    def take(self) -> list[Fragment]:
+        """The fragments completed since the last call, in the order of completion.
+
+        Their initial priorities are worked out here, all at once: hardly dearer than those of one fragment.
+        """
+        cuts, self._cuts = self._cuts, []
+        if not cuts:
+            return []
+        lengths, terminated, rewards, q_taken, q_greedy = map(
+            np.concatenate, zip(*(c.steps for c in cuts), strict=True)
+        )
+        priorities = self._priorities(lengths, terminated, rewards, q_taken, q_greedy)
+        fragments = [fragments for cut in cuts for fragments in cut.fragments]
+        for row, of_row in zip(priorities, fragments, strict=True):
+            for fragment in of_row:
+                first = (fragment.first_step - of_row[0].first_step) // self._shape.stride
+                fragment.priorities[:] = row[first : first + len(fragment.priorities)]
+        return [fragment for of_row in fragments for fragment in of_row]
+
     def _show(self, rows: npt.NDArray[np.int64], observations: Observations, q_values: npt.NDArray[np.float32]) -> None:
         here = rows, self._length[rows]
         self._observations[here] = observations
@@ -123,21 +154,22 @@ class FragmentBuffer:
         rows = np.flatnonzero(self._stores[(self._first_step > 0).astype(np.int64), self._length])
         self._states[rows, self._length[rows]] = states[:, rows].swapaxes(0, 1)
 
-    def _cut(self, rows: npt.NDArray[np.int64]) -> list[Fragment]:
-        """The fragments that are complete in these rows; the steps after them move to their row's beginning."""
+    def _cut(self, rows: npt.NDArray[np.int64]) -> None:
+        """Cuts the fragments that are complete in these rows; the steps after them move to the row's beginning."""
         fragments, full = [], self._shape.fragment
-        for row, priorities in zip(rows.tolist(), self._priorities(rows), strict=True):
+        arrays = (self._length, self._terminated, self._rewards, self._q_taken, self._q_greedy)
+        steps = tuple(values[rows] for values in arrays)
+        for row in rows.tolist():
             length, ended = int(self._length[row]), self._terminated[row] or self._truncated[row]
             end = length if ended else full
-            fragments += [self._fragment(row, k, min(k + full, end), priorities) for k in range(0, end, full)]
+            fragments.append([self._fragment(row, start, min(start + full, end)) for start in range(0, end, full)])
             if not ended:
                 self._advance(row)
-        return fragments
+        self._cuts.append(_Cut(fragments, steps))
 
-    def _fragment(self, row: int, start: int, stop: int, priorities: npt.NDArray[np.float32]) -> Fragment:
-        """Steps [start, stop) of a row; the priorities are those of all windows that begin in the row."""
+    def _fragment(self, row: int, start: int, stop: int) -> Fragment:
+        """Steps [start, stop) of a row, without priorities yet."""
         last = stop == self._length[row]
-        first_step, stride = int(self._first_step[row]) + start, self._shape.stride
         states = {}
         if self._states is not None:
             stored = np.flatnonzero(self._stores[int(self._first_step[row] > 0), start:stop])
@@ -150,13 +182,13 @@ class FragmentBuffer:
             rewards=self._rewards[row, start:stop].copy(),
             terminated=bool(last and self._terminated[row]),
             truncated=bool(last and self._truncated[row]),
-            first_step=first_step,
+            first_step=int(self._first_step[row]) + start,
             actor_id=self._actor_id,
             env_id=row,
             episode_id=int(self._episode_id[row]),
             sequence_no=sequence_no,
             weight_version=int(self._versions[row, stop - 1]),
-            priorities=priorities[start // stride : -(-stop // stride)].copy(),
+            priorities=np.zeros(-(-(stop - start) // self._shape.stride), np.float32),
             states=states,
         )
 
@@ -171,32 +203,45 @@ class FragmentBuffer:
         self._length[row] -= full
         self._first_step[row] += full
 
-    def _priorities(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """Initial priorities of the windows that begin in these rows, from the actor's own Q values.
+    def _priorities(
+        self,
+        lengths: npt.NDArray[np.int64],
+        terminated: npt.NDArray[np.bool_],
+        rewards: npt.NDArray[np.float32],
+        q_taken: npt.NDArray[np.float32],
+        q_greedy: npt.NDArray[np.float32],
+    ) -> npt.NDArray[np.float32]:
+        """Initial priorities of the windows that begin in R rows of known steps, from the actor's own Q values.
 
         The last errors of a row use as many steps as there are and bootstrap from its last observation.
 
+        Args:
+            lengths: int64 [R], known steps.
+            terminated: bool [R], whether the episode ends for good after them.
+            rewards, q_taken: float32 [R, L + H], whatever behind the known steps.
+            q_greedy: float32 [R, L + H + 1].
+
         Returns:
-            float32 [R, ceil((L + H) / stride)]; what begins behind a row's last step is meaningless.
+            float32 [R, ceil((L + H) / stride)], meaningless behind the known steps.
         """
-        shape, learner, width = self._shape, self._learner, self._capacity
+        shape, learner, rows, width = self._shape, self._learner, len(lengths), self._capacity
         h = value_transform(learner.rescale_values)
-        steps_left = torch.from_numpy(self._length[rows])[:, None] - torch.arange(width)
+        steps_left = torch.from_numpy(lengths)[:, None] - torch.arange(width)
         known = steps_left > 0
-        rewards, values = torch.zeros(2, len(rows), width + shape.n_step)
-        rewards[:, :width] = torch.where(known, torch.from_numpy(self._rewards[rows]), 0.0)
-        values[:, : width + 1] = torch.from_numpy(self._q_greedy[rows])
+        seen, values = torch.zeros(2, rows, width + shape.n_step)
+        seen[:, :width] = torch.where(known, torch.from_numpy(rewards), 0.0)
+        values[:, : width + 1] = torch.from_numpy(q_greedy)
         targets = n_step_targets(
-            rewards.clamp(-1.0, 1.0) if learner.clip_rewards else rewards,
+            seen.clamp(-1.0, 1.0) if learner.clip_rewards else seen,
             h.invert(values),
             steps_left,
-            terminated=torch.from_numpy(self._terminated[rows]),
+            torch.from_numpy(terminated),
             n=shape.n_step,
             gamma=learner.gamma,
         )
-        td = h.apply(targets) - torch.from_numpy(self._q_taken[rows])
+        td = h.apply(targets) - torch.from_numpy(q_taken)
         windows = -(-width // shape.stride)
-        padded = torch.zeros(2, len(rows), (windows - 1) * shape.stride + shape.unroll)
+        padded = torch.zeros(2, rows, (windows - 1) * shape.stride + shape.unroll)
         padded[0, :, :width], padded[1, :, :width] = torch.where(known, td, 0.0), known
         errors, mask = padded.unfold(2, shape.unroll, shape.stride).flatten(1, 2)
-        return mixed_priority(errors, mask, self._eta).view(len(rows), windows).numpy()
+        return mixed_priority(errors, mask, self._eta).view(rows, windows).numpy()

@@ -24,8 +24,13 @@ from tests.tiny import VECTOR, make_network, tiny_config
 Pairs = tuple[list[Fragment], list[Fragment]]
 
 
-def cut_both_ways(config: TrainConfig, envs: int, steps: int, seed: int, slots: int = 2) -> Pairs:
-    """Random steps whose episodes end at random in each of the three ways; slots: S of the state."""
+def cut_both_ways(config: TrainConfig, envs: int, steps: int, seed: int, slots: int = 2, period: int = 1) -> Pairs:
+    """Random steps whose episodes end at random in each of the three ways.
+
+    Args:
+        slots: S of the state.
+        period: steps between two calls of `take`.
+    """
     rng = np.random.default_rng(seed)
     buffer = FragmentBuffer(config, VECTOR, 3, envs, incarnation=2)
     builders = [NaiveBuilder(config, 3, env_id, incarnation=2) for env_id in range(envs)]
@@ -37,7 +42,9 @@ def cut_both_ways(config: TrainConfig, envs: int, steps: int, seed: int, slots: 
         observations[:] = rng.normal(size=observations.shape)
         q_values = rng.normal(size=(envs, 4)).astype(np.float32)
         states = rng.normal(size=(slots, envs, 5)).astype(np.float32)
-        mine += buffer.observe(observations, q_values, states, begins, version)
+        buffer.observe(observations, q_values, states, begins, version)
+        if version % period == 0:
+            mine += buffer.take()
         for i, builder in enumerate(builders):
             naive += builder.observe(observations[i], q_values[i], states[:, i], bool(begins[i]), version)
         active, actions = ~idle, rng.integers(0, 4, envs)
@@ -56,7 +63,7 @@ def cut_both_ways(config: TrainConfig, envs: int, steps: int, seed: int, slots: 
             )
         begins = idle | ((kind == 0) & active)
         idle = batch.reset_pending
-    return mine, naive
+    return mine + buffer.take(), naive
 
 
 @settings(max_examples=60, deadline=None, derandomize=True, database=None)
@@ -71,6 +78,7 @@ def cut_both_ways(config: TrainConfig, envs: int, steps: int, seed: int, slots: 
     stored=st.booleans(),
     slots=st.integers(0, 2),
     envs=st.integers(1, 5),
+    period=st.integers(1, 9),
     seed=st.integers(0, 10**6),
 )
 def test_all_environments_at_once_give_the_fragments_of_one_at_a_time(
@@ -84,6 +92,7 @@ def test_all_environments_at_once_give_the_fragments_of_one_at_a_time(
     stored: bool,
     slots: int,
     envs: int,
+    period: int,
     seed: int,
 ) -> None:
     stride = max(1, unroll - overlap)
@@ -99,7 +108,7 @@ def test_all_environments_at_once_give_the_fragments_of_one_at_a_time(
         replay={"window_stride_steps": stride},
         actor={"fragment_steps": stride * multiple},
     )
-    mine, naive = cut_both_ways(config, envs, steps=60, seed=seed, slots=slots)
+    mine, naive = cut_both_ways(config, envs, steps=60, seed=seed, slots=slots, period=period)
     assert len(mine) == len(naive)
     for one, other in zip(mine, naive, strict=True):
         assert one.priorities.tolist() == pytest.approx(other.priorities.tolist(), rel=1e-4, abs=1e-5)
@@ -173,7 +182,8 @@ def test_small_rewards_stay_as_they_are_where_rewards_are_clipped() -> None:
     fragments: list[Any] = []
     for step, reward in enumerate([0.3, -0.2, 5.0, 0.0, 0.0]):
         observation = np.zeros((1, 3), np.float32)
-        fragments += buffer.observe(observation, q_values, state, np.array([step == 0]), 0)
+        buffer.observe(observation, q_values, state, np.array([step == 0]), 0)
+        fragments += buffer.take()
         buffer.add(np.zeros(1, np.int64), StepBatch(observation, np.array([reward], np.float32), no, no, no), ~no)
     # Errors 0.3, 0.2, 1 and 0: η max + (1 - η) mean with η = 0.9.
     expected = 0.9 * 1.0 + 0.1 * (0.3 + 0.2 + 1.0 + 0.0) / 4 + 0.001
