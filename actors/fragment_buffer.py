@@ -41,7 +41,7 @@ class FragmentBuffer:
     The windows of a fragment train its L steps and H = unroll - stride steps after it. A fragment is complete when
     these are known, or the episode has ended, and the observation after them was seen: its initial priorities then
     come from every step of its windows, and the value of that observation belongs to them. So a fragment leaves H
-    steps after its last one; H is 0 where windows do not overlap.
+    steps after its last one: 0 where windows do not overlap, 40 with R2D2's settings.
 
     An episode's end completes all that is held of it. The observation that ends it is the true final one.
     """
@@ -126,7 +126,7 @@ class FragmentBuffer:
     def take(self) -> list[Fragment]:
         """The fragments completed since the last call, in the order of completion.
 
-        Their initial priorities are worked out here, all at once: hardly dearer than those of one fragment.
+        Their initial priorities are computed here, all at once, which costs hardly more than those of one fragment.
         """
         cuts, self._cuts = self._cuts, []
         if not cuts:
@@ -218,7 +218,7 @@ class FragmentBuffer:
         Args:
             lengths: int64 [R], known steps.
             terminated: bool [R], whether the episode ends for good after them.
-            rewards, q_taken: float32 [R, L + H], whatever behind the known steps.
+            rewards, q_taken: float32 [R, L + H], ignored behind the known steps.
             q_greedy: float32 [R, L + H + 1].
 
         Returns:

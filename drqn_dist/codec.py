@@ -2,7 +2,7 @@
 
 ::
 
-    offset  0        4         6        10        82            82 + 4 D         82 + 4 (D + P)
+    offset  0        4         6        10        72            72 + 4 D         72 + 4 (D + P)
             | magic  | schema  | crc32  | fields  | shape       | priorities     | msgpack list, the rest  |
               4 bytes  uint16    uint32   _FIELDS   uint32 [D]    float32 [P]      fields of `_Body`
                                           ^^^^^^^^^^^^^^^^^^ what crc32 covers ^^^^^^^^^^^^^^^^^^^^^^^^^^^
