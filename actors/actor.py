@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from actors.fragment_builder import FragmentBuilder
+from actors.fragment_buffer import FragmentBuffer
 from actors.policy import RecurrentPolicy
 from drqn_dist.codec import encode
 from drqn_dist.config import TrainConfig
@@ -100,15 +100,13 @@ class Actor:
         network = QNetwork(config.network, spec, config.env.stack_frames)
         rng = np.random.default_rng(derive_seed(config.seed, "actor", index, incarnation, 1))
         self.policy = RecurrentPolicy(network, spec, config.env.stack_frames, n, rng)
-        self._builders = [FragmentBuilder(config, spec, index, i, incarnation) for i in range(n)]
+        self._buffer = FragmentBuffer(config, spec, index, n, incarnation)
         self._rungs = epsilon_ladder(
             index * n, n, config.total_envs, config.actor.epsilon_low, config.actor.epsilon_high
         )
         self._steps_before = agent_steps_before
         self._batched_steps = 0
         self._push_period = config.push_period
-        self._complete: list[bytes] = []
-        """Encoded fragments that wait for the next push."""
         self._version = -1
         self._observations = self._env.reset(derive_seed(config.seed, "environment", index, incarnation))
         self._rewards = np.zeros(n, np.float32)
@@ -133,31 +131,21 @@ class Actor:
         decision = self.policy.act(self._observations, self._begins, self._rewards, self._epsilons())
         acted = time.perf_counter()
         version = max(self._version, 0)  # until the first weights come, those of no update at all
-        fragments = [
-            builder.observe(
-                self._observations[i], decision.q_values[i], decision.states[:, i], bool(self._begins[i]), version
-            )
-            for i, builder in enumerate(self._builders)
-        ]
+        self._buffer.observe(self._observations, decision.q_values, decision.states, self._begins, version)
+        due = (self._batched_steps + 1) % self._push_period == 0
+        fragments = self._buffer.take() if due else []
         built = time.perf_counter()
-        self._complete += [encode(fragment) for fragment in fragments if fragment is not None]
+        payloads = [encode(fragment) for fragment in fragments]
         encoded = time.perf_counter()
-        if self._complete and (self._batched_steps + 1) % self._push_period == 0:
-            self._push()
+        if payloads:
+            self._push(payloads)
         pushed = time.perf_counter()
         batch = self._env.step(decision.actions)
         stepped = time.perf_counter()
 
         ended = batch.terminated | batch.truncated
-        for i, builder in enumerate(self._builders):
-            if not self._idle[i]:
-                builder.add(
-                    int(decision.actions[i]),
-                    float(batch.rewards[i]),
-                    bool(batch.terminated[i]),
-                    bool(batch.truncated[i]),
-                )
         active = ~self._idle
+        self._buffer.add(decision.actions, batch, active)
         self._scores[active] += batch.rewards[active]
         self._lengths[active] += 1
         self._finish_games(batch.reset_pending & active)
@@ -204,8 +192,7 @@ class Actor:
         actor = self._config.actor
         return decayed_epsilon(self._rungs, steps, actor.epsilon_decay, actor.epsilon_decay_steps)
 
-    def _push(self) -> None:
-        payloads, self._complete = self._complete, []
+    def _push(self, payloads: list[bytes]) -> None:
         self._sink.push(payloads)
         self._stats.pushes += 1
         self._stats.fragments += len(payloads)

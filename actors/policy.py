@@ -55,9 +55,11 @@ class RecurrentPolicy:
             last_rewards: float32 [N], ignored where an episode begins.
             epsilons: float64 [N], probability of a uniformly random action.
         """
-        self._push(observations, begins)
-        self._last_actions[begins] = -1
-        self._state[:, torch.from_numpy(begins)] = 0.0
+        fresh = np.flatnonzero(begins)
+        self._push(observations, fresh)
+        if fresh.size:
+            self._last_actions[fresh] = -1
+            self._state[:, torch.from_numpy(fresh)] = 0.0
         states = self._state.numpy()  # no copy: below the network answers with a new tensor
         inputs = NetworkInput(
             torch.from_numpy(self._stack),
@@ -73,10 +75,10 @@ class RecurrentPolicy:
         self._last_actions = actions.copy()
         return Decision(actions, q_values, states)
 
-    def _push(self, observations: Observations, begins: npt.NDArray[np.bool_]) -> None:
+    def _push(self, observations: Observations, fresh: npt.NDArray[np.int64]) -> None:
         if self._repeats[1] > 1:
             self._stack[:, : -self._channels] = self._stack[:, self._channels :].copy()
         self._stack[:, -self._channels :] = observations
-        if self._repeats[1] > 1 and begins.any():
+        if self._repeats[1] > 1 and fresh.size:
             # Before its first frame an episode shows that frame.
-            self._stack[begins] = np.tile(observations[begins], self._repeats)
+            self._stack[fresh] = np.tile(observations[fresh], self._repeats)

@@ -2,17 +2,24 @@
 
 ::
 
-    offset  0        4         6        10
-            | magic  | schema  | crc32  | msgpack list of the fields of `_Envelope`, in that order |
-              4 bytes  uint16    uint32   ^^^^^^^^^^^^ what crc32 covers ^^^^^^^^^^^^^^^^^^^^^^^^^^
+    offset  0        4         6        10        72            72 + 4 D         72 + 4 (D + P)
+            | magic  | schema  | crc32  | fields  | shape       | priorities     | msgpack list, the rest  |
+              4 bytes  uint16    uint32   _FIELDS   uint32 [D]    float32 [P]      fields of `_Body`
+                                          ^^^^^^^^^^^^^^^^^^ what crc32 covers ^^^^^^^^^^^^^^^^^^^^^^^^^^^
 
-Numbers are little-endian. Observations are one zstd frame (level 1); the small arrays are raw: actions in the
-smallest integer type that holds them, rewards, priorities and states as float32.
+    fields  | flags  | type   | steps  | D      | P      | first_step, actor_id, env_id, episode_id,       |
+              uint8    uint8    uint32   uint32   uint32   sequence_no, weight_version: int64 each
 
-Measured on Pong with random actions, fragments of 32 steps without states, one busy core: 47 bytes a frame at 64x64
-and 55 at 84x84 in all; decoding 2.7 to 4 µs a frame at either size, of which decompression is 0.6 and 1.3; encoding 4
-to 5; a header 25 to 35 µs a fragment. Each stored state adds 4 bytes a unit. Decompressing straight into a caller's
-array was no faster than into fresh memory, so there is no such path.
+Numbers are little-endian. flags: 1 terminated, 2 truncated. type and shape are those of one observation: 0 uint8,
+1 float32. All that the replay needs stands before the msgpack list, so that it reads no further. Observations are one
+zstd frame (level 1); the small arrays are raw: actions in the smallest integer type that holds them, rewards,
+priorities and states as float32.
+
+Measured on Pong with random actions, fragments of 32 steps, CPU time of one busy core: 47 bytes a frame at 64x64 and
+55 at 84x84, and each stored state adds 4 bytes a unit; encoding 1.8 and 2.3 µs a frame; a header 4 µs a fragment, of
+which its checksum is 1.5. Decoding takes 1.1 and 1.5 µs a frame where the allocator has memory at hand, and 3 to 6
+where it gets fresh pages from the system each time, as glibc may do from 128 KiB on. Decompressing straight into a
+caller's array was no faster than into fresh memory, so there is no such path.
 
 Every function is thread-safe; decompression releases the GIL. Nothing read here can execute code.
 """
@@ -23,7 +30,6 @@ import math
 import struct
 import threading
 import zlib
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import msgpack
@@ -34,45 +40,35 @@ import zstandard
 from drqn_dist.errors import FragmentError
 from drqn_dist.fragment import Fragment
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _MAGIC = b"DRQF"
 _PREFIX = struct.Struct("<4sHI")
+_FIELDS = struct.Struct("<BBIII6q")
+_IDS = ("first_step", "actor_id", "env_id", "episode_id", "sequence_no", "weight_version")
 _ACTION_TYPES = {name: np.dtype(name).newbyteorder("<") for name in ("uint8", "uint16", "uint32", "int64")}
 _OBSERVATION_TYPES = {name: np.dtype(name).newbyteorder("<") for name in ("uint8", "float32")}
+_OBSERVATION_NAMES = tuple(_OBSERVATION_TYPES)
 _FLOAT32 = _OBSERVATION_TYPES["float32"]
 _MAX_INT = 2**63 - 1
 _MAX_DIMENSIONS = 16
 
 
-class _Envelope(NamedTuple):
-    num_steps: int
-    terminated: bool
-    truncated: bool
-    first_step: int
-    actor_id: int
-    env_id: int
-    episode_id: int
-    sequence_no: int
-    weight_version: int
-    priorities: bytes
+class _Body(NamedTuple):
     action_type: str
     actions: bytes
     rewards: bytes
     state_steps: list[int]
     state_shape: list[int]
     states: bytes
-    observation_type: str
-    observation_shape: list[int]
     observations: bytes
 
 
-_FIELD_TYPES = [int, bool, bool, *[int] * 6, bytes, str, bytes, bytes, list, list, bytes, str, list, bytes]
+_BODY_TYPES = [str, bytes, bytes, list, list, bytes, bytes]
 
 
-@dataclass(frozen=True)
-class FragmentHeader:
-    """What a fragment says of itself without decompressing its observations; fields as in `Fragment`."""
+class FragmentHeader(NamedTuple):
+    """What a fragment says of itself before its arrays of steps; fields as in `Fragment`."""
 
     num_steps: int
     terminated: bool
@@ -131,29 +127,28 @@ def encode(fragment: Fragment) -> bytes:
     states = [fragment.states[step] for step in steps]
     if len({state.shape for state in states}) > 1:
         raise FragmentError(f"states must share one shape [S, H], got {[state.shape for state in states]}")
-    envelope = _Envelope(
-        num_steps=fragment.num_steps,
-        terminated=bool(fragment.terminated),
-        truncated=bool(fragment.truncated),
-        first_step=_bounded("first_step", fragment.first_step),
-        actor_id=_bounded("actor_id", fragment.actor_id),
-        env_id=_bounded("env_id", fragment.env_id),
-        episode_id=_bounded("episode_id", fragment.episode_id),
-        sequence_no=_bounded("sequence_no", fragment.sequence_no),
-        weight_version=_bounded("weight_version", fragment.weight_version),
-        priorities=fragment.priorities.tobytes(),
+    ids = [_bounded(name, getattr(fragment, name)) for name in _IDS]
+    shape = fragment.observations.shape[1:]
+    flags = bool(fragment.terminated) | bool(fragment.truncated) << 1
+    kind = _OBSERVATION_NAMES.index(fragment.observations.dtype.name)
+    body = _Body(
         action_type=action_type,
         actions=fragment.actions.astype(action_type).tobytes(),
         rewards=fragment.rewards.tobytes(),
         state_steps=[int(step) for step in steps],
         state_shape=list(states[0].shape) if states else [0, 0],
         states=b"".join(state.tobytes() for state in states),
-        observation_type=fragment.observations.dtype.name,
-        observation_shape=list(fragment.observations.shape[1:]),
         observations=_zstd.compressor.compress(np.ascontiguousarray(fragment.observations).data),
     )
-    body: bytes = msgpack.packb(tuple(envelope))
-    return _PREFIX.pack(_MAGIC, SCHEMA_VERSION, zlib.crc32(body)) + body
+    covered = b"".join(
+        (
+            _FIELDS.pack(flags, kind, fragment.num_steps, len(shape), len(fragment.priorities), *ids),
+            struct.pack(f"<{len(shape)}I", *shape),
+            fragment.priorities.tobytes(),
+            msgpack.packb(tuple(body)),
+        )
+    )
+    return _PREFIX.pack(_MAGIC, SCHEMA_VERSION, zlib.crc32(covered)) + covered
 
 
 def decode(payload: bytes, max_bytes: int) -> Fragment:
@@ -165,14 +160,15 @@ def decode(payload: bytes, max_bytes: int) -> Fragment:
         FragmentError: the payload is truncated, corrupted, of another schema, larger than `max_bytes` packed or
             unpacked, or does not hold a valid fragment. Nothing larger than `max_bytes` is ever allocated.
     """
-    envelope, header = _open(payload, max_bytes)
-    if envelope.action_type not in _ACTION_TYPES:
-        raise FragmentError(f"actions must be one of {', '.join(_ACTION_TYPES)}, got {envelope.action_type!r}")
-    actions = _array("actions", envelope.actions, _ACTION_TYPES[envelope.action_type], (header.num_steps,))
+    header, end = _open(payload, max_bytes)
+    body = _unpack(memoryview(payload)[end:])
+    if body.action_type not in _ACTION_TYPES:
+        raise FragmentError(f"actions must be one of {', '.join(_ACTION_TYPES)}, got {body.action_type!r}")
+    actions = _array("actions", body.actions, _ACTION_TYPES[body.action_type], (header.num_steps,))
     fragment = Fragment(
-        observations=_decompress(envelope, header),
+        observations=_decompress(body.observations, header),
         actions=actions.astype(np.int64),
-        rewards=_array("rewards", envelope.rewards, _FLOAT32, (header.num_steps,)),
+        rewards=_array("rewards", body.rewards, _FLOAT32, (header.num_steps,)),
         terminated=header.terminated,
         truncated=header.truncated,
         first_step=header.first_step,
@@ -182,32 +178,32 @@ def decode(payload: bytes, max_bytes: int) -> Fragment:
         sequence_no=header.sequence_no,
         weight_version=header.weight_version,
         priorities=header.priorities,
-        states=_states(envelope),
+        states=_states(body),
     )
     fragment.validate_contents()
     return fragment
 
 
 def decode_header(payload: bytes, max_bytes: int) -> FragmentHeader:
-    """Reads and checks all but the arrays of steps: all that the replay needs.
+    """Reads and checks what stands before the msgpack list: all that the replay needs.
 
     Raises:
-        FragmentError: as `decode`, except for faults inside the compressed observations, the actions, the rewards
-            and the states, which `encode` never makes and the checksum covers.
+        FragmentError: as `decode`, except for faults inside that list, which `encode` never makes and the checksum
+            covers.
     """
-    return _open(payload, max_bytes)[1]
+    return _open(payload, max_bytes)[0]
 
 
-def _open(payload: bytes, max_bytes: int) -> tuple[_Envelope, FragmentHeader]:
+def _open(payload: bytes, max_bytes: int) -> tuple[FragmentHeader, int]:
+    """The header, and the offset of the msgpack list."""
     if len(payload) > max_bytes:
         raise FragmentError(
             f"fragment of {len(payload):,} bytes exceeds the limit of {max_bytes:,}; "
             "shorten actor.fragment_steps or raise replay.max_fragment_bytes"
         )
-    if len(payload) < _PREFIX.size:
-        raise FragmentError(
-            f"fragment is truncated: {len(payload)} bytes are shorter than its {_PREFIX.size}-byte prefix"
-        )
+    shape_at = _PREFIX.size + _FIELDS.size
+    if len(payload) < shape_at:
+        raise FragmentError(f"fragment is truncated: {len(payload)} bytes are shorter than its {shape_at} first ones")
     magic, schema, checksum = _PREFIX.unpack_from(payload)
     if magic != _MAGIC:
         raise FragmentError(f"not a fragment: it begins with {magic!r}, not {_MAGIC!r}")
@@ -216,95 +212,80 @@ def _open(payload: bytes, max_bytes: int) -> tuple[_Envelope, FragmentHeader]:
             f"fragment has schema {schema}, but this program reads schema {SCHEMA_VERSION}; "
             "run the same version everywhere"
         )
-    body = memoryview(payload)[_PREFIX.size :]
-    if zlib.crc32(body) != checksum:
+    if zlib.crc32(memoryview(payload)[_PREFIX.size :]) != checksum:
         raise FragmentError(
             f"fragment of {len(payload):,} bytes is truncated or corrupted: its checksum does not match"
         )
-    envelope = _unpack(body)
-    return envelope, _header(envelope, max_bytes)
-
-
-def _unpack(body: memoryview) -> _Envelope:
-    try:
-        fields: Any = msgpack.unpackb(body, use_list=True)
-    # A body with a right checksum can still be nonsense, and msgpack answers it with many kinds of exceptions.
-    except Exception as error:
-        raise FragmentError(f"fragment's envelope is not msgpack: {error}") from error
-    if not isinstance(fields, list) or list(map(type, fields)) != _FIELD_TYPES:
-        raise FragmentError(
-            f"fragment's envelope does not hold the {len(_FIELD_TYPES)} fields of schema {SCHEMA_VERSION}"
-        )
-    envelope = _Envelope._make(fields)
-    for integers in (envelope.state_steps, envelope.state_shape, envelope.observation_shape):
-        if not set(map(type, integers)) <= {int}:
-            raise FragmentError(f"shapes and steps must be lists of integers, got {integers}")
-    for name, value in zip(envelope._fields, envelope, strict=True):
-        if type(value) is int:
-            _bounded(name, value)
-    return envelope
-
-
-def _header(envelope: _Envelope, max_bytes: int) -> FragmentHeader:
-    if envelope.num_steps == 0:
+    flags, kind, num_steps, dimensions, num_priorities, *ids = _FIELDS.unpack_from(payload, _PREFIX.size)
+    if flags > 3 or kind >= len(_OBSERVATION_NAMES):
+        raise FragmentError(f"fragment has flags {flags} and observation type {kind}, which mean nothing")
+    if num_steps == 0:
         raise FragmentError("num_steps must be at least 1, got 0")
-    if envelope.observation_type not in _OBSERVATION_TYPES:
-        raise FragmentError(f"observations must be uint8 or float32, got {envelope.observation_type!r}")
-    shape = tuple(envelope.observation_shape)
-    if not 1 <= len(shape) <= _MAX_DIMENSIONS or min(shape) < 1:
-        raise FragmentError(f"observation_shape must be positive, got {shape}")
-    priorities = _array("priorities", envelope.priorities, _FLOAT32, (len(envelope.priorities) // 4,))
-    if not ((priorities >= 0) & (priorities < np.inf)).all():
+    if min(ids) < 0:
+        raise FragmentError(f"{', '.join(_IDS)} must not be negative, got {ids}")
+    priorities_at = shape_at + 4 * dimensions
+    body_at = priorities_at + 4 * num_priorities
+    if not 1 <= dimensions <= _MAX_DIMENSIONS or body_at > len(payload):
+        raise FragmentError(
+            f"{dimensions} dimensions and {num_priorities} priorities do not fit a fragment of {len(payload):,} bytes"
+        )
+    shape = struct.unpack_from(f"<{dimensions}I", payload, shape_at)
+    if min(shape) < 1:
+        raise FragmentError(f"the shape of observations must be positive, got {shape}")
+    priorities = np.frombuffer(payload, _FLOAT32, num_priorities, priorities_at)
+    # As Python floats: NumPy's reductions take longer for so few.
+    if not all(0 <= priority < math.inf for priority in priorities.tolist()):
         raise FragmentError("priorities must be finite and not negative; the actor's Q values have diverged")
-    header = FragmentHeader(
-        num_steps=envelope.num_steps,
-        terminated=envelope.terminated,
-        truncated=envelope.truncated,
-        first_step=envelope.first_step,
-        actor_id=envelope.actor_id,
-        env_id=envelope.env_id,
-        episode_id=envelope.episode_id,
-        sequence_no=envelope.sequence_no,
-        weight_version=envelope.weight_version,
-        priorities=priorities,
-        observation_shape=shape,
-        observation_type=envelope.observation_type,
+    header = FragmentHeader._make(
+        (num_steps, bool(flags & 1), bool(flags & 2), *ids, priorities, shape, _OBSERVATION_NAMES[kind])
     )
     if header.raw_bytes > max_bytes:
         raise FragmentError(
             f"fragment unpacks to {header.raw_bytes:,} bytes, which exceeds the limit of {max_bytes:,}; "
             "shorten actor.fragment_steps or raise replay.max_fragment_bytes"
         )
+    return header, body_at
+
+
+def _unpack(packed: memoryview) -> _Body:
     try:
-        declared = zstandard.frame_content_size(envelope.observations)
+        fields: Any = msgpack.unpackb(packed, use_list=True)
+    # Bytes with a right checksum can still be nonsense, and msgpack answers it with many kinds of exceptions.
+    except Exception as error:
+        raise FragmentError(f"fragment's body is not msgpack: {error}") from error
+    if not isinstance(fields, list) or list(map(type, fields)) != _BODY_TYPES:
+        raise FragmentError(f"fragment's body does not hold the {len(_BODY_TYPES)} fields of schema {SCHEMA_VERSION}")
+    body = _Body._make(fields)
+    for integers in (body.state_steps, body.state_shape):
+        if not set(map(type, integers)) <= {int}:
+            raise FragmentError(f"shapes and steps must be lists of integers, got {integers}")
+    return body
+
+
+def _decompress(frame: bytes, header: FragmentHeader) -> npt.NDArray[Any]:
+    shape = (header.num_observations, *header.observation_shape)
+    try:
+        # zstd allocates the size that the frame declares, so this comes first; `_open` has compared raw_bytes with the
+        # limit.
+        declared = zstandard.frame_content_size(frame)
+        if declared != header.raw_bytes:
+            raise FragmentError(
+                f"compressed observations hold {declared:,} bytes, but shape {shape} needs {header.raw_bytes:,}"
+            )
+        raw = _zstd.decompressor.decompress(frame, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise FragmentError(f"compressed observations are corrupted: {error}") from error
-    if declared != header.raw_bytes:
-        raise FragmentError(
-            f"compressed observations hold {declared:,} bytes, but {header.num_observations} of shape {shape} "
-            f"need {header.raw_bytes:,}"
-        )
-    return header
+    return _array("observations", raw, _OBSERVATION_TYPES[header.observation_type], shape)
 
 
-def _decompress(envelope: _Envelope, header: FragmentHeader) -> npt.NDArray[Any]:
-    # zstd allocates the size its own frame declares; `_header` has compared that with the shape and the limit.
-    try:
-        raw = _zstd.decompressor.decompress(envelope.observations, allow_extra_data=False)
-    except zstandard.ZstdError as error:
-        raise FragmentError(f"compressed observations are corrupted: {error}") from error
-    dtype = _OBSERVATION_TYPES[header.observation_type]
-    return _array("observations", raw, dtype, (header.num_observations, *header.observation_shape))
-
-
-def _states(envelope: _Envelope) -> dict[int, npt.NDArray[np.float32]]:
-    shape = tuple(envelope.state_shape)
+def _states(body: _Body) -> dict[int, npt.NDArray[np.float32]]:
+    shape = tuple(body.state_shape)
     if len(shape) != 2 or min(shape) < 0:
         raise FragmentError(f"state_shape must be [S, H], got {shape}")
-    if len(set(envelope.state_steps)) != len(envelope.state_steps):
-        raise FragmentError(f"state_steps must differ, got {envelope.state_steps}")
-    states = _array("states", envelope.states, _FLOAT32, (len(envelope.state_steps), *shape))
-    return dict(zip(envelope.state_steps, states, strict=True))
+    if len(set(body.state_steps)) != len(body.state_steps):
+        raise FragmentError(f"state_steps must differ, got {body.state_steps}")
+    states = _array("states", body.states, _FLOAT32, (len(body.state_steps), *shape))
+    return dict(zip(body.state_steps, states, strict=True))
 
 
 def _array(name: str, raw: bytes, dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:

@@ -133,7 +133,7 @@ class LearnerConfig:
     rescale_values: bool = False
     """Learn h(Q) with h(x) = sign(x)(sqrt(|x|+1) - 1) + 0.001 x (R2D2: yes)."""
     clip_rewards: bool = True
-    """Learn from the sign of each reward (DQN: yes, R2D2: no); scores are always unclipped."""
+    """Learn from rewards clipped to [-1, 1] (DQN: yes, R2D2: no); scores are always unclipped."""
     loss: Literal["huber", "squared"] = "huber"
     """Loss of one temporal-difference error (DQN: Huber, R2D2: squared)."""
     loss_over_time: Literal["mean", "sum"] = "mean"

@@ -84,6 +84,11 @@ def h_inverse(y: float) -> float:
     return math.copysign(((math.sqrt(1 + 4 * eps * (abs(y) + 1 + eps)) - 1) / (2 * eps)) ** 2 - 1, y)
 
 
+def clipped(reward: float) -> float:
+    """Mnih et al. 2015: to [-1, 1]."""
+    return max(-1.0, min(1.0, reward))
+
+
 def n_step_return(
     rewards: Sequence[float], values: dict[int, float], step: int, n: int, gamma: float, terminated: bool
 ) -> float:
@@ -115,7 +120,7 @@ def window_errors(
     for step, row in frozen.items():
         best = int(np.argmax(online[step] if learner.double_q else row))
         values[step] = inverse(row[best])
-    rewards = [float(np.sign(r)) if learner.clip_rewards else r for r in episode.rewards]
+    rewards = [clipped(r) if learner.clip_rewards else r for r in episode.rewards]
     q_taken, errors = [], []
     for step in range(start, min(start + learner.unroll_steps, episode.num_steps)):
         q = online[step][episode.actions[step]]
@@ -128,17 +133,19 @@ def window_errors(
 def fragment_priorities(
     config: TrainConfig, network: QNetwork, episode: PlainEpisode, first: int, end: int
 ) -> list[float]:
-    """Initial priorities of the windows that start in the fragment [first, end): the actor knows no later step."""
+    """Initial priorities of the windows that start in the fragment [first, end): by all the steps that they train, the
+    last errors from the returns as far as the actor knows them then."""
     learner, eta = config.learner, config.replay.priority_eta
     forward, inverse = (h, h_inverse) if learner.rescale_values else (float, float)
     q_values, _ = step_through_all(network, episode, config.env.stack_frames)
     values = {step: inverse(max(row)) for step, row in q_values.items()}
-    rewards = [float(np.sign(r)) if learner.clip_rewards else r for r in episode.rewards[:end]]
-    terminated = episode.terminated and end == episode.num_steps
+    known = min(end + learner.unroll_steps - config.window.stride, episode.num_steps)
+    rewards = [clipped(r) if learner.clip_rewards else r for r in episode.rewards[:known]]
+    terminated = episode.terminated and known == episode.num_steps
     priorities = []
     for start in range(first, end, config.window.stride):
         errors = []
-        for step in range(start, min(start + learner.unroll_steps, end)):
+        for step in range(start, min(start + learner.unroll_steps, known)):
             y = forward(n_step_return(rewards, values, step, learner.n_step, learner.gamma, terminated))
             errors.append(abs(y - q_values[step][episode.actions[step]]))
         priorities.append(eta * max(errors) + (1 - eta) * sum(errors) / len(errors) + 1e-3)

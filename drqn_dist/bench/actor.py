@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any
@@ -25,7 +26,8 @@ def bench_actor(config: TrainConfig, settings: BenchSettings, weights: WeightSna
     environments with random actions; measured in turn on the same cores, as many as the actor has threads.
 
     Returns:
-        agent_steps_per_s, env_only_steps_per_s, ratio, spread; env, envs, cores, precision.
+        agent_steps_per_s, env_only_steps_per_s, ratio, cpu_us_per_agent_step (of the whole actor, all threads),
+        spread; env, envs, cores, precision. On a machine shared with others the CPU time is steadier than the rates.
 
     Raises:
         EnvError: the environment is unknown or not supported.
@@ -41,8 +43,16 @@ def bench_actor(config: TrainConfig, settings: BenchSettings, weights: WeightSna
                 rate(step, settings.seconds / 4)  # first calls allocate
             for _ in range(settings.repeats):
                 env_only = rate(bare.step, settings.seconds)
+                actor.take_stats()
+                before = time.process_time()
                 whole = rate(actor.step, settings.seconds)
-                figures.add(agent_steps_per_s=whole, env_only_steps_per_s=env_only, ratio=whole / env_only)
+                cpu_s = time.process_time() - before
+                figures.add(
+                    agent_steps_per_s=whole,
+                    env_only_steps_per_s=env_only,
+                    ratio=whole / env_only,
+                    cpu_us_per_agent_step=1e6 * cpu_s / actor.take_stats().agent_steps,
+                )
     return figures.result() | {
         "env": config.env.id,
         "envs": config.actor.envs_per_actor,

@@ -122,7 +122,7 @@ def test_time_is_accounted_for_by_parts_and_weights_by_bytes() -> None:
 @given(
     core=st.sampled_from(["gru", "lstm", "none"]),
     unroll=st.integers(1, 5),
-    overlap=st.integers(0, 2),
+    overlap=st.integers(0, 4),
     n_step=st.integers(1, 5),
     multiple=st.integers(1, 3),
     burn_in=st.integers(0, 6),

@@ -61,7 +61,10 @@ def test_actor_figures_have_their_names_and_the_ratio_is_their_quotient() -> Non
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
     result = bench_actor(_config(), QUICK)
     assert result["ratio"] == result["agent_steps_per_s"] / result["env_only_steps_per_s"]
-    assert result["spread"].keys() == {"agent_steps_per_s", "env_only_steps_per_s", "ratio"}
+    names = {"agent_steps_per_s", "env_only_steps_per_s", "ratio", "cpu_us_per_agent_step"}
+    assert result["spread"].keys() == names
+    # On one core a step's CPU time is at most its wall time; clocks and the last step leave some slack.
+    assert 0 < result["cpu_us_per_agent_step"] < 1.2 * 1e6 / result["agent_steps_per_s"]
     assert (result["env"], result["envs"], result["cores"]) == ("drqn_dist/GridWorld-v0", 4, 1)
     assert torch.get_num_threads() == threads
     assert cores is None or os.sched_getaffinity(0) == cores
@@ -143,7 +146,8 @@ def test_the_command_prints_one_object_or_a_table(capsys: pytest.CaptureFixture[
     main(["bench", "actor", *quick])
     shown = capsys.readouterr().out.splitlines()
     assert shown[0] == "actor"
-    assert [line.split()[0] for line in shown[1:4]] == ["agent_steps_per_s", "env_only_steps_per_s", "ratio"]
+    names = ["agent_steps_per_s", "env_only_steps_per_s", "ratio", "cpu_us_per_agent_step"]
+    assert [line.split()[0] for line in shown[1:5]] == names
 
 
 def test_settings_that_cannot_work_are_clear_errors(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """From environment steps to the learner's targets through every role, against oracles that only know the episodes.
 
-FakeEnv → Actor → FragmentBuilder → codec → Replay → WindowReader → td_loss.
+FakeEnv → Actor → FragmentBuffer → codec → Replay → WindowReader → td_loss.
 """
 
 from __future__ import annotations
