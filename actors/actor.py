@@ -201,7 +201,7 @@ class Actor:
     def _pull_weights(self) -> None:
         snapshot = self._weights.latest(self._version)
         if snapshot is not None:
-            self.policy.network.load_vector(snapshot.vector)
+            self.policy.load_vector(snapshot.vector)
             self._version = snapshot.version
             self._stats.weight_bytes += snapshot.vector.nbytes
 

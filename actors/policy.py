@@ -10,7 +10,8 @@ import torch
 
 from drqn_dist.fragment import Observations
 from drqn_dist.interfaces import EnvSpec
-from drqn_dist.network.q_network import NetworkInput, QNetwork
+from drqn_dist.network.acting import ActingNetwork
+from drqn_dist.network.q_network import QNetwork
 
 
 @dataclass(frozen=True)
@@ -31,14 +32,21 @@ class RecurrentPolicy:
     def __init__(
         self, network: QNetwork, spec: EnvSpec, stack_frames: int, num_envs: int, rng: np.random.Generator
     ) -> None:
-        self.network = network
+        self._network = ActingNetwork(network)
         self._rng = rng
-        self._channels = spec.observation_shape[0]
-        shape = (num_envs, self._channels * stack_frames, *spec.observation_shape[1:])
-        self._stack = np.zeros(shape, spec.observation_dtype)
-        self._repeats = (1, stack_frames, *([1] * (len(spec.observation_shape) - 1)))
+        self._stack_frames = stack_frames
+        blank = torch.zeros(num_envs, *spec.observation_shape, dtype=getattr(torch, spec.observation_dtype))
+        self._stack = torch.cat([self._network.fold(blank)] * stack_frames, -1)
         self._last_actions = np.full(num_envs, -1, np.int64)
         self._state = network.initial_state(num_envs)
+
+    def load_vector(self, vector: npt.NDArray[np.float32]) -> None:
+        """Goes on with these weights; memories stay.
+
+        Raises:
+            ValueError: the array belongs to another network.
+        """
+        self._network.load_vector(vector)
 
     def act(
         self,
@@ -61,13 +69,12 @@ class RecurrentPolicy:
             self._last_actions[fresh] = -1
             self._state[:, torch.from_numpy(fresh)] = 0.0
         states = self._state.numpy()  # no copy: below the network answers with a new tensor
-        inputs = NetworkInput(
-            torch.from_numpy(self._stack),
+        q_tensor, self._state = self._network.step(
+            self._stack,
             torch.from_numpy(self._last_actions),
             torch.from_numpy(np.where(begins, np.float32(0), last_rewards)),
+            self._state,
         )
-        with torch.no_grad():
-            q_tensor, self._state = self.network.step(inputs, self._state)
         q_values = q_tensor.numpy()
         actions = q_values.argmax(1)
         explores = self._rng.random(len(actions)) < epsilons
@@ -76,9 +83,13 @@ class RecurrentPolicy:
         return Decision(actions, q_values, states)
 
     def _push(self, observations: Observations, fresh: npt.NDArray[np.int64]) -> None:
-        if self._repeats[1] > 1:
-            self._stack[:, : -self._channels] = self._stack[:, self._channels :].copy()
-        self._stack[:, -self._channels :] = observations
-        if self._repeats[1] > 1 and fresh.size:
+        """Each frame is folded once; the stack lies side by side along the last axis, the newest frame last."""
+        frames = self._network.fold(torch.from_numpy(observations))
+        if self._stack_frames == 1:
+            self._stack = frames
+            return
+        self._stack = torch.cat([self._stack[..., frames.shape[-1] :], frames], -1)
+        if fresh.size:
             # Before its first frame an episode shows that frame.
-            self._stack[fresh] = np.tile(observations[fresh], self._repeats)
+            rows = torch.from_numpy(fresh)
+            self._stack[rows] = torch.cat([frames[rows]] * self._stack_frames, -1)
