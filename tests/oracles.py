@@ -84,6 +84,11 @@ def h_inverse(y: float) -> float:
     return math.copysign(((math.sqrt(1 + 4 * eps * (abs(y) + 1 + eps)) - 1) / (2 * eps)) ** 2 - 1, y)
 
 
+def clipped(reward: float) -> float:
+    """Mnih et al. 2015: to [-1, 1]."""
+    return max(-1.0, min(1.0, reward))
+
+
 def n_step_return(
     rewards: Sequence[float], values: dict[int, float], step: int, n: int, gamma: float, terminated: bool
 ) -> float:
@@ -115,7 +120,7 @@ def window_errors(
     for step, row in frozen.items():
         best = int(np.argmax(online[step] if learner.double_q else row))
         values[step] = inverse(row[best])
-    rewards = [float(np.sign(r)) if learner.clip_rewards else r for r in episode.rewards]
+    rewards = [clipped(r) if learner.clip_rewards else r for r in episode.rewards]
     q_taken, errors = [], []
     for step in range(start, min(start + learner.unroll_steps, episode.num_steps)):
         q = online[step][episode.actions[step]]
@@ -145,27 +150,34 @@ def fragment_priorities(
     return priorities
 
 
+def folded(picture: npt.NDArray[Any], kernel: int = 8, stride: int = 4) -> npt.NDArray[Any]:
+    """[C, H, W] → [h, w, C·s·s], pixel by pixel: s×s neighbours of a channel stand behind each other."""
+    channels, height, width = picture.shape
+    rows, columns = ((size - kernel) // stride + kernel // stride for size in (height, width))
+    out = np.zeros((rows, columns, channels * stride * stride), picture.dtype)
+    for c, y, x in np.ndindex(channels, rows * stride, columns * stride):
+        out[y // stride, x // stride, (c * stride + y % stride) * stride + x % stride] = picture[c, y, x]
+    return out
+
+
 def read_window(config: TrainConfig, episode: PlainEpisode, start: int) -> dict[str, npt.NDArray[Any]]:
-    """One row of a WindowBatch, cell by cell, without state, ids and probabilities."""
-    shape, stack, final = config.window, config.env.stack_frames, episode.num_steps
-    main = shape.unroll + shape.n_step
-    burn_in = min(shape.burn_in, start)
-    blank = np.zeros_like(stack_at(episode, 0, stack))
-    observations = [blank] * shape.total
-    last_actions, last_rewards = [-1] * shape.total, [0.0] * shape.total
-    cells = [(column, start - burn_in + column) for column in range(burn_in)]
-    cells += [(shape.burn_in + k, start + k) for k in range(main) if start + k <= final]
-    for column, step in cells:
-        observations[column] = stack_at(episode, step, stack)
-        last_actions[column] = episode.actions[step - 1] if step else -1
-        last_rewards[column] = episode.rewards[step - 1] if step else 0.0
+    """One row of a `WindowTensors`, cell by cell, without state and steps_left; frames [history + total, ...] raw.
+
+    Column 0 of all but `frames` is the burn-in's first one, `burn_in` steps before `start`, also where the episode has
+    no such step.
+    """
+    shape, final = config.window, episode.num_steps
+    first, main = start - shape.burn_in, shape.unroll + shape.n_step
+    frames = [episode.observations[min(max(first + k, 0), final)] for k in range(-shape.history, shape.total)]
+    seen = config.network.last_action_and_reward
+    steps = range(first, first + shape.total)
     inside = [start + k < final for k in range(main)]
     return {
-        "observations": np.stack(observations),
-        "last_actions": np.array(last_actions),
-        "last_rewards": np.array(last_rewards, np.float32),
+        "frames": np.stack(frames),
+        "last_actions": np.array([episode.actions[s - 1] if seen and 0 < s <= final else -1 for s in steps]),
+        "last_rewards": np.array([episode.rewards[s - 1] if seen and 0 < s <= final else 0 for s in steps], np.float32),
         "actions": np.array([episode.actions[start + k] if inside[k] else 0 for k in range(main)]),
         "rewards": np.array([episode.rewards[start + k] if inside[k] else 0 for k in range(main)], np.float32),
         "mask": np.array(inside[: shape.unroll], np.float32),
-        "burn_in_lengths": np.array(burn_in),
+        "skipped": np.array(max(0, -first)),
     }
