@@ -151,12 +151,12 @@ def fragment_priorities(
 
 
 def folded(picture: npt.NDArray[Any], kernel: int = 8, stride: int = 4) -> npt.NDArray[Any]:
-    """[C, H, W] → [h, w, C·s·s], pixel by pixel: s×s neighbours of a channel stand behind each other."""
+    """[C, H, W] → [h, w, C·s·s]: s×s neighbours of a channel stand behind each other."""
     channels, height, width = picture.shape
     rows, columns = ((size - kernel) // stride + kernel // stride for size in (height, width))
     out = np.zeros((rows, columns, channels * stride * stride), picture.dtype)
-    for c, y, x in np.ndindex(channels, rows * stride, columns * stride):
-        out[y // stride, x // stride, (c * stride + y % stride) * stride + x % stride] = picture[c, y, x]
+    for c, y, x in np.ndindex(channels, stride, stride):
+        out[..., (c * stride + y) * stride + x] = picture[c, y::stride, x::stride][:rows, :columns]
     return out
 
 
