@@ -306,8 +306,15 @@ def test_the_loss_is_the_weighted_mean_or_sum_over_trained_steps(loss: str, over
     assert result.loss.item() == pytest.approx(loss_of(config, result, windows.mask, weights), rel=1e-5)
 
 
-def test_a_learner_that_starts_late_catches_up_piece_by_piece_and_then_is_sent_nothing_twice() -> None:
-    config = tiny_config(learner={"unroll_steps": 2}, actor={"fragment_steps": 2})
+@pytest.mark.parametrize(("core", "stored_state"), [("gru", True), ("gru", False), ("none", True)])
+def test_a_learner_that_starts_late_catches_up_piece_by_piece_and_then_is_sent_nothing_twice(
+    core: str, stored_state: bool
+) -> None:
+    config = tiny_config(
+        network={"core": core},
+        learner={"unroll_steps": 2, "stored_state": stored_state},
+        actor={"fragment_steps": 2},
+    )
     played = play(config, VECTOR, [[Script(9)]], steps=40, network=make_network(config, VECTOR))
     shards = make_shards(config)
     fill(shards, played.sink.payloads)
