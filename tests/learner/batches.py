@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -29,9 +30,14 @@ class Game:
 def some_game(config: TrainConfig, spec: EnvSpec = VECTOR, steps: int = 40) -> Game:
     network = make_network(config, spec, seed=9)
     payloads = tuple(play(config, spec, SCRIPTS, steps, network).sink.payloads)
-    (replay,) = make_shards(replace(config, replay=replace(config.replay, shards=1)))
+    return game_of(config, payloads)
+
+
+def game_of(config: TrainConfig, payloads: Sequence[bytes]) -> Game:
+    """All windows of these fragments."""
+    (replay,) = make_shards(replace(config, replay=replace(config.replay, shards=1, prioritized=False)))
     fill([replay], payloads)
-    return Game(payloads, _every_window(replay))
+    return Game(tuple(payloads), _every_window(replay))
 
 
 def _every_window(replay: Replay) -> WindowDraws:
@@ -57,8 +63,15 @@ class FixedDraws:
     """A `WindowSource` whose batch number k is always the same, drawn with unequal probabilities; after `count` of them
     they come again. All fragments come with the first answer."""
 
-    def __init__(self, config: TrainConfig, game: Game, count: int = 3, first: int = 0) -> None:
-        self._config, self._game, self._count = config, game, count
+    def __init__(
+        self, config: TrainConfig, game: Game, count: int = 3, first: int = 0, picks: Sequence[Sequence[int]] = ()
+    ) -> None:
+        """
+        Args:
+            picks: which of the game's windows make up each of the batches; chosen at random otherwise.
+        """
+        self._config, self._game, self._count = config, game, len(picks) or count
+        self._picks = picks
         self.taken = first
 
     def sample(self, batches: int, inbox: FragmentInbox) -> WindowDraws:
@@ -76,7 +89,9 @@ class FixedDraws:
     def _draw(self, number: int) -> WindowDraws:
         pool, windows = self._game.windows, self._config.learner.batch_windows
         rng = np.random.default_rng(number)
-        rows = rng.choice(len(pool.ids), windows, replace=False)
+        rows = rng.choice(len(pool.ids), windows, replace=windows > len(pool.ids))
+        if self._picks:
+            rows = np.array(self._picks[number])
         return replace(
             pool,
             ids=pool.ids[rows],

@@ -55,9 +55,7 @@ def make_shards(config: TrainConfig, seed: int = 0) -> list[Replay]:
     count = config.replay.shards
     windows, batches = config.learner.batch_windows, config.batches_per_draw
     return [
-        Replay(
-            config.replay, config.window, windows, 10**9, seed + k, shard=k, shards=count, batches_per_draw=batches
-        )
+        Replay(config.replay, config.window, windows, 10**9, seed + k, shard=k, shards=count, batches_per_draw=batches)
         for k in range(count)
     ]
 

@@ -25,9 +25,7 @@ def loss_of(trained: Bench, read: Read, network: Any = None) -> TdLoss:
     config, state = trained.config, trained.learner.state
     stack = config.env.stack_frames
     weights = read.batch.weights
-    return td_loss(
-        network or state.network, state.target, read.windows, config.learner, config.window, stack, weights
-    )
+    return td_loss(network or state.network, state.target, read.windows, config.learner, config.window, stack, weights)
 
 
 def test_the_loss_falls_on_one_batch() -> None:

@@ -348,10 +348,10 @@ def test_heads_are_float32_inside_the_loss_where_torso_and_core_are_not(head: st
         config = tiny_config(network={"head": head, "precision": precision}, learner=LEARNER)
         network, target = (make_network(config, VECTOR, seed) for seed in (0, 1))
         windows = some_batches(config, 1)[0].windows
-        seen = []
+        seen: list[Tensor] = []
         for module in (network.head, target.head):
             for layer in module.modules():
-                layer.register_forward_hook(lambda _, inputs, output: seen.extend([*inputs, output]))
+                layer.register_forward_hook(lambda _, inputs, output, seen=seen: seen.extend([*inputs, output]))
         results[precision] = loss_of(config, network, target, windows, torch.ones(8))
         assert len(seen) > 4
         assert {t.dtype for t in seen} == {torch.float32}

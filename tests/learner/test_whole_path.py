@@ -340,4 +340,3 @@ def test_a_small_store_is_sent_its_old_windows_with_each_draw() -> None:
     reader.read_until(drawable(shards))
     unheld = [len(draws.unheld) for draws in reader.source.draws if draws is not None]
     assert sum(unheld[-10:]) > 0
-
