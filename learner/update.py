@@ -101,7 +101,8 @@ class Update:
                 run()
         torch.cuda.current_stream(device).wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # The feeding thread goes on pinning memory meanwhile, which a capture of the default mode would not survive.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self._outputs = run()
         self._graph = graph
         with torch.no_grad():

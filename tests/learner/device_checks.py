@@ -26,11 +26,12 @@ def check_writes_are_seen(case: Case, device: str, place: Literal["device", "hos
     kept = _contents(mine)
     for _ in range(3):
         _write(mine, [torch.zeros_like(x) for x in kept])  # as other fragments would
-        mine.step(mine.feed.next()) if place == "device" else None
+        for learner in (mine, other):
+            batch = learner.feed.next()
+            if learner is mine:
+                learner.step(batch)
         _write(mine, kept)
         mine.state.load_tensors(other.state.to_tensors(), other.state.updates)
-        if place == "device":
-            other.feed.next()
         mine.update()
         other.update()
         assert distance(trained(mine), trained(other)) <= 1e-5
