@@ -3,6 +3,7 @@
 # make check   the checks alone
 # make cluster-test   a real `ray up` over hosts in network namespaces: minutes, root, and Debian's iproute2,
 #                     openssh-server, openssh-client and rsync
+# make gpu-test       what the learner does on a GPU, against the CPU; skipped where there is none
 # make soak-test      32 actors on this machine for some minutes
 # make venv    the set-up alone
 #
@@ -13,7 +14,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: pong test cluster-test soak-test check venv clean
+.PHONY: pong test cluster-test gpu-test soak-test check venv clean
 
 pong: $(STAMP)
 	$(BIN)/drqn-dist train --preset pong-cpu $(ARGS)
@@ -24,6 +25,9 @@ test: check
 cluster-test: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cluster]'
 	DRQN_CLUSTER_TEST=1 $(BIN)/python -m pytest tests/cluster -rs -s
+
+gpu-test: $(STAMP)
+	$(BIN)/python -m pytest tests/gpu -rs
 
 soak-test: $(STAMP)
 	DRQN_SOAK_TEST=1 $(BIN)/python -m pytest tests/soak -rs -s

@@ -36,7 +36,7 @@ class Batch(NamedTuple):
     weights: Tensor
     """float32 [B], importance weights; likewise."""
     gathered: Gathered | None
-    """What the windows read, where the store lies in host memory beside a GPU; pinned."""
+    """What the windows read, where the store lies in host memory; pinned beside a GPU."""
     ids: npt.NDArray[np.int64]
     """int64 [B]"""
     weight_versions: npt.NDArray[np.int64]
@@ -161,8 +161,8 @@ class Feed:
         '------ the feeding thread, or in turn ------'        '------ the learner's thread ------'
 
     What a draw brings is written when its first batch is asked for: after the batches before it were gathered, so that
-    no fragment is overwritten which one of them reads. A store in host memory beside a GPU is the feeding thread's
-    alone, which gathers there too.
+    no fragment is overwritten which one of them reads. A store in host memory is the feeding thread's alone, which
+    gathers there too.
     """
 
     def __init__(
@@ -181,10 +181,10 @@ class Feed:
             threaded: a thread prepares the next draws while the present batches train.
         """
         shards = config.replay.shards if config.mode == "ray" else 1
-        self.table = FragmentTable(config.window, shards, plan.capacity, config.learner.stored_state)
-        self._gathers = plan.place == "host" and device.type == "cuda"
-        self._pins = device.type == "cuda"
         slots, units = state_shape(config, spec)
+        self.table = FragmentTable(config.window, shards, plan.capacity, config.learner.stored_state and slots > 0)
+        self._gathers = plan.place == "host"
+        self._pins = device.type == "cuda"
         probe = torso.fold(torch.zeros(1, *spec.observation_shape, dtype=getattr(torch, spec.observation_dtype)))
         place = torch.device("cpu") if plan.place == "host" else device
         self.store = FrameStore(
@@ -274,7 +274,9 @@ class Feed:
         for k in range(count):
             gathered = None
             if self._gathers:
-                gathered = Gathered(*(x.pin_memory() for x in self.store.gather(*rows_of(places[k]))))
+                gathered = self.store.gather(*rows_of(places[k]))
+                if self._pins:
+                    gathered = Gathered(*(x.pin_memory() for x in gathered))
             batches.append(Batch(places[k], weights[k], gathered, ids[k], versions[k], draws.inserted_steps))
         return batches
 

@@ -100,6 +100,8 @@ class FragmentTable:
         self._shards = shards
         self._phase = -shape.burn_in % shape.stride
         """States lie at the steps of a fragment that leave this rest when divided by the stride."""
+        self._states_each = shape.fragment // shape.stride if stored_states else 0
+        """Stored states of a full fragment."""
         entries = shards * capacity.fragments + capacity.extra_fragments
         self._serials = np.full(entries, -1)
         self._row, self._state_row, self._first_step, self._num_steps, self._end, self._version = (
@@ -119,14 +121,14 @@ class FragmentTable:
     @property
     def num_states(self) -> int:
         """State rows of the store, the zero state included."""
-        extra = self._capacity.extra_fragments * (self._shape.fragment // self._shape.stride)
+        extra = self._capacity.extra_fragments * self._states_each
         return 1 + self._shards * self._capacity.states + extra
 
     def held(self, shard: int, more: int) -> Held:
         """What is kept of a shard once `more` full fragments have come."""
         ring, shape, capacity = self._rings[shard], self._shape, self._capacity
         rows = ring.row + (more + 1) * (shape.fragment + 1)
-        states = ring.state + (more + 1) * (shape.fragment // shape.stride)
+        states = ring.state + (more + 1) * self._states_each
         self._forget(shard, rows - capacity.rows, states - capacity.states, ring.end + more - capacity.fragments)
         return Held(ring.log, ring.first, ring.end)
 

@@ -112,7 +112,7 @@ class StorePlan:
     """Where the frame store lies and how much it holds."""
 
     place: Literal["device", "host"]
-    """device: gathered there, inside the update; host: gathered by the feeding thread, and sent to the GPU."""
+    """device: gathered there, inside the update; host: gathered by the feeding thread, and sent to the device."""
     capacity: Capacity
     fresh_limit: int
     """Fragments that come with one answer at most."""

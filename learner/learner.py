@@ -99,6 +99,7 @@ class Learner:
         self._priorities, self._publisher = priorities, publisher
         self._outbox = Outbox(UNDER_WAY)
         self._inserted_steps = 0
+        self._diverged: DrqnError | None = None
         self._watch = Stopwatch()
         self._reset_stats()
         publisher.publish(self.state.network, self.state.updates, wait=True)
@@ -140,6 +141,7 @@ class Learner:
             DrqnError: training has diverged.
         """
         self._outbox.collect()
+        self._check_diverged()
         means = self._sums / self._arrived if self._arrived else np.full(len(STATISTICS), np.nan)
         loss, td_error, q_value, grad_norm = means.tolist()
         count = self.state.updates - self._stats_from
@@ -169,6 +171,7 @@ class Learner:
             DrqnError: training has diverged; such weights are not worth keeping.
         """
         self._outbox.flush()
+        self._check_diverged()
         return self.state.to_tensors(), {"updates": self.state.updates, "inserted_steps": self._inserted_steps}
 
     def load(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
@@ -218,14 +221,20 @@ class Learner:
         priorities, statistics = outputs[: len(ids)].astype(np.float64), outputs[len(ids) :].astype(np.float64)
         if not np.isfinite(outputs).all():
             loss, td_error, q_value, norm = statistics.tolist()
-            raise DrqnError(
+            self._diverged = DrqnError(
                 f"training diverged at update {update:,}: loss {loss:g}, |td| {td_error:g}, q {q_value:g}, gradient "
                 f"norm {norm:g}; lower learner.learning_rate, or resume from an earlier checkpoint"
             )
+        self._check_diverged()
         self._sums += statistics
         self._arrived += 1
         if self._config.replay.prioritized:
             self._priorities.update_priorities(ids, priorities)
+
+    def _check_diverged(self) -> None:
+        """Once training has diverged, every later call says so."""
+        if self._diverged is not None:
+            raise self._diverged
 
     def _center(self) -> None:
         """Sets the mean picture in both networks; actors get it with the next weights."""

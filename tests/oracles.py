@@ -152,27 +152,34 @@ def fragment_priorities(
     return priorities
 
 
+def folded(picture: npt.NDArray[Any], kernel: int = 8, stride: int = 4) -> npt.NDArray[Any]:
+    """[C, H, W] → [h, w, C·s·s]: s×s neighbours of a channel stand behind each other."""
+    channels, height, width = picture.shape
+    rows, columns = ((size - kernel) // stride + kernel // stride for size in (height, width))
+    out = np.zeros((rows, columns, channels * stride * stride), picture.dtype)
+    for c, y, x in np.ndindex(channels, stride, stride):
+        out[..., (c * stride + y) * stride + x] = picture[c, y::stride, x::stride][:rows, :columns]
+    return out
+
+
 def read_window(config: TrainConfig, episode: PlainEpisode, start: int) -> dict[str, npt.NDArray[Any]]:
-    """One row of a WindowBatch, cell by cell, without state, ids and probabilities."""
-    shape, stack, final = config.window, config.env.stack_frames, episode.num_steps
-    main = shape.unroll + shape.n_step
-    burn_in = min(shape.burn_in, start)
-    blank = np.zeros_like(stack_at(episode, 0, stack))
-    observations = [blank] * shape.total
-    last_actions, last_rewards = [-1] * shape.total, [0.0] * shape.total
-    cells = [(column, start - burn_in + column) for column in range(burn_in)]
-    cells += [(shape.burn_in + k, start + k) for k in range(main) if start + k <= final]
-    for column, step in cells:
-        observations[column] = stack_at(episode, step, stack)
-        last_actions[column] = episode.actions[step - 1] if step else -1
-        last_rewards[column] = episode.rewards[step - 1] if step else 0.0
+    """One row of a `WindowTensors`, cell by cell, without state and steps_left; frames [history + total, ...] raw.
+
+    Column 0 of all but `frames` is the burn-in's first one, `burn_in` steps before `start`, also where the episode has
+    no such step.
+    """
+    shape, final = config.window, episode.num_steps
+    first, main = start - shape.burn_in, shape.unroll + shape.n_step
+    frames = [episode.observations[min(max(first + k, 0), final)] for k in range(-shape.history, shape.total)]
+    seen = config.network.last_action_and_reward
+    steps = range(first, first + shape.total)
     inside = [start + k < final for k in range(main)]
     return {
-        "observations": np.stack(observations),
-        "last_actions": np.array(last_actions),
-        "last_rewards": np.array(last_rewards, np.float32),
+        "frames": np.stack(frames),
+        "last_actions": np.array([episode.actions[s - 1] if seen and 0 < s <= final else -1 for s in steps]),
+        "last_rewards": np.array([episode.rewards[s - 1] if seen and 0 < s <= final else 0 for s in steps], np.float32),
         "actions": np.array([episode.actions[start + k] if inside[k] else 0 for k in range(main)]),
         "rewards": np.array([episode.rewards[start + k] if inside[k] else 0 for k in range(main)], np.float32),
         "mask": np.array(inside[: shape.unroll], np.float32),
-        "burn_in_lengths": np.array(burn_in),
+        "skipped": np.array(max(0, -first)),
     }

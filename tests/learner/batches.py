@@ -1,58 +1,108 @@
-"""Batches for the learner's tests, from a played game."""
+"""Draws for the learner's tests, from a played game."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 
 from drqn_dist.config import TrainConfig
-from drqn_dist.interfaces import EnvSpec, WindowSample
-from learner.batch_loader import TensorBatch, to_device
-from learner.window_reader import WindowReader
+from drqn_dist.interfaces import EnvSpec, FragmentInbox, Fresh, Held, WindowDraws
+from replay_server.replay import Replay
 from tests.fakes import Script
-from tests.play import all_windows, play
+from tests.learner.reading import Read, Reader, fill, full_plan, make_shards
+from tests.play import play
 from tests.tiny import VECTOR, make_network
 
 SCRIPTS = [[Script(13), Script(6, "truncated"), Script(2)], [Script(9, "truncated"), Script(3, "life"), Script(7)]]
+LOG = 1
 
 
-def some_windows(config: TrainConfig, spec: EnvSpec = VECTOR) -> WindowSample:
-    """A sample of every window of a short game: whole ones, short ones, terminated and truncated ones."""
-    played = play(config, spec, SCRIPTS, steps=40, network=make_network(config, spec, seed=9))
-    return all_windows(config, played.sink.payloads)[0]
+@dataclass(frozen=True)
+class Game:
+    """A short game's fragments, and each of its windows once: whole ones, short ones, terminated and truncated ones."""
+
+    payloads: tuple[bytes, ...]
+    windows: WindowDraws
 
 
-def some_batches(config: TrainConfig, count: int, spec: EnvSpec = VECTOR, windows: int = 4) -> list[TensorBatch]:
-    """Batches of windows drawn from that game, with unequal probabilities."""
-    pool = some_windows(config, spec)
-    rng = np.random.default_rng(1)
-    reader = WindowReader(config, spec)
-    batches = []
-    for _ in range(count):
-        rows = rng.choice(len(pool.ids), windows, replace=False)
-        drawn = replace(
+def some_game(config: TrainConfig, spec: EnvSpec = VECTOR, steps: int = 40) -> Game:
+    network = make_network(config, spec, seed=9)
+    payloads = tuple(play(config, spec, SCRIPTS, steps, network).sink.payloads)
+    return game_of(config, payloads)
+
+
+def game_of(config: TrainConfig, payloads: Sequence[bytes]) -> Game:
+    """All windows of these fragments."""
+    (replay,) = make_shards(replace(config, replay=replace(config.replay, shards=1, prioritized=False)))
+    fill([replay], payloads)
+    return Game(tuple(payloads), _every_window(replay))
+
+
+def _every_window(replay: Replay) -> WindowDraws:
+    found = {}
+    while len(found) < replay.stats().windows:
+        draws = replay.sample([64], Held(), 0).draws
+        assert draws is not None
+        found |= {int(number): (draws.starts[i], draws.chains[i]) for i, number in enumerate(draws.ids)}
+    ids = sorted(found)
+    return WindowDraws(
+        ids=np.array(ids),
+        probabilities=np.full(len(ids), 1 / len(ids)),
+        starts=np.array([found[number][0] for number in ids]),
+        chains=np.array([found[number][1] for number in ids]),
+        population=len(ids),
+        inserted_steps=replay.stats().inserted_steps,
+        unheld=np.zeros(0, np.int64),
+        unheld_fragments=(),
+    )
+
+
+class FixedDraws:
+    """A `WindowSource` whose batch number k is always the same, drawn with unequal probabilities; after `count` of them
+    they come again. All fragments come with the first answer."""
+
+    def __init__(
+        self, config: TrainConfig, game: Game, count: int = 3, first: int = 0, picks: Sequence[Sequence[int]] = ()
+    ) -> None:
+        """
+        Args:
+            picks: which of the game's windows make up each of the batches; chosen at random otherwise.
+        """
+        self._config, self._game, self._count = config, game, len(picks) or count
+        self._picks = picks
+        self.taken = first
+
+    def sample(self, batches: int, inbox: FragmentInbox) -> WindowDraws:
+        known = inbox.held(0)
+        if known.log != LOG:
+            inbox.receive(Fresh(LOG, 0, self._game.payloads), 0)
+        drawn = [self._draw((self.taken + k) % self._count) for k in range(batches)]
+        self.taken += batches
+        arrays = {
+            name: np.concatenate([getattr(draws, name) for draws in drawn])
+            for name in ("ids", "probabilities", "starts", "chains")
+        }
+        return replace(self._game.windows, **arrays)
+
+    def _draw(self, number: int) -> WindowDraws:
+        pool, windows = self._game.windows, self._config.learner.batch_windows
+        rng = np.random.default_rng(number)
+        rows = rng.choice(len(pool.ids), windows, replace=windows > len(pool.ids))
+        if self._picks:
+            rows = np.array(self._picks[number])
+        return replace(
             pool,
             ids=pool.ids[rows],
             probabilities=rng.uniform(0.01, 0.2, windows),
-            windows=tuple(pool.windows[row] for row in rows),
+            starts=pool.starts[rows],
+            chains=pool.chains[rows],
         )
-        batches.append(to_device(reader.read(drawn, reader.empty(windows)), torch.device("cpu")))
-    return batches
 
 
-class FixedBatches:
-    """A `BatchSource` that gives these batches, one after the other, over and over."""
-
-    def __init__(self, batches: list[TensorBatch], first: int = 0) -> None:
-        self._batches = batches
-        self._next = first
-
-    def next(self) -> TensorBatch:
-        batch = self._batches[self._next % len(self._batches)]
-        self._next += 1
-        return batch
-
-    def close(self) -> None:
-        """Holds nothing."""
+def some_batches(config: TrainConfig, count: int = 3, spec: EnvSpec = VECTOR, game: Game | None = None) -> list[Read]:
+    """The batches that `FixedDraws` gives, read."""
+    source = FixedDraws(config, game or some_game(config, spec), count)
+    reader = Reader(config, spec, source, full_plan(config, spec))
+    return [reader.next() for _ in range(count)]

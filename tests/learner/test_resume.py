@@ -9,7 +9,7 @@ import torch
 from drqn_dist import checkpoint
 from drqn_dist.errors import CheckpointError
 from drqn_dist.interfaces import EnvSpec
-from tests.learner.batches import some_batches
+from tests.learner.batches import some_game
 from tests.learner.bench import PRIORITIZED, Bench, bench
 from tests.tiny import IMAGE, VECTOR, tiny_config
 
@@ -25,16 +25,16 @@ def test_save_and_load_go_on_bit_for_bit_as_if_nothing_had_happened(
     sections = {
         "network": {"core": core, "torso": torso},
         "learner": {"optimizer": optimizer, "target_period_updates": 3, "learning_rate": 1e-2},
-        "replay": PRIORITIZED,
+        "replay": PRIORITIZED | {"capacity_steps": 500},
     }
-    batches = some_batches(tiny_config(**sections), 5, spec)
-    straight = Bench(tiny_config(**sections), batches, spec=spec)
+    game = some_game(tiny_config(**sections), spec)
+    straight = Bench(tiny_config(**sections), 5, spec=spec, game=game)
     straight.update(9)
 
-    stopped = Bench(tiny_config(**sections), batches, spec=spec)
+    stopped = Bench(tiny_config(**sections), 5, spec=spec, game=game)
     stopped.update(4)
     checkpoint.save(tmp_path / "c", *stopped.learner.save())
-    resumed = Bench(tiny_config(**sections, seed=99), batches, first=4, spec=spec)
+    resumed = Bench(tiny_config(**sections, seed=99), 5, first=4, spec=spec, game=game)
     resumed.learner.load(*checkpoint.load(tmp_path / "c"))
     assert resumed.learner.state.updates == 4
     snapshot = resumed.publisher.latest(3)
@@ -55,7 +55,7 @@ def test_save_and_load_go_on_bit_for_bit_as_if_nothing_had_happened(
 
 def test_a_checkpoint_of_no_update_can_be_loaded() -> None:
     trained = bench()
-    resumed = Bench(tiny_config(seed=5), trained.batches)
+    resumed = Bench(tiny_config(seed=5), game=trained.game)
     resumed.learner.load(*trained.learner.save())
     trained.update(2)
     resumed.update(2)
@@ -77,7 +77,7 @@ def test_a_checkpoint_of_another_network_or_optimizer_is_refused_and_changes_not
 ) -> None:
     other = bench()
     other.update(2)
-    mine = Bench(tiny_config(**change, seed=3), [])
+    mine = Bench(tiny_config(**change, seed=3), game=other.game)
     before = mine.learner.save()
     with pytest.raises(CheckpointError, match=message):
         mine.learner.load(*other.learner.save())
@@ -93,7 +93,7 @@ def test_an_incomplete_checkpoint_is_refused_and_changes_nothing(lost: str) -> N
     other.update(2)
     tensors, meta = other.learner.save()
     del tensors[lost]
-    mine = Bench(tiny_config(seed=3), other.batches)
+    mine = Bench(tiny_config(seed=3), game=other.game)
     before = mine.learner.save()
     with pytest.raises(CheckpointError, match=r"belongs to another (network|optimizer)"):
         mine.learner.load(tensors, meta)
