@@ -166,8 +166,9 @@ class MlpTorso(nn.Module):
         return frames.flatten(1)
 
     def prepare(self, folded: Tensor, dtype: torch.dtype) -> Tensor:
-        """uint8 pixels become 0..1; others stay as they are, in float32."""
-        return folded.to(torch.float32) / 255.0 if folded.dtype == torch.uint8 else folded
+        """uint8 pixels become 0..1, others stay as they are."""
+        values = folded.to(torch.float32) / 255.0 if folded.dtype == torch.uint8 else folded
+        return values.to(dtype)
 
     def features(self, prepared: Tensor) -> Tensor:
         """float32 [N, stack·D] → float [N, units]."""

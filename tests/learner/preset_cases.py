@@ -72,7 +72,7 @@ def scaled_case(name: str) -> Case:
         config,
         network=replace(config.network, **units),
         learner=learner,
-        replay=replace(config.replay, window_stride_steps=2 * bool(config.replay.window_stride_steps)),
+        replay=replace(config.replay, window_stride_steps=2 if config.replay.window_stride_steps else None),
         actor=replace(config.actor, fragment_steps=4),
     )
     if spec.is_image:
