@@ -163,7 +163,7 @@ def _scale(argv: Sequence[str]) -> None:
     from drqn_dist.scaling.text import measured_text, simulated_text
 
     result = run_scale(args)
-    text = simulated_text if args.simulates else measured_text
+    text = measured_text if args.simulate is None else simulated_text
     print(json.dumps(result) if args.json else text(result))
 
 

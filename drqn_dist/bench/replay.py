@@ -8,20 +8,20 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from learner.batch_loader import DirectLoader
+from learner.window_reader import WindowReader
 
 from drqn_dist.bench import BenchSettings
 from drqn_dist.bench.figures import Figures, rate
 from drqn_dist.bench.fill import copies, fill, measure_memory, unblocked
 from drqn_dist.bench.learner import bare_learner, updates_per_s
 from drqn_dist.bench.play import frames_from, play
-from drqn_dist.bench.shards import process_costs, shard_costs
+from drqn_dist.bench.shards import shard_costs
 from drqn_dist.codec import decode_header
 from drqn_dist.config import TrainConfig
 from drqn_dist.envs.make import env_spec
 from drqn_dist.interfaces import WeightSnapshot
-from learner.batch_loader import DirectLoader
 from learner.learner import resolve_device
-from learner.window_reader import WindowReader
 from replay_server.replay import Replay, make_replay
 
 MAX_STEPS = 100_000
@@ -36,8 +36,7 @@ def bench_replay(config: TrainConfig, settings: BenchSettings, weights: WeightSn
 
     Returns:
         bytes_per_frame (everything stored, per agent step), raw_bytes_per_frame, pushes_per_s, windows_per_s,
-        learner_windows_per_s, ratio, those of `shard_costs` and `process_costs`, spread; steps_per_push, frames_from,
-        env; memory_steps,
+        learner_windows_per_s, ratio, those of `shard_costs`, spread; steps_per_push, frames_from, env; memory_steps,
         memory_bytes (the whole process that holds them) and memory_bytes_per_million_steps (its growth, scaled).
     """
     spec = env_spec(config.env)
@@ -72,7 +71,6 @@ def bench_replay(config: TrainConfig, settings: BenchSettings, weights: WeightSn
         figures.add(pushes_per_s=pushes, windows_per_s=drawn, learner_windows_per_s=trained, ratio=drawn / trained)
 
     costs = shard_costs(config, spec, supply, capacity, settings.repeats)
-    costs = costs.joined(process_costs(config, spec, supply, settings.repeats))
     before, after = measure_memory(payloads, config.replay, config.window, settings.memory_steps)
     return figures.joined(costs).result() | {
         "steps_per_push": config.window.fragment,

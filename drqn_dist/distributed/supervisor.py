@@ -286,7 +286,7 @@ class RaySession:
         if pulse is not None:
             role.process, role.node = pulse.process, pulse.node
         if isinstance(result, remote.LearnerPulse):
-            self._report.events.append(result.note)
+            self._report.notes.append(result.note)
         if kind == "pulse" and role.shard >= 0:
             self._replay_stats[role.shard], self._replay_states[role.shard] = result.stats, result.state
             self._report.replay = total_stats([stats for stats in self._replay_stats if stats is not None])

@@ -1,12 +1,10 @@
-"""`drqn-dist scale`: measures how a run scales, fits laws to it, and simulates what cannot be measured here.
+"""`drqn-dist scale`: measures how a run scales, fits laws to it, and predicts other machines.
 
-    settings   what is asked for                       points     measured points and their folder
-    measure    one point                               crowding   how busy neighbours slow a core
-    busy       how busy the cores are                  shard      what a replay shard costs
-    nodes      several Ray nodes on this machine
-    fits       Amdahl's law, Universal Scalability     report     table, summary, bottleneck;  picture, text: shown
-    profile    what a simulation needs                 parts, simulate, forecast   the model and what it says
+    settings   what is asked for                  points    measured points and their folder
+    measure    one point                          shard     what calls to the replay cost
+    fits       Amdahl's law, USL                  report    table, summary, bottleneck;  picture, text: shown
+    profile    service times, from points         predict   bounds from them
     sweep      the command itself
 
-Light to import: scipy, simpy and torch come with the modules that need them.
+Light to import: scipy and torch come with the modules that need them.
 """

@@ -2,12 +2,11 @@
 
 Amdahl 1967: X(n) = X₁·n / (1 + σ(n − 1)), where σ is the serial share of the work.
 Gunther 2007 (Guerrilla Capacity Planning): X(n) = X₁·n / (1 + σ(n − 1) + κn(n − 1)), where κ is the cost of keeping
-each pair of workers coherent; the throughput then peaks at n = √((1 − σ)/κ).
+each pair of workers coherent.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -38,12 +37,6 @@ class Fit:
         """Predicted for so many actors."""
         return _model(np.asarray(n, np.float64), *self.parameters.values())
 
-    @property
-    def peak(self) -> float | None:
-        """The number of actors with the greatest throughput; None where it grows for ever."""
-        sigma, kappa = self.parameters["sigma"], self.parameters.get("kappa", 0.0)
-        return math.sqrt((1 - sigma) / kappa) if kappa > 0 and sigma < 1 else None
-
 
 def fit(law: Law, actors: Sequence[int], throughput: Sequence[float]) -> Fit:
     """Least squares of relative errors (a machine's speed varies by a share of itself); the intervals are Student's,
@@ -57,13 +50,9 @@ def fit(law: Law, actors: Sequence[int], throughput: Sequence[float]) -> Fit:
     """
     names = PARAMETERS[law]
     n, x = np.asarray(actors, np.float64), np.asarray(throughput, np.float64)
-    distinct = len(set(actors))
-    if distinct < len(names):
-        raise ConfigError(
-            f"{law} has {len(names)} parameters ({', '.join(names)}), but {distinct} different "
-            f"number{'s' * (distinct != 1)} of actors {'were' if distinct != 1 else 'was'} measured; "
-            "add some to --actors"
-        )
+    if len(set(actors)) < len(names):
+        found = ", ".join(map(str, sorted(set(actors))))
+        raise ConfigError(f"{law} needs {len(names)} numbers of actors, measured were {found}; add some to --actors")
     if not (np.isfinite(x).all() and (x > 0).all()):
         raise ConfigError(f"{law} cannot be fitted to a throughput of {x.min():g}")
     start = [float(np.median(x[n == n.min()] / n.min())), *[0.0] * (len(names) - 1)]
@@ -79,9 +68,8 @@ def fit(law: Law, actors: Sequence[int], throughput: Sequence[float]) -> Fit:
     if exact:
         return Fit(law, parameters, None)
     reach = stats.t.ppf(0.5 + CONFIDENCE / 2, len(x) - len(names)) * np.sqrt(np.diag(covariance))
-    return Fit(
-        law, parameters, {k: (v - r, v + r) for (k, v), r in zip(parameters.items(), reach.tolist(), strict=True)}
-    )
+    pairs = zip(parameters.items(), reach.tolist(), strict=True)
+    return Fit(law, parameters, {name: (value - r, value + r) for (name, value), r in pairs})
 
 
 def _model(n: Floats, x1: Any, sigma: Any, kappa: Any = 0.0) -> Floats:

@@ -42,7 +42,7 @@ class SerialSession:
         self.replay = make_replay(config)
         self.publisher = WeightPublisher()
         plan = plan_frame_store(config, spec)
-        self._events = [str(plan)]
+        self._notes = [str(plan)]
         source = LocalSource(self.replay, config.learner.batch_windows)
         self.learner = Learner(config, spec, source, self.replay, self.publisher, plan)
         meta = restored.meta if restored else {}
@@ -60,8 +60,8 @@ class SerialSession:
         self._next_eval = next_multiple(self.learner.state.updates, config.eval.period_updates)
 
     def advance(self, seconds: float, stopping: Callable[[], bool] = never) -> Report:
-        report, deadline = Report(events=self._events), time.monotonic() + seconds
-        self._events = []
+        report, deadline = Report(notes=self._notes), time.monotonic() + seconds
+        self._notes = []
         while (
             self.agent_steps < self._config.total_steps
             and not stopping()

@@ -24,6 +24,8 @@ class Report:
     """In order; several pieces of work may have finished."""
     replay: ReplayStats | None = None
     evaluations: list[Evaluation] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """What the roles say of how they were set up."""
     events: list[str] = field(default_factory=list)
     """What a person should know: a role failed and was started again, and so on."""
 

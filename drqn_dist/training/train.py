@@ -169,7 +169,7 @@ class _Run:
         values, shown = self._monitor.take(report)
         self._log(log, values, progress)
         progress.update(shown)
-        for event in report.events:
+        for event in (*report.notes, *report.events):
             progress.message(event)
         for evaluation in report.evaluations:
             progress.message(f"evaluation at update {evaluation.version:,}: {_scores(evaluation)}")

