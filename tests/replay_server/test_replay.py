@@ -111,6 +111,7 @@ def test_only_fragments_that_are_read_and_not_kept_come_along_with_a_draw() -> N
     assert came(Held(log, 0, 4), 1) == []  # 4 comes as the fresh one
     assert came(Held(log, 1, 2), 2) == [4]  # 2 and 3 come
     assert came(Held(log + 1, 0, 10), 4) == [4]  # of another log: 0 ... 3 come
+    assert came(Held(log + 1, 4, 10), 10) == []  # all come
     assert came(Held(), 10) == []
 
 

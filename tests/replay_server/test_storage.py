@@ -26,10 +26,13 @@ class Twin:
     def add(self, piece: Piece) -> None:
         header = decode_header(piece.payload, 2**20)
         while not self.store.has_room(piece.num_steps, len(piece.payload)):
-            del self.pieces[self.store.pop_oldest().serial]
+            self.drop_oldest()
         self.pieces[self.store.next_serial] = piece
         self.store.add(piece.payload, header, self._windows, 1)
         self._windows += 1
+
+    def drop_oldest(self) -> None:
+        del self.pieces[self.store.pop_oldest().serial]
 
     def serials(self) -> Stored:
         return {(piece.episode, piece.first_step // LENGTH): serial for serial, piece in self.pieces.items()}
@@ -85,11 +88,16 @@ def test_chains_are_those_of_a_plain_dictionary_while_fragments_come_in_any_orde
 
 def test_links_survive_the_growth_of_their_ring() -> None:
     rng = np.random.default_rng(0)
-    twin = Twin(capacity_steps=5_000)
-    for piece in stream(rng, 400):
-        twin.add(piece)
-    assert twin.store.oldest_serial > 0, "the ring has also gone round"
-    assert len(twin.store) > 2 * 1024 == len(twin.store._links) // 2
+    twin = Twin()
+    pieces = iter(stream(rng, 500))
+    for _ in range(1_000):
+        twin.add(next(pieces))
+    for _ in range(700):
+        twin.drop_oldest()
+    for _ in range(1_500):
+        twin.add(next(pieces))
+    # When 1,024 were stored the oldest was the 700th, in the middle of the ring.
+    assert (len(twin.store), len(twin.store._links)) == (1_800, 2_048)
     twin.store.check_valid()
     twin.check_chains(rng, count=200, most=4)
 

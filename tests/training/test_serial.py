@@ -16,15 +16,13 @@ from drqn_dist.envs.make import env_spec
 from drqn_dist.errors import CheckpointError, ConfigError
 from drqn_dist.experiments.run_folder import Summary
 from drqn_dist.metrics import read_metrics
+from drqn_dist.training.memory import plan_frame_store
 from drqn_dist.training.serial import SerialSession, next_multiple
 from drqn_dist.training.session import Report, Saved
 from drqn_dist.training.train import train
-from learner.batch_loader import DirectLoader
 from learner.learner import Learner
-from learner.window_reader import WindowReader
+from replay_server.replay import LocalSource
 from tests.runs import maze_config
-
-CPU = torch.device("cpu")
 
 
 @contextmanager
@@ -75,8 +73,9 @@ def test_save_load_and_go_on_equals_never_having_stopped(core: str, tmp_path: Pa
         checkpoint.save(tmp_path / "checkpoint.safetensors", saved.tensors, saved.meta)
         tensors, meta = checkpoint.load(tmp_path / "checkpoint.safetensors")
         spec = env_spec(config.env)
-        loader = DirectLoader(stopped.replay, WindowReader(config, spec), config.learner.batch_windows, CPU)
-        stopped.learner = Learner(config, spec, loader, stopped.replay, stopped.publisher)
+        source = LocalSource(stopped.replay, config.learner.batch_windows)
+        plan = plan_frame_store(config, spec)
+        stopped.learner = Learner(config, spec, source, stopped.replay, stopped.publisher, plan)
         stopped.learner.load(tensors, meta["learner"])
         stopped.replay.set_state(meta["replay"][0])
         run_until(stopped, 60)
