@@ -96,7 +96,7 @@ def test_a_replay_counts_its_calls_and_what_they_cost(tmp_path: Path, payloads: 
 
 
 def test_a_replay_answers_what_it_is_told_of_others_and_of_the_learner(tmp_path: Path, payloads: list[bytes]) -> None:
-    role = ReplayRole(maze_config(tmp_path, replay={"min_steps": 10**5, "shards": 2}, mode="ray", actors=2), 1)
+    role = ReplayRole(maze_config(tmp_path, replay={"min_steps": 900, "shards": 2}, mode="ray", actors=2), 1)
     role.begin(None)
     role.push(payloads[:10])
     answer = role.sample([8], Held(), 3, 0.0, 64, None)
@@ -104,7 +104,7 @@ def test_a_replay_answers_what_it_is_told_of_others_and_of_the_learner(tmp_path:
     assert list(answer.fresh.fragments) == payloads[:3]
     assert answer.fresh.first == SHARD_STRIDE
     held = Held(answer.fresh.log, SHARD_STRIDE, SHARD_STRIDE + 3)
-    answer = role.sample([8], held, 3, 0.0, 64, Balance(10**5, debt=0, drawable=True))
+    answer = role.sample([8], held, 3, 0.0, 64, Balance(900, debt=0, drawable=True))
     assert answer.draws is not None, "the other shard has been filled"
     assert list(answer.fresh.fragments) == payloads[3:6]
     assert (answer.draws.chains[:, 0] >= SHARD_STRIDE).all()
@@ -229,6 +229,7 @@ def test_draws_through_ray_are_those_of_the_same_replay_here(
     local_ray: None, tmp_path: Path, payloads: list[bytes]
 ) -> None:
     config = maze_config(tmp_path, mode="ray", replay={"rate_tolerance_steps": 10**6})  # nobody blocks
+    others = len(role_processes("Replay"))
     (replay,) = remote_replay.start_replay(config, "test-of-draws")
     twin = make_shard(config, 0)  # of the same seed, hence with the same draws
     sources = [RemoteSource([handle], 8, 8, seed=0) for handle in (replay, _Answers(sample=twin.sample))]
@@ -254,6 +255,7 @@ def test_draws_through_ray_are_those_of_the_same_replay_here(
     assert log == list(enumerate(payloads)), "each once, in order"
     assert sum(sizes) > 0, "a learner with room for half of it is sent the rest as it is drawn"
     ray.kill(replay)
+    until(lambda: len(role_processes("Replay")) == others, "the replay to end")
 
 
 @pytest.mark.ray
@@ -389,17 +391,25 @@ def test_what_others_drew_is_dropped_when_a_shard_dies_in_the_midst_of_a_call(lo
     untyped: Any = ray
     handles = [untyped.remote(_Mortal).remote(shard) for shard in range(2)]
     source = RemoteSource(handles, 16, 4, seed=0)
-    assert source.sample(2, keeper) is None
-    assert source.sample(2, keeper) is not None
+
+    def drawn_from() -> set[int]:
+        draws = source.sample(2, keeper)
+        return set() if draws is None else set((draws.ids // SHARD_STRIDE).tolist())
+
+    until(lambda: drawn_from() == {0, 1}, "both to be drawn from")
     ray.get(handles[1].die_at_next.remote())
     assert source.sample(2, keeper) is None
-    draws = source.sample(2, keeper)
-    assert draws is not None
-    assert set((draws.ids // SHARD_STRIDE).tolist()) == {0}, "the other serves alone"
+    until(lambda: drawn_from() == {0}, "the other to serve alone")
     ray.kill(handles[0])
-    with pytest.raises(ActorDiedError):
-        while True:
+
+    def gone() -> bool:
+        try:
             source.sample(2, keeper)
+        except ActorDiedError:
+            return True
+        return False
+
+    until(gone, "word that no shard is left")
 
 
 @pytest.mark.ray
