@@ -23,7 +23,9 @@ from drqn_dist.bench.play import frames_from, play
 from drqn_dist.codec import decode_header
 from drqn_dist.config import TrainConfig
 from drqn_dist.distributed import remote, remote_replay
+from drqn_dist.distributed.channels import RAY
 from drqn_dist.distributed.local_ray import LocalRay
+from drqn_dist.distributed.placement import learner_gpus
 from drqn_dist.envs.make import env_spec
 from drqn_dist.interfaces import EnvSpec, WeightSnapshot
 from drqn_dist.training.memory import STORE_BYTES, plan_frame_store
@@ -57,13 +59,12 @@ def bench_learner(
     transitions = config.learner.batch_windows * config.learner.unroll_steps
     feeder = _Feeder(payloads, ratio, config.replay.max_fragment_bytes)
     figures = Figures()
-    untyped: Any = ray  # its annotations know neither of these
     with closing(LocalRay(None, cpus=2, store_bytes=STORE_BYTES)):
         run = f"bench-{uuid.uuid4().hex}"
         (replay,) = remote_replay.start_replay(config, run)
         ray.get(replay.push.remote(payloads))
-        gpus = int(config.learner.device != "cpu" and untyped.cluster_resources().get("GPU", 0) >= 1)
-        role = untyped.remote(num_cpus=1, num_gpus=gpus, concurrency_groups={"weights": 1})(_LearnerRole)
+        gpus = learner_gpus(config)
+        role = RAY.remote(num_cpus=1, num_gpus=gpus, concurrency_groups={"weights": 1})(_LearnerRole)
         learner = role.remote(config, spec, run)
         device = ray.get(learner.catch_up.remote(len(payloads)))
 
@@ -72,7 +73,7 @@ def bench_learner(
             before = ray.get(replay.work.remote()).cpu_s
             running = learner.pipeline.remote(settings.seconds)
             feed(running, replay)
-            piece = ray.get(running)
+            piece: Piece = ray.get(running)
             found = piece.figures(transitions, ray.get(replay.work.remote()).cpu_s - before)
             figures.add(**{prefix + name: value for name, value in found.items()})
             return found["updates_per_s"]
