@@ -162,7 +162,7 @@ def plan_store(
     if learner.frame_store_bytes is not None:
         budgets = dict.fromkeys(budgets, float(learner.frame_store_bytes))
     if learner.frame_store != "auto":
-        budgets = {learner.frame_store: max(budgets.values())}
+        budgets = {learner.frame_store: budgets.get(learner.frame_store, budgets["device"])}
     place = next((name for name, room in budgets.items() if needed(wanted) <= room), None)
     fragments = wanted
     if place is None:

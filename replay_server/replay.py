@@ -210,9 +210,9 @@ class Replay:
         first, end = windows.steps_read(window, starts)
         chains = self._store.chains(owners, first, end, window.most_fragments)
         read = np.unique(chains[chains >= 0])
-        # What the learner keeps and what comes along are one run of serial numbers, unless it has fallen far behind.
-        contiguous = held.log == fresh.log and held.end == fresh.first
-        kept = held.first if contiguous else fresh.first
+        # What the learner keeps and what comes along are one run of serial numbers; where it has fallen far behind,
+        # everything stored lies behind both.
+        kept = held.first if held.log == fresh.log else fresh.first
         unheld = read[(read < kept) | (read >= fresh.first + len(fresh.fragments))]
         return WindowDraws(
             ids=ids,

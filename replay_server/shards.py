@@ -1,7 +1,7 @@
 """Several replays that together are one: whom to ask for how many windows, and what their answers amount to.
 
-Nobody stands between the shards. Whoever samples (a loader) keeps a ledger of what each shard told last, asks all of
-them at once, and tells each what the others have counted; so the rate limiters of all shards see the whole replay's
+Nobody stands between the shards. Whoever samples (the learner) keeps a ledger of what each shard told last, asks all
+of them at once, and tells each what the others have counted; so the rate limiters of all shards see the whole replay's
 ratio, as of the last call.
 """
 

@@ -1,10 +1,14 @@
-"""The learner in the full pipeline beside the same training step on one batch that is always there."""
+"""The learner in the full pipeline beside the same update on one batch that is always there."""
 
 from __future__ import annotations
 
+import math
+import time
 import uuid
+from collections import deque
+from collections.abc import Callable
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,98 +18,207 @@ import torch
 
 from drqn_dist.bench import BenchSettings
 from drqn_dist.bench.figures import Figures
-from drqn_dist.bench.fill import unblocked
+from drqn_dist.bench.fill import copies, unblocked
 from drqn_dist.bench.play import frames_from, play
+from drqn_dist.codec import decode_header
 from drqn_dist.config import TrainConfig
 from drqn_dist.distributed import remote, remote_replay
+from drqn_dist.distributed.channels import RAY
 from drqn_dist.distributed.local_ray import LocalRay
+from drqn_dist.distributed.placement import learner_gpus
 from drqn_dist.envs.make import env_spec
 from drqn_dist.interfaces import EnvSpec, WeightSnapshot
-from drqn_dist.network.q_network import NetworkInput
-from drqn_dist.training.memory import object_store_bytes
-from learner.batch_loader import TensorBatch
+from drqn_dist.training.memory import STORE_BYTES, plan_frame_store
+from learner.feed import WAITING_DRAWS
 from learner.learner import Learner
 from learner.weight_publisher import WeightPublisher
+from replay_server.replay import LocalSource, Replay
+
+FEED_PERIOD_S = 0.05
+"""How often the feeder looks how much has been trained."""
 
 
 def bench_learner(
     config: TrainConfig, settings: BenchSettings, weights: WeightSnapshot | None = None
 ) -> dict[str, Any]:
-    """Updates per second of a learner process that draws from a filled replay process through Ray, decodes and sends
-    priorities back, while no actor runs; and of the bare training step in the same process. Measured in turn.
+    """Updates per second of a learner process that draws from a filled replay process through Ray and sends priorities
+    back, and of the bare update in the same process. Measured in turn: bare; with idle actors; and fed, where fragments
+    that were encoded before come at the configured samples per insert.
 
     Returns:
-        updates_per_s, bare_updates_per_s, ratio, spread; env, frames_from, batch_windows, unroll_steps.
+        updates_per_s, transitions_per_s (of batch_windows · unroll_steps an update) and cpu_s_per_1000_transitions (CPU
+        time of learner and replay process) with idle actors; the same fed, with fed_ before their names;
+        bare_updates_per_s; ratio (updates_per_s over it), spread; env, device, frames_from, batch_windows,
+        unroll_steps.
     """
-    config = replace(config, replay=replace(unblocked(config.replay, config.replay.capacity_steps), shards=1))
+    ratio = config.replay.samples_per_insert
+    settings_of_replay = replace(unblocked(config.replay, config.replay.capacity_steps), shards=1)
+    config = replace(config, mode="ray", replay=settings_of_replay)
     spec = env_spec(config.env)
     payloads = play(config, spec, settings.play_steps, weights)
+    transitions = config.learner.batch_windows * config.learner.unroll_steps
+    feeder = _Feeder(payloads, ratio, config.replay.max_fragment_bytes)
     figures = Figures()
-    untyped: Any = ray  # its annotations know neither of these
-    with closing(LocalRay(None, cpus=2 + config.learner.loaders, store_bytes=object_store_bytes(config, spec))):
+    with closing(LocalRay(None, cpus=2, store_bytes=STORE_BYTES)):
         run = f"bench-{uuid.uuid4().hex}"
-        (replay,) = remote_replay.start_replay(config, spec, run)
+        (replay,) = remote_replay.start_replay(config, run)
         ray.get(replay.push.remote(payloads))
-        gpus = int(config.learner.device != "cpu" and untyped.cluster_resources().get("GPU", 0) >= 1)
-        role = untyped.remote(num_cpus=1, num_gpus=gpus, concurrency_groups={"weights": 1})(_LearnerRole)
-        loaders = remote_replay.start_loaders(config, spec, run)
+        gpus = learner_gpus(config)
+        role = RAY.remote(num_cpus=1, num_gpus=gpus, concurrency_groups={"weights": 1})(_LearnerRole)
         learner = role.remote(config, spec, run)
+        device = ray.get(learner.catch_up.remote(len(payloads)))
+
+        def measure(prefix: str, feed: Callable[[Any, Any], None]) -> float:
+            ray.get(learner.drain.remote())
+            before = ray.get(replay.work.remote()).cpu_s
+            running = learner.pipeline.remote(settings.seconds)
+            feed(running, replay)
+            piece: Piece = ray.get(running)
+            found = piece.figures(transitions, ray.get(replay.work.remote()).cpu_s - before)
+            figures.add(**{prefix + name: value for name, value in found.items()})
+            return found["updates_per_s"]
+
         for _ in range(settings.repeats):
             bare = ray.get(learner.bare_updates_per_s.remote(settings.seconds))
-            full = ray.get(learner.updates_per_s.remote(settings.seconds))
-            figures.add(updates_per_s=full, bare_updates_per_s=bare, ratio=full / bare)
-        del loaders  # they end with their handles
+            full = measure("", lambda running, replay: None)
+            figures.add(bare_updates_per_s=bare, ratio=full / bare)
+            feeder.encode(math.ceil(full * transitions * settings.seconds / ratio))
+            measure("fed_", feeder.run)
     return figures.result() | {
         "env": config.env.id,
+        "device": device,
         "frames_from": frames_from(weights),
         "batch_windows": config.learner.batch_windows,
         "unroll_steps": config.learner.unroll_steps,
     }
 
 
+class _Feeder:
+    """Stands for actors: pushes fragments, each one once, while the learner trains."""
+
+    def __init__(self, payloads: list[bytes], ratio: float, max_bytes: int) -> None:
+        """
+        Args:
+            payloads: those pushed are copies of these.
+            ratio: samples per insert.
+        """
+        self._supply = (payload for pieces in copies(payloads, max_bytes) for payload in pieces)
+        self._ratio, self._max_bytes = ratio, max_bytes
+        self._ready: deque[bytes] = deque()
+
+    def encode(self, steps: int) -> None:
+        """Has at least so many steps ready; what `run` needs beyond them it encodes meanwhile."""
+        missing = steps - sum(map(self._steps, self._ready))
+        while missing > 0:
+            self._ready.append(next(self._supply))
+            missing -= self._steps(self._ready[-1])
+
+    def run(self, running: Any, replay: Any) -> None:
+        """Pushes as much as what is sampled asks for, until this call is answered."""
+        before, pushed = _sampled_steps(replay), 0
+        while not ray.wait([running], timeout=FEED_PERIOD_S)[0]:
+            owed = (_sampled_steps(replay) - before) / self._ratio
+            fragments = []
+            while pushed < owed:
+                fragments.append(self._ready.popleft() if self._ready else next(self._supply))
+                pushed += self._steps(fragments[-1])
+            if fragments:
+                ray.get(replay.push.remote(fragments))
+
+    def _steps(self, payload: bytes) -> int:
+        return decode_header(payload, self._max_bytes).num_steps
+
+
+def _sampled_steps(replay: Any) -> int:
+    return int(ray.get(replay.pulse.remote()).stats.sampled_steps)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What the learner did in a measurement."""
+
+    updates: int
+    seconds: float
+    cpu_s: float
+    """Of its process."""
+
+    def figures(self, transitions: int, replay_cpu_s: float) -> dict[str, float]:
+        """
+        Args:
+            transitions: of an update.
+            replay_cpu_s: CPU time of the replay's process meanwhile.
+        """
+        trained = self.updates * transitions
+        return {
+            "updates_per_s": self.updates / self.seconds,
+            "transitions_per_s": trained / self.seconds,
+            "cpu_s_per_1000_transitions": 1000 * (self.cpu_s + replay_cpu_s) / trained,
+        }
+
+
 class _LearnerRole(remote.LearnerRole):
-    """The real role, and a second learner beside it that trains on one batch."""
+    """The real role, and its update on one batch."""
 
-    def __init__(self, config: TrainConfig, spec: EnvSpec, run: str) -> None:
-        super().__init__(config, spec, run)
-        self._bare = bare_learner(config, spec, self._loader.next())
-
-    def updates_per_s(self, seconds: float) -> float:
+    def catch_up(self, fragments: int) -> str:
+        """Trains until so many fragments have come; answers the device's name."""
         torch.set_num_threads(self._config.learner.torch_threads)  # a thread's own setting, and this is a new one
-        # Batches that were loaded while the bare learner ran would flatter the pipeline.
-        self._learner.run(seconds / 4)
-        return updates_per_s(self._learner, seconds)
+        draws = math.ceil(fragments / self._plan.fresh_limit) + WAITING_DRAWS + 1
+        for _ in range(draws * self._config.batches_per_draw):
+            self._learner.update()
+        self._bare = bare_update(self._learner)
+        device = next(self._learner.state.network.parameters()).device
+        return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+    def drain(self) -> None:
+        """Draws that were prepared while the learner did something else would flatter the pipeline."""
+        torch.set_num_threads(self._config.learner.torch_threads)
+        for _ in range((WAITING_DRAWS + 2) * self._config.batches_per_draw):
+            self._learner.update()
+
+    def pipeline(self, seconds: float) -> Piece:
+        torch.set_num_threads(self._config.learner.torch_threads)
+        cpu_s = time.process_time()
+        updates, elapsed = finished(self._learner.update, seconds)
+        return Piece(updates, elapsed, time.process_time() - cpu_s)
 
     def bare_updates_per_s(self, seconds: float) -> float:
         torch.set_num_threads(self._config.learner.torch_threads)
-        self._bare.run(seconds / 4)
-        return updates_per_s(self._bare, seconds)
+        finished(self._bare, seconds / 4)
+        updates, elapsed = finished(self._bare, seconds)
+        return updates / elapsed
 
 
-def bare_learner(config: TrainConfig, spec: EnvSpec, batch: TensorBatch) -> Learner:
-    """A learner that trains on a copy of this batch for ever; its priorities go nowhere."""
-    return Learner(config, spec, _Resident(batch), _Nowhere(), WeightPublisher())
+def bare_update(learner: Learner) -> Callable[[], object]:
+    """This learner's update on its next batch, again and again; its priorities go nowhere."""
+    batch = learner.feed.next()
+    device = next(learner.state.network.parameters()).device
+    places, weights = batch.places.to(device, copy=True), batch.weights.to(device, copy=True)
+    gathered = batch.gathered and type(batch.gathered)(*(x.to(device) for x in batch.gathered))
+    resident = batch._replace(places=places, weights=weights, gathered=gathered)
+    return lambda: learner.step(resident)
 
 
-def updates_per_s(learner: Learner, seconds: float) -> float:
-    """Over about this long."""
-    stats = learner.run(seconds)
-    return stats.new_updates / (stats.wait_s + stats.train_s)
+def lonely_learner(config: TrainConfig, spec: EnvSpec, replay: Replay) -> Learner:
+    """A learner beside this replay, in the same process and thread."""
+    config = replace(config, mode="serial")
+    source = LocalSource(replay, config.learner.batch_windows)
+    return Learner(config, spec, source, _Nowhere(), WeightPublisher(), plan_frame_store(config, spec))
 
 
-class _Resident:
-    """A BatchSource of one batch."""
+def finished(update: Callable[[], object], seconds: float) -> tuple[int, float]:
+    """Updates that were begun within this time, and the seconds until the last of them was finished."""
+    _await_device()
+    start, updates = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds or not updates:
+        update()
+        updates += 1
+    _await_device()
+    return updates, time.perf_counter() - start
 
-    def __init__(self, batch: TensorBatch) -> None:
-        # The loader reuses the tensors' memory; all else is the batch's own.
-        copied: dict[str, Any] = {name: x.clone() for name, x in batch._asdict().items() if isinstance(x, torch.Tensor)}
-        self._batch = batch._replace(inputs=NetworkInput(*(x.clone() for x in batch.inputs)), **copied)
 
-    def next(self) -> TensorBatch:
-        return self._batch
-
-    def close(self) -> None:
-        """Holds nothing."""
+def _await_device() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 class _Nowhere:

@@ -8,20 +8,17 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from learner.batch_loader import DirectLoader
-from learner.window_reader import WindowReader
 
 from drqn_dist.bench import BenchSettings
 from drqn_dist.bench.figures import Figures, rate
 from drqn_dist.bench.fill import copies, fill, measure_memory, unblocked
-from drqn_dist.bench.learner import bare_learner, updates_per_s
+from drqn_dist.bench.learner import bare_update, finished, lonely_learner
 from drqn_dist.bench.play import frames_from, play
 from drqn_dist.bench.shards import shard_costs
 from drqn_dist.codec import decode_header
 from drqn_dist.config import TrainConfig
 from drqn_dist.envs.make import env_spec
-from drqn_dist.interfaces import WeightSnapshot
-from learner.learner import resolve_device
+from drqn_dist.interfaces import SHARD_STRIDE, Held, WeightSnapshot
 from replay_server.replay import Replay, make_replay
 
 MAX_STEPS = 100_000
@@ -31,8 +28,9 @@ MAX_STEPS = 100_000
 def bench_replay(config: TrainConfig, settings: BenchSettings, weights: WeightSnapshot | None = None) -> dict[str, Any]:
     """One full replay in this process and thread, filled with copies of real play.
 
-    A window drawn includes its priority sent back. Windows and the bare learner, with the threads
-    it is configured for, are measured in turn; `ratio` is windows drawn over windows trained.
+    A window drawn is a reference, as for a learner that has every fragment, and includes its priority sent back.
+    Windows and the bare update, with the threads that the learner is configured for, are measured in turn; `ratio` is
+    windows drawn over windows trained.
 
     Returns:
         bytes_per_frame (everything stored, per agent step), raw_bytes_per_frame, pushes_per_s, windows_per_s,
@@ -55,19 +53,19 @@ def bench_replay(config: TrainConfig, settings: BenchSettings, weights: WeightSn
     replay = make_replay(bench_config)
     supply = copies(payloads, max_bytes)
     fill(replay, supply, capacity)
-    device = resolve_device(config.learner.device)
     windows = config.learner.batch_windows
-    batch = DirectLoader(replay, WindowReader(config, spec), windows, device).next()
-    learner = bare_learner(bench_config, spec, batch)
-    updates_per_s(learner, settings.seconds / 4)  # the first updates allocate
+    update = bare_update(lonely_learner(bench_config, spec, replay))
+    finished(update, settings.seconds / 4)  # the first updates allocate
+    held = Held(replay.sample([], Held(), 0).fresh.log, 0, SHARD_STRIDE)
     for _ in range(settings.repeats):
         pieces = next(supply)
         start = time.perf_counter()
         for piece in pieces:
             replay.push(piece)
         pushes = len(pieces) / (time.perf_counter() - start)
-        drawn = rate(lambda: _draw(replay), settings.seconds)
-        trained = windows * updates_per_s(learner, settings.seconds)
+        drawn = rate(lambda: _draw(replay, held, windows), settings.seconds)
+        updates, elapsed = finished(update, settings.seconds)
+        trained = windows * updates / elapsed
         figures.add(pushes_per_s=pushes, windows_per_s=drawn, learner_windows_per_s=trained, ratio=drawn / trained)
 
     costs = shard_costs(config, spec, supply, capacity, settings.repeats)
@@ -82,7 +80,8 @@ def bench_replay(config: TrainConfig, settings: BenchSettings, weights: WeightSn
     }
 
 
-def _draw(replay: Replay) -> int:
-    sample = replay.sample()
-    replay.update_priorities(sample.ids, np.ones(len(sample.ids)))
-    return len(sample.ids)
+def _draw(replay: Replay, held: Held, windows: int) -> int:
+    draws = replay.sample([windows], held, fresh_limit=0).draws
+    assert draws is not None
+    replay.update_priorities(draws.ids, np.ones(windows))
+    return windows

@@ -2,10 +2,15 @@ from __future__ import annotations
 
 import json
 import os
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import ray
 import torch
 
 from drqn_dist import bench
@@ -14,7 +19,7 @@ from drqn_dist.bench import actor as actor_bench
 from drqn_dist.bench.actor import bench_actor
 from drqn_dist.bench.figures import Figures, rate
 from drqn_dist.bench.fill import copies
-from drqn_dist.bench.learner import bench_learner
+from drqn_dist.bench.learner import Piece, _Feeder, bench_learner, finished
 from drqn_dist.bench.play import fresh_weights, play
 from drqn_dist.bench.replay import bench_replay
 from drqn_dist.cli import main
@@ -91,12 +96,98 @@ def test_replay_figures_have_their_names_and_the_ratio_is_their_quotient() -> No
     assert all(0.2 < result[kind] < 5.0 for kind in kinds)
 
 
+@pytest.fixture(scope="module")
+def learner_figures() -> dict[str, Any]:
+    return bench_learner(_config(), replace(QUICK, seconds=0.5))
+
+
 @pytest.mark.ray
-def test_learner_figures_have_their_names_and_the_ratio_is_their_quotient() -> None:
-    result = bench_learner(_config(), QUICK)
+def test_learner_figures_have_their_names_and_the_ratio_is_their_quotient(learner_figures: dict[str, Any]) -> None:
+    result = learner_figures
     assert result["ratio"] == result["updates_per_s"] / result["bare_updates_per_s"]
-    assert result["spread"].keys() == {"updates_per_s", "bare_updates_per_s", "ratio"}
-    assert (result["batch_windows"], result["unroll_steps"]) == (4, 8)
+    pipeline = {"updates_per_s", "transitions_per_s", "cpu_s_per_1000_transitions"}
+    fed = {f"fed_{name}" for name in pipeline}
+    assert result["spread"].keys() == pipeline | fed | {"bare_updates_per_s", "ratio"}
+    assert (result["batch_windows"], result["unroll_steps"], result["device"]) == (4, 8, "cpu")
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("fed", ["", "fed_"])
+def test_the_pipeline_trains_whole_batches_and_takes_time(fed: str, learner_figures: dict[str, Any]) -> None:
+    transitions_per_s = learner_figures[f"{fed}transitions_per_s"]
+    assert transitions_per_s == pytest.approx(4 * 8 * learner_figures[f"{fed}updates_per_s"])
+    cores = learner_figures[f"{fed}cpu_s_per_1000_transitions"] * transitions_per_s / 1000
+    assert 0 < cores < 6.0, "neither process has many threads at work"
+
+
+def test_cpu_time_is_that_of_both_processes_for_each_thousand_transitions() -> None:
+    found = Piece(updates=50, seconds=10.0, cpu_s=6.0).figures(transitions=80, replay_cpu_s=2.0)
+    assert found == {
+        "updates_per_s": 5.0,
+        "transitions_per_s": 400.0,
+        "cpu_s_per_1000_transitions": (6.0 + 2.0) / 4,  # 50 · 80 transitions
+    }
+
+
+class _Sampled:
+    """Stands for a replay's handle: the more it is asked, the more has been sampled."""
+
+    def __init__(self, pulses: int, steps_per_pulse: int) -> None:
+        self.pushed: list[bytes] = []
+        untyped: Any = ray
+        gate = untyped.remote(_Gate).options(max_concurrency=2)
+        self._gate = gate.remote()
+        self.running = self._gate.wait.remote()
+        """Is answered with the last pulse."""
+        self._left, self._sampled, self._more = pulses, 0, steps_per_pulse
+        self.pulse, self.push = SimpleNamespace(remote=self._pulse), SimpleNamespace(remote=self._push)
+
+    def _pulse(self) -> Any:
+        self._left -= 1
+        self._sampled += self._more
+        return ray.put(SimpleNamespace(stats=SimpleNamespace(sampled_steps=self._sampled)))
+
+    def _push(self, payloads: list[bytes]) -> Any:
+        self.pushed += payloads
+        if not self._left:
+            ray.get(self._gate.open.remote())
+            ray.get(self.running)
+        return ray.put(None)
+
+
+class _Gate:
+    def __init__(self) -> None:
+        self._opened = threading.Event()
+
+    def wait(self) -> None:
+        self._opened.wait()
+
+    def open(self) -> None:
+        self._opened.set()
+
+
+@pytest.mark.ray
+def test_the_feeder_pushes_what_the_samples_ask_for_and_no_fragment_twice(local_ray: None) -> None:
+    config = _config()
+    feeder = _Feeder(play(config, env_spec(config.env), 100, None), ratio=4.0, max_bytes=LIMIT)
+    feeder.encode(50)
+    pushed = []
+    for _ in range(2):
+        replay = _Sampled(pulses=6, steps_per_pulse=200)
+        feeder.run(replay.running, replay)
+        news = [decode_header(payload, LIMIT) for payload in replay.pushed]
+        owed = 5 * 200 / 4.0  # what was sampled before does not count; it is more than was encoded
+        assert owed <= sum(header.num_steps for header in news) < owed + config.window.fragment
+        pushed += news
+    assert len({(header.actor_id, header.env_id, header.sequence_no) for header in pushed}) == len(pushed)
+
+
+def test_updates_are_counted_until_the_last_one_is_finished() -> None:
+    begun: list[float] = []
+    updates, seconds = finished(lambda: begun.append(time.perf_counter()), 0.01)
+    assert updates == len(begun)
+    assert begun[-1] - begun[0] < seconds
+    assert finished(lambda: None, 0.0)[0] == 1
 
 
 def test_play_is_random_or_that_of_the_given_weights() -> None:

@@ -119,14 +119,6 @@ def test_a_killed_replay_fills_again_and_keeps_its_counters(run: Run) -> None:
     assert last.samples_per_insert == pytest.approx(8.0, rel=0.1)
 
 
-def test_a_killed_loader_is_replaced_and_costs_the_learner_nothing_but_time(run: Run) -> None:
-    before = run.updates
-    run.kill("Loader")
-    run.advance_until(lambda: run.updates >= before + 50, "updates to grow")
-    (event,) = run.events
-    assert event.startswith("loader 0 failed (failure 1 within 3600 s)")
-
-
 def test_a_killed_evaluator_is_replaced(run: Run) -> None:
     run.advance_until(lambda: bool(role_processes("Evaluator")), "an evaluator")
     run.kill("Evaluator")
@@ -136,17 +128,17 @@ def test_a_killed_evaluator_is_replaced(run: Run) -> None:
 
 
 def test_processes_that_hang_are_killed_and_replaced(run: Run) -> None:
-    stopped = [process for role in ("Actor", "Replay", "Loader", "Learner") for process in role_processes(role)]
-    assert len(stopped) == 4
+    stopped = [process for role in ("Actor", "Replay", "Learner") for process in role_processes(role)]
+    assert len(stopped) == 3
     run.reports.clear()
     for process in stopped:
         process.send_signal(signal.SIGSTOP)
     run.advance_until(
-        lambda: {event.split()[0] for event in run.events} >= {"actor", "replay", "loader", "learner"},
-        "events about all four",
+        lambda: {event.split()[0] for event in run.events} >= {"actor", "replay", "learner"},
+        "events about all three",
     )
     failed = [event for event in run.events if " failed (" in event]
-    assert len(failed) >= 4
+    assert len(failed) >= 3
     assert all("no sign of life for" in event for event in failed)
     run.goes_on()
     until(lambda: not any(process.is_running() for process in stopped), "the stopped processes to be gone")

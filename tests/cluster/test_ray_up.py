@@ -29,8 +29,8 @@ from tests.cluster.hosts import ROOT, RUNS, Host, Network, left_behind, why_not
 from tests.runs import tells_metrics, until
 
 BIN = Path(sys.executable).parent
-ROLES = 4
-"""Learner, replay, one loader, evaluator."""
+ROLES = 3
+"""Learner, replay, evaluator."""
 CUT_S = 300.0
 """Ray takes half a minute to give a silent node up, and about as long to take it back."""
 

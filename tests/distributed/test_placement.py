@@ -23,7 +23,7 @@ def test_this_machine_holds_an_actor_for_each_cpu_but_one(
     assert placement.fitting_actors(config) == actors
 
 
-@pytest.mark.parametrize(("free", "actors"), [({"CPU": 40.0}, 35), ({"CPU": 5.5}, 2), ({}, 2)])
+@pytest.mark.parametrize(("free", "actors"), [({"CPU": 40.0}, 36), ({"CPU": 5.5}, 2), ({}, 2)])
 def test_a_cluster_holds_an_actor_for_each_cpu_that_is_free_beside_the_other_roles(
     free: dict[str, float], actors: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -33,7 +33,7 @@ def test_a_cluster_holds_an_actor_for_each_cpu_that_is_free_beside_the_other_rol
         "RAY",
         SimpleNamespace(available_resources=lambda: free, cluster_resources=lambda: {"CPU": 100.0}),
     )
-    # Learner, evaluator, one loader and two shards beside them.
+    # Learner, evaluator and two shards beside them.
     config = maze_config(tmp_path, actors=None, mode="ray", address="10.0.0.1:6379", replay={"shards": 2})
     assert placement.fitting_actors(config) == actors
 
@@ -108,3 +108,27 @@ def test_an_interrupted_search_for_room_gives_back_what_it_asked_for(
     with pytest.raises(KeyboardInterrupt):
         placement.Placement(maze_config(tmp_path, learner={"device": "cpu"}), say=lambda line: None)
     assert removed == asked
+
+
+@pytest.mark.parametrize(
+    ("device", "bundles"), [("cpu", [{"CPU": 1.0}] * 5), ("cuda", [{"CPU": 1.0, "GPU": 1.0}] + [{"CPU": 1.0}] * 4)]
+)
+def test_learner_each_shard_and_the_evaluator_have_a_place_of_their_own(
+    device: str, bundles: list[dict[str, float]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[dict[str, float]]] = []
+
+    def ask(wanted: list[dict[str, float]], **_: object) -> SimpleNamespace:
+        asked.append(wanted)
+        return SimpleNamespace(wait=lambda seconds: True)
+
+    monkeypatch.setattr(placement, "placement_group", ask)
+    monkeypatch.setattr(placement, "_head_cpus", lambda: 0.0)
+    config = maze_config(tmp_path, mode="ray", actors=3, learner={"device": device}, replay={"shards": 3})
+    where = placement.Placement(config, say=lambda line: None)
+    assert asked == [bundles]
+    indices = [
+        options["scheduling_strategy"].placement_group_bundle_index
+        for options in (where.learner(), *(where.replay(shard) for shard in range(3)), where.evaluator())
+    ]
+    assert indices == [0, 1, 2, 3, 4]

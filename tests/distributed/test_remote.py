@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import threading
-from collections.abc import Iterator
-from dataclasses import fields
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import ray
-from learner.window_reader import WindowReader
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 
 from actors.actor import Actor
 from drqn_dist.distributed import remote_replay
 from drqn_dist.distributed.channels import (
-    RemoteBatches,
     RemotePriorities,
     RemoteSink,
     RemoteSource,
@@ -30,14 +29,15 @@ from drqn_dist.distributed.remote import LearnerRole
 from drqn_dist.distributed.remote_replay import ReplayRole
 from drqn_dist.envs.make import env_spec
 from drqn_dist.errors import FragmentError, ReplayStopped
-from drqn_dist.fragment import WindowBatch
-from drqn_dist.interfaces import WeightSnapshot
+from drqn_dist.interfaces import SHARD_STRIDE, Held, WeightSnapshot, WindowDraws
 from drqn_dist.network.q_network import QNetwork
 from learner.weight_publisher import WeightPublisher
-from replay_server.replay import make_shard
-from replay_server.shards import SHARD_STRIDE, ShardLedger
+from replay_server.rate_limiter import Balance
+from replay_server.replay import Replay, make_shard
+from replay_server.shards import ShardAnswer
 from tests.fakes import FakeSink, FakeWeights
 from tests.replay_server.fragments import cut_episode
+from tests.replay_server.keeper import Keeper
 from tests.replay_server.test_replay import SHAPE
 from tests.replay_server.test_shards import fill, make_parts
 from tests.runs import maze_config, role_processes, until
@@ -56,14 +56,14 @@ def payloads(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
 
 def test_a_new_replay_serves_nobody_before_it_has_its_counters(tmp_path: Path, payloads: list[bytes]) -> None:
     config = maze_config(tmp_path)
-    before = ReplayRole(config, 0, 1)
+    before = ReplayRole(config, 0)
     before.begin(None)
     before.push(payloads[:10])
     first = before.pulse()
     assert first is not None
     assert first.stats.inserted_steps > 0
 
-    after = ReplayRole(config, 0, 1)
+    after = ReplayRole(config, 0)
     assert after.pulse() is None
     pushing = threading.Thread(target=after.push, args=(payloads[10:11],))
     pushing.start()
@@ -78,20 +78,36 @@ def test_a_new_replay_serves_nobody_before_it_has_its_counters(tmp_path: Path, p
 
 
 def test_a_replay_counts_its_calls_and_what_they_cost(tmp_path: Path, payloads: list[bytes]) -> None:
-    role = ReplayRole(maze_config(tmp_path, replay={"min_steps": 1}), 0, 2)  # batches of 8 windows
+    role = ReplayRole(maze_config(tmp_path, replay={"min_steps": 1}), 0)  # batches of 8 windows
     role.begin(None)
     role.push(payloads[:7])
     role.push(payloads[7:10])
     before = role.work()
-    sample, _ = role.sample(12, 0, None, 0.0)
-    assert sample is not None
-    role.update_priorities(sample.ids, np.ones(len(sample.ids)))
+    draws = role.sample([8, 4], Held(), 0, 0.0, 0, None).draws
+    assert draws is not None
+    role.update_priorities(draws.ids, np.ones(len(draws.ids)))
+    role.sample([], Held(), 3, 0.0, 0, None)  # only what is new
     after = role.work()
     assert (before.calls, before.operations) == (2, {"push": 10, "sample": 0, "priorities": 0})
-    assert (after.calls, after.operations) == (4, {"push": 10, "sample": 1.5, "priorities": 1})
+    assert (after.calls, after.operations) == (5, {"push": 10, "sample": 1.5, "priorities": 1})
     assert all(cost > 0 for cost in after.own_cpu_s.values())
     assert after.own_cpu_s["push"] == before.own_cpu_s["push"]
     assert after.cpu_s > before.cpu_s > before.own_cpu_s["push"]
+
+
+def test_a_replay_answers_what_it_is_told_of_others_and_of_the_learner(tmp_path: Path, payloads: list[bytes]) -> None:
+    role = ReplayRole(maze_config(tmp_path, replay={"min_steps": 900, "shards": 2}, mode="ray", actors=2), 1)
+    role.begin(None)
+    role.push(payloads[:10])
+    answer = role.sample([8], Held(), 3, 0.0, 64, None)
+    assert answer.draws is None, "it waits for min_steps"
+    assert list(answer.fresh.fragments) == payloads[:3]
+    assert answer.fresh.first == SHARD_STRIDE
+    held = Held(answer.fresh.log, SHARD_STRIDE, SHARD_STRIDE + 3)
+    answer = role.sample([8], held, 3, 0.0, 64, Balance(900, debt=0, drawable=True))
+    assert answer.draws is not None, "the other shard has been filled"
+    assert list(answer.fresh.fragments) == payloads[3:6]
+    assert (answer.draws.chains[:, 0] >= SHARD_STRIDE).all()
 
 
 def test_a_call_is_tried_again_only_while_its_role_is_being_started_again() -> None:
@@ -224,7 +240,7 @@ def test_priorities_of_several_updates_go_in_one_call_in_their_order(local_ray: 
 @pytest.fixture(scope="module")
 def replay(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     config = maze_config(tmp_path_factory.mktemp("unused"))
-    (handle,) = remote_replay.start_replay(config, env_spec(config.env), "test-remote")
+    (handle,) = remote_replay.start_replay(config, "test-remote")
     yield handle
     ray.kill(handle)
     until(lambda: not role_processes("Replay"), "the replay to end")
@@ -261,38 +277,37 @@ def test_more_fragments_than_may_be_in_flight_go_in_several_calls(local_ray: Non
 
 
 @pytest.mark.ray
-def test_a_loader_process_gives_the_batches_that_decoding_here_would(
+def test_draws_through_ray_are_those_of_the_same_replay_here(
     local_ray: None, tmp_path: Path, payloads: list[bytes]
 ) -> None:
-    config = maze_config(tmp_path, replay={"rate_tolerance_steps": 10**6})  # nobody blocks
-    spec = env_spec(config.env)
-    run = "test-of-the-loader"
-    (replay,) = remote_replay.start_replay(config, spec, run)
-    twin = make_shard(config, 0, 2)  # of the same seed, hence with the same draws
-    for payload in payloads:
+    config = maze_config(tmp_path, mode="ray", replay={"rate_tolerance_steps": 10**6})  # nobody blocks
+    others = len(role_processes("Replay"))
+    (replay,) = remote_replay.start_replay(config, "test-of-draws")
+    twin = make_shard(config, 0)  # of the same seed, hence with the same draws
+    sources = [RemoteSource([handle], 8, 8, seed=0) for handle in (replay, _Answers(sample=twin.sample))]
+    there, here = Keeper(fresh_limit=3, room=20), Keeper(fresh_limit=3, room=20)
+    sizes = []
+    for payload in payloads[:30]:
         ray.get(replay.push.remote([payload]))
         twin.push(payload)
-    loaders = remote_replay.start_loaders(config, spec, run)
-    batches, reader = RemoteBatches(loaders[0]), WindowReader(config, spec)
-    ledger = ShardLedger(1, seed=0)
-    ledger.update(0, twin.sample_share(0, 0, None, 0.0)[1])
-    here, there = (reader.empty(config.learner.batch_windows) for _ in range(2))
-    arrays = {field.name: getattr(there, field.name) for field in fields(WindowBatch)}
-    windows = config.learner.batch_windows
-    for number in range(4):
-        if number % 2 == 0:
-            split = ledger.split(2, windows)
-            share, tally = twin.sample_share(2 * windows, 0, None, 0.0)
-            ledger.update(0, tally)
-            drawn = ledger.join(split, [share])
-        reader.read(drawn[number % 2], here)
-        batches.fill(there)
-        for field in fields(WindowBatch):
-            np.testing.assert_array_equal(getattr(there, field.name), getattr(here, field.name), field.name)
-    assert all(getattr(there, name) is array for name, array in arrays.items() if isinstance(array, np.ndarray))
-    for handle in (replay, *loaders):
-        ray.kill(handle)
-    until(lambda: not role_processes("Loader"), "the loader to end")
+    for number in range(40):
+        if number % 4 == 0:
+            ray.get(replay.push.remote([payloads[30 + number // 4]]))
+            twin.push(payloads[30 + number // 4])
+        drawn, expected = sources[0].sample(2, there), sources[1].sample(2, here)
+        assert (drawn is None) == (expected is None) == (number == 0), "the first call only asks what there is"
+        assert there.kept() == here.kept()
+        if drawn is not None and expected is not None:
+            assert len(drawn.ids) == 2 * 8
+            for field in fields(WindowDraws):
+                np.testing.assert_array_equal(getattr(drawn, field.name), getattr(expected, field.name), field.name)
+            sizes.append(len(drawn.unheld))
+            assert there.read(drawn) == here.read(expected)
+    ((_, log),) = there.logs[0].items()
+    assert log == list(enumerate(payloads)), "each once, in order"
+    assert sum(sizes) > 0, "a learner with room for half of it is sent the rest as it is drawn"
+    ray.kill(replay)
+    until(lambda: len(role_processes("Replay")) == others, "the replay to end")
 
 
 @pytest.mark.ray
@@ -312,23 +327,30 @@ def test_a_dead_shard_leaves_the_other_to_serve_and_is_drawn_from_again_when_it_
     local_ray: None, tmp_path: Path, payloads: list[bytes]
 ) -> None:
     config = maze_config(tmp_path, actors=2, replay={"rate_tolerance_steps": 10**6, "shards": 2, "min_steps": 100})
-    spec = env_spec(config.env)
     others = len(role_processes("Replay"))
-    shards = remote_replay.start_replay(config, spec, "test-of-shards")
+    shards = remote_replay.start_replay(config, "test-of-shards")
     for number, payload in enumerate(payloads):
         ray.get(shards[number % 2].push.remote([payload]))
     source = RemoteSource(shards, batch_windows=16, unroll_steps=8, seed=0)
+    keeper = Keeper(shards=2)
 
     def drawn_from() -> set[int]:
-        return {int(shard) for sample in source.sample(2) for shard in sample.ids // SHARD_STRIDE}
+        draws = source.sample(2, keeper)
+        if draws is None:
+            return set()
+        keeper.read(draws)
+        return set((draws.ids // SHARD_STRIDE).tolist())
 
-    assert drawn_from() == {0, 1}
+    until(lambda: drawn_from() == {0, 1}, "both to be drawn from")
     ray.kill(shards[1], no_restart=False)
     until(lambda: drawn_from() == {0}, "the other one to serve alone")
     until(lambda: _begun(shards[1]), "Ray to start the shard again")
     for payload in payloads[1::2]:
         ray.get(shards[1].push.remote([payload]))
     until(lambda: drawn_from() == {0, 1}, "the new shard to be drawn from")
+    # What the new shard holds came again, as another log.
+    assert [[payload for _, payload in log] for log in keeper.logs[1].values() if log] == [payloads[1::2]] * 2
+    assert [len(log) for log in keeper.logs[0].values()] == [len(payloads[::2])]
     for shard in shards:
         ray.kill(shard)
     until(lambda: len(role_processes("Replay")) == others, "the shards to end")
@@ -338,7 +360,7 @@ def test_a_dead_shard_leaves_the_other_to_serve_and_is_drawn_from_again_when_it_
 def test_a_shard_that_nobody_feeds_does_not_hold_up_the_others(local_ray: None) -> None:
     """Its own debt would forbid every draw; that of the whole allows them, and it must hear of that."""
     parts = make_parts(2, min_steps=40, tolerance=128)
-    source = RemoteSource([_Answers(sample=part.sample_share) for part in parts], 16, 4, seed=0)
+    source, keeper = RemoteSource([_Answers(sample=part.sample) for part in parts], 16, 4, seed=0), Keeper(shards=2)
     fill(parts, envs=[0, 1, 2, 3])
 
     def feed() -> None:
@@ -350,13 +372,96 @@ def test_a_shard_that_nobody_feeds_does_not_hold_up_the_others(local_ray: None) 
     feeder = threading.Thread(target=feed)
     feeder.start()
     try:
-        for _ in range(20):
-            assert [len(sample.ids) for sample in source.sample(2)] == [16, 16]
+        drawn = [draws for draws in (source.sample(2, keeper) for _ in range(21)) if draws is not None]
+        assert [len(draws.ids) for draws in drawn] == [2 * 16] * 20, "the first call only asks what there is"
+        assert {int(shard) for draws in drawn for shard in draws.ids // SHARD_STRIDE} == {0, 1}
     finally:
         for part in parts:
             part.stop()
         feeder.join(10)
     assert not feeder.is_alive()
+
+
+class _Hesitating:
+    """A shard whose rate limiter lets a call through only at the second try; notes what it was asked."""
+
+    def __init__(self, part: Replay, refusals: int) -> None:
+        self._part, self._left = part, refusals
+        self.asked: list[tuple[int, Held, int]] = []
+
+    def sample(self, counts: Sequence[int], held: Held, fresh_limit: int, *rest: Any) -> ShardAnswer:
+        self.asked.append((sum(counts), held, fresh_limit))
+        answer = self._part.sample(counts, held, fresh_limit, *rest)
+        if answer.draws is None or not self._left:
+            return answer
+        self._left -= 1
+        return replace(answer, draws=None)
+
+
+@pytest.mark.ray
+def test_a_shard_that_gave_its_part_sends_no_more_fragments_until_all_have_given_theirs(local_ray: None) -> None:
+    """They could drive out what the windows read that it has given."""
+    parts = make_parts(2)
+    fill(parts)
+    prompt, late = _Hesitating(parts[0], refusals=0), _Hesitating(parts[1], refusals=3)
+    keeper = Keeper(shards=2, fresh_limit=5, room=10)
+    source = RemoteSource([_Answers(sample=shard.sample) for shard in (prompt, late)], 16, 4, seed=0)
+    assert source.sample(1, keeper) is None
+    prompt.asked.clear()
+    late.asked.clear()
+    draws = source.sample(1, keeper)
+    assert draws is not None
+    mine, others = (int((draws.ids // SHARD_STRIDE == shard).sum()) for shard in range(2))
+    assert mine + others == 16
+    # The late one takes in five more with each try; the other goes on hearing what was counted, and nothing else.
+    assert [(count, limit) for count, _, limit in prompt.asked] == [(mine, 5), (0, 0), (0, 0), (0, 0)]
+    assert [(count, limit) for count, _, limit in late.asked] == [(others, 5)] * 4
+    assert [held.end - SHARD_STRIDE for _, held, _ in late.asked] == [5, 10, 15, 20]
+    keeper.read(draws)  # nothing that they read was driven out meanwhile
+
+
+class _Mortal:
+    """A filled shard in a process of its own that dies when it is asked, if it is told to."""
+
+    def __init__(self, shard: int) -> None:
+        parts = make_parts(2)
+        fill(parts)
+        self._part, self._dies = parts[shard], False
+
+    def sample(self, *arguments: Any) -> ShardAnswer:
+        if self._dies:
+            os._exit(1)
+        return self._part.sample(*arguments)
+
+    def die_at_next(self) -> None:
+        self._dies = True
+
+
+@pytest.mark.ray
+def test_what_others_drew_is_dropped_when_a_shard_dies_in_the_midst_of_a_call(local_ray: None) -> None:
+    keeper = Keeper(shards=2)
+    untyped: Any = ray
+    handles = [untyped.remote(_Mortal).remote(shard) for shard in range(2)]
+    source = RemoteSource(handles, 16, 4, seed=0)
+
+    def drawn_from() -> set[int]:
+        draws = source.sample(2, keeper)
+        return set() if draws is None else set((draws.ids // SHARD_STRIDE).tolist())
+
+    until(lambda: drawn_from() == {0, 1}, "both to be drawn from")
+    ray.get(handles[1].die_at_next.remote())
+    assert source.sample(2, keeper) is None
+    until(lambda: drawn_from() == {0}, "the other to serve alone")
+    ray.kill(handles[0])
+
+    def gone() -> bool:
+        try:
+            source.sample(2, keeper)
+        except ActorDiedError:
+            return True
+        return False
+
+    until(gone, "word that no shard is left")
 
 
 @pytest.mark.ray

@@ -34,7 +34,7 @@ def test_a_run_trains_evaluates_checkpoints_and_leaves_no_process(local_ray: Non
         total_steps=8_000,
         checkpoint_period_s=0.5,
         eval={"period_updates": 20, "episodes": 4},
-        learner={"loaders": 2},
+        learner={"batches_per_draw": 2},
         replay={"shards": 2},
     )
     summary = train(config)

@@ -23,8 +23,8 @@ from tests.test_cli_train import TINY
 
 RAY = str(Path(sys.executable).with_name("ray"))
 PROGRAM = str(Path(sys.executable).with_name("drqn-dist"))
-ROLES = 4
-"""Learner, replay, one loader, evaluator."""
+ROLES = 3
+"""Learner, replay, evaluator."""
 
 
 class Cluster:
@@ -254,7 +254,7 @@ def test_ctrl_c_ends_a_run_that_waits_for_room(cluster: Cluster, tmp_path: Path)
     finally:
         if run.poll() is None:
             run.kill()
-    assert "for 4 CPUs for all roles but the actors; the cluster has 3 CPUs" in output.read_text()
+    assert "for 3 CPUs for all roles but the actors; the cluster has 2 CPUs" in output.read_text()
     assert "Traceback" not in output.read_text()
     assert not list(tmp_path.glob("runs/*"))
 
@@ -339,5 +339,5 @@ def test_all_roles_but_the_actors_live_on_the_node_with_the_gpu_or_on_the_head_i
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    # Learner, two shards, loader, evaluator.
-    assert json.loads(done.stdout.splitlines()[-1]) == {"gpus": gpus, "homes": [home] * 5}
+    # Learner, two shards, evaluator.
+    assert json.loads(done.stdout.splitlines()[-1]) == {"gpus": gpus, "homes": [home] * 4}

@@ -31,6 +31,7 @@ class NaiveReplay:
         self.capacity_steps = capacity_steps
         self.capacity_bytes = capacity_bytes
         self.stored: list[Piece] = []
+        self.arrived = 0
         self.seen: set[bytes] = set()
         self.priorities: dict[Window, float] = {}
 
@@ -39,6 +40,7 @@ class NaiveReplay:
             return False
         self.seen.add(piece.payload)
         self.stored.append(piece)
+        self.arrived += 1
         for number, priority in enumerate(piece.priorities):
             self.priorities[piece.episode, piece.first_step + number * self.shape.stride] = priority
         while self.stored and (
@@ -47,6 +49,26 @@ class NaiveReplay:
         ):
             self.stored.pop(0)
         return True
+
+    def numbered(self) -> dict[int, Piece]:
+        """What is stored by serial number."""
+        return dict(enumerate(self.stored, self.arrived - len(self.stored)))
+
+    def fresh(self, known: int, limit: int) -> list[tuple[int, bytes]]:
+        """The next fragments of one who has had all before `known`."""
+        return [(serial, piece.payload) for serial, piece in self.numbered().items() if serial >= known][:limit]
+
+    def chain(self, window: Window) -> list[int]:
+        """Serial numbers of the stored fragments in which a step lies that the window reads."""
+        episode, start = window
+        first = start - self.shape.burn_in - self.shape.history
+        end = start + self.shape.unroll + self.shape.n_step - 1
+        read = [
+            (piece.first_step, serial)
+            for serial, piece in self.numbered().items()
+            if piece.episode == episode and piece.first_step < end and piece.first_step + piece.num_steps > first
+        ]
+        return [serial for _, serial in sorted(read)]
 
     def drawable(self) -> dict[Window, float]:
         """Priority of each window that can be drawn."""

@@ -17,7 +17,7 @@ def sampler_with(priorities: list[float], prioritized: bool = True, exponent: fl
 
 def test_probability_is_priority_to_the_exponent_over_its_sum() -> None:
     sampler = sampler_with([1.0, 4.0, 9.0], exponent=0.5)
-    ids, probabilities = sampler.draw(600)
+    ids, probabilities = sampler.draw([600])
     total = 1.0 + 2.0 + 3.0
     assert probabilities.dtype == np.float64
     assert probabilities == pytest.approx(np.array([1.0, 2.0, 3.0])[ids] / total)
@@ -25,21 +25,30 @@ def test_probability_is_priority_to_the_exponent_over_its_sum() -> None:
     assert np.abs(np.bincount(ids) - [100, 200, 300]).max() <= 1
 
 
+def test_each_batch_of_a_call_is_spread_over_all_windows_by_itself() -> None:
+    sampler = sampler_with([1.0, 2.0, 3.0], exponent=1.0)
+    ids, probabilities = sampler.draw([6, 0, 12])
+    # One draw from each of 6, or 12, equal shares of 1 + 2 + 3.
+    assert np.bincount(ids[:6]).tolist() == [1, 2, 3]
+    assert np.bincount(ids[6:]).tolist() == [2, 4, 6]
+    assert probabilities == pytest.approx(np.array([1.0, 2.0, 3.0])[ids] / 6)
+
+
 def test_uniform_drawing_ignores_priorities() -> None:
     sampler = sampler_with([1.0, 4.0, 9.0], prioritized=False)
     assert sampler.update(np.array([0]), np.array([100.0])) == 0
-    ids, probabilities = sampler.draw(30)
+    ids, probabilities = sampler.draw([30])
     assert probabilities == pytest.approx(1 / 3)
     assert np.abs(np.bincount(ids) - 10).max() <= 1
 
 
 def test_windows_of_zero_priority_can_still_be_drawn() -> None:
     sampler = sampler_with([0.0, 0.0], exponent=1.0)
-    ids, probabilities = sampler.draw(10)
+    ids, probabilities = sampler.draw([10])
     assert set(ids.tolist()) == {0, 1}
     assert probabilities == pytest.approx(0.5)
     sampler.update(np.array([1]), np.array([1.0]))
-    assert sampler.draw(1)[1][0] == pytest.approx(1 / (1 + PRIORITY_FLOOR))
+    assert sampler.draw([1])[1][0] == pytest.approx(1 / (1 + PRIORITY_FLOOR))
 
 
 def test_updates_change_probabilities_and_late_ones_are_counted() -> None:
@@ -48,7 +57,7 @@ def test_updates_change_probabilities_and_late_ones_are_counted() -> None:
     sampler.forget_before(1)
     # 0 is forgotten, 1 can no longer be drawn, 9 was never given out
     assert sampler.update(np.array([0, 1, 2, 3, 9]), np.array([8.0, 8.0, 3.0, 1.0, 8.0])) == 3
-    ids, probabilities = sampler.draw(4)
+    ids, probabilities = sampler.draw([4])
     assert ids.tolist() == [2, 2, 2, 3]
     assert probabilities.tolist() == [0.75, 0.75, 0.75, 0.25]
     sampler.check_valid()
@@ -62,7 +71,7 @@ def test_new_windows_enter_at_the_largest_priority_that_slowly_fades() -> None:
         first = sampler.append(0, np.array([0.125], np.float32))  # the actor's own word does not count
         sampler.set_drawable(first, first + 1, True)
         sampler.update(np.array([0]), np.array([1.0]))
-        ids, probabilities = sampler.draw(1_000)
+        ids, probabilities = sampler.draw([1_000])
         weight = float(probabilities[ids == first][0] / probabilities[ids == 0][0])
         sampler.set_drawable(first, first + 1, False)
         return weight
@@ -113,7 +122,7 @@ def test_ids_stay_unique_while_slots_are_reused_and_the_ring_grows() -> None:
             living = {i: w for i, w in living.items() if i >= sampler.oldest_id}
         if owner % 300 == 0:
             sampler.check_valid()
-            ids, probabilities = sampler.draw(50)
+            ids, probabilities = sampler.draw([50])
             total = sum(weight for _, weight in living.values())
             assert sampler.owners(ids).tolist() == [living[i][0] for i in ids.tolist()]
             assert probabilities == pytest.approx([living[i][1] / total for i in ids.tolist()])
@@ -123,7 +132,7 @@ def test_ids_stay_unique_while_slots_are_reused_and_the_ring_grows() -> None:
     forgotten = taken - 2048
     assert sampler._tree.capacity == 2048
     assert sampler.update(np.array([forgotten]), np.array([1e9])) == 1
-    assert sampler.draw(50)[1].max() < 0.1
+    assert sampler.draw([50])[1].max() < 0.1
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -1.0, 1e300])
@@ -131,7 +140,7 @@ def test_refuses_a_bad_priority_and_changes_nothing(bad: float) -> None:
     sampler = sampler_with([1.0, 1.0])
     with pytest.raises(ValueError, match="priority of window 1"):
         sampler.update(np.array([0, 1]), np.array([5.0, bad]))
-    assert sampler.draw(2)[1].tolist() == [0.5, 0.5]
+    assert sampler.draw([2])[1].tolist() == [0.5, 0.5]
 
 
 def test_refuses_shapes_that_differ() -> None:
@@ -141,19 +150,19 @@ def test_refuses_shapes_that_differ() -> None:
 
 def test_refuses_to_draw_from_nothing() -> None:
     with pytest.raises(ValueError, match="no window"):
-        WindowSampler(True, 1.0, seed=0).draw(1)
+        WindowSampler(True, 1.0, seed=0).draw([1])
 
 
 def test_state_goes_on_drawing_the_same_and_never_gives_an_id_twice() -> None:
     one = sampler_with([1.0, 2.0, 3.0])
-    one.draw(5)
+    one.draw([5])
     state = json.loads(json.dumps(one.get_state()))
     two = WindowSampler(True, 0.5, seed=99)
     two.set_state(state)
     first = two.append(0, np.array([1.0, 2.0, 3.0], np.float32))
     assert first == 3 + ID_STRIDE
     two.set_drawable(first, first + 3, True)
-    assert (one.draw(20)[0] + first).tolist() == two.draw(20)[0].tolist()
+    assert (one.draw([20])[0] + first).tolist() == two.draw([20])[0].tolist()
 
 
 def test_changes_are_flushed_before_they_pile_up() -> None:

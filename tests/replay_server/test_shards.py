@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from drqn_dist.codec import decode
 from drqn_dist.config import ReplayConfig
-from drqn_dist.interfaces import WindowSample
+from drqn_dist.interfaces import SHARD_STRIDE, Held, WindowDraws
 from replay_server.rate_limiter import Balance
 from replay_server.replay import Replay, total_stats
-from replay_server.shards import SHARD_STRIDE, ShardLedger, Split
+from replay_server.shards import ShardAnswer, ShardLedger, Split
 from tests.replay_server.fragments import cut_episode
+from tests.replay_server.keeper import Keeper, chains_of
 from tests.replay_server.test_replay import MAX_BYTES, SHAPE
 
 UNROLL = SHAPE.unroll
@@ -39,31 +41,41 @@ def fill(parts: Sequence[Replay], envs: Sequence[int] = range(ENVS)) -> None:
             parts[env % len(parts)].push(piece.payload)
 
 
+def ask(
+    ledger: ShardLedger, parts: Sequence[Replay], shard: int, counts: Sequence[int] = (), steps: int = 0
+) -> ShardAnswer:
+    """What a shard answers to a learner that keeps nothing."""
+    return parts[shard].sample(counts, Held(), 0, 0.0, steps, ledger.elsewhere(shard))
+
+
 def tell(ledger: ShardLedger, parts: Sequence[Replay]) -> None:
-    for k, part in enumerate(parts):
-        ledger.update(k, part.sample_share(0, 0, ledger.elsewhere(k), 0.0)[1])
+    for k in range(len(parts)):
+        ledger.update(k, ask(ledger, parts, k).tally)
 
 
-def draw(ledger: ShardLedger, parts: Sequence[Replay], batches: int, windows: int) -> tuple[Split, list[WindowSample]]:
+def draw(ledger: ShardLedger, parts: Sequence[Replay], batches: int, windows: int) -> tuple[Split, WindowDraws]:
     split = ledger.split(batches, windows)
-    drawn: list[WindowSample | None] = []
-    for k, part in enumerate(parts):
-        sample, tally = part.sample_share(split.windows[k], 0, ledger.elsewhere(k), 0.0)
-        ledger.update(k, tally)
-        drawn.append(sample)
+    drawn: list[WindowDraws | None] = []
+    for k in range(len(parts)):
+        answer = ask(ledger, parts, k, split.counts[k].tolist())
+        ledger.update(k, answer.tally)
+        drawn.append(answer.draws)
     return split, ledger.join(split, drawn)
 
 
-def places(sample: WindowSample) -> list[Place]:
-    """Also checks that each window's spans hold what it reads."""
-    fragments = [decode(payload, MAX_BYTES) for payload in sample.fragments]
+def places(draws: WindowDraws) -> list[Place]:
+    """Also checks that each window's chain holds what it reads."""
+    fragments = {s: decode(payload, MAX_BYTES) for s, payload in Keeper().read(draws).items()}
     found = []
-    for window in sample.windows:
-        chain = [fragments[span.fragment] for span in window.spans]
-        assert [f.first_step for f in chain] == [span.first_step for span in window.spans]
+    for start, serials in zip(draws.starts.tolist(), chains_of(draws), strict=True):
+        chain = [fragments[serial] for serial in serials]
         assert len({(f.actor_id, f.episode_id) for f in chain}) == 1
-        assert chain[0].first_step <= window.unroll_start
-        found.append((chain[0].actor_id, chain[0].episode_id, window.unroll_start))
+        for before, after in pairwise(chain):
+            assert before.first_step + before.num_steps == after.first_step
+        last = chain[-1].first_step + chain[-1].num_steps
+        assert chain[0].first_step <= max(0, start - SHAPE.burn_in - SHAPE.history)
+        assert chain[-1].ends_episode or last >= start + SHAPE.unroll + SHAPE.n_step - 1
+        found.append((chain[0].actor_id, chain[0].episode_id, start))
     return found
 
 
@@ -71,11 +83,10 @@ def probabilities(parts: Sequence[Replay], count: int) -> dict[Place, float]:
     """Of every window, as reported with draws that meet all of them."""
     ledger = ShardLedger(len(parts), seed=0)
     tell(ledger, parts)
-    _, samples = draw(ledger, parts, 2, count)
+    _, draws = draw(ledger, parts, 2, count)
     found: dict[Place, float] = {}
-    for sample in samples:
-        for place, probability in zip(places(sample), sample.probabilities.tolist(), strict=True):
-            assert found.setdefault(place, probability) == pytest.approx(probability, rel=1e-12)
+    for place, probability in zip(places(draws), draws.probabilities.tolist(), strict=True):
+        assert found.setdefault(place, probability) == pytest.approx(probability, rel=1e-12)
     return found
 
 
@@ -101,7 +112,7 @@ def test_draws_follow_the_distribution_of_one_replay(shards: int) -> None:
     tell(ledger, parts)
     seen = dict.fromkeys(expected, 0)
     for _ in range(5_000):
-        seen[places(draw(ledger, parts, 2, 1)[1][0])[0]] += 1
+        seen[places(draw(ledger, parts, 2, 1)[1])[0]] += 1
     total = sum(seen.values())
     rare = [place for place, p in expected.items() if total * p < 10]
     cells = [(seen[place], total * p) for place, p in expected.items() if place not in rare]
@@ -122,16 +133,16 @@ def test_importance_weights_stay_exact_while_a_shard_changes_unseen() -> None:
     owned = np.arange(parts[1].stats().windows) + SHARD_STRIDE
     parts[1].update_priorities(owned[::2], np.full(len(owned[::2]), 3.0))
     drawn = []
-    for k, part in enumerate(parts):
-        part_of_it, tally = part.sample_share(split.windows[k], 0, None, 0.0)
+    for k in range(2):
+        answer = ask(ledger, parts, k, split.counts[k].tolist())
         if k == 0:  # the news of the other has come, but too late for this draw
-            ledger.update(k, tally)
-        drawn.append(part_of_it)
-    (sample,) = ledger.join(split, drawn)
-    weights = 1 / (sample.population * sample.probabilities)
+            ledger.update(k, answer.tally)
+        drawn.append(answer.draws)
+    draws = ledger.join(split, drawn)
+    weights = 1 / (draws.population * draws.probabilities)
     for shard in range(2):
-        mine = sample.ids // SHARD_STRIDE == shard
-        share = parts[shard].stats().windows / sample.population
+        mine = draws.ids // SHARD_STRIDE == shard
+        share = parts[shard].stats().windows / draws.population
         assert weights[mine].sum() / len(weights) == pytest.approx(share, rel=0.02)
 
 
@@ -140,44 +151,71 @@ def test_ids_tell_the_shard_and_priorities_find_their_window() -> None:
     fill(parts)
     ledger = ShardLedger(3, seed=0)
     tell(ledger, parts)
-    _, (sample, _) = draw(ledger, parts, 2, 64)
-    for place, window in zip(places(sample), sample.ids.tolist(), strict=True):
-        assert place[0] % 3 == window // SHARD_STRIDE
-    mine = sample.ids // SHARD_STRIDE == 1
-    parts[1].update_priorities(sample.ids[mine], np.ones(int(mine.sum())))
-    parts[1].update_priorities(sample.ids[~mine], np.ones(int((~mine).sum())))
+    _, draws = draw(ledger, parts, 2, 64)
+    shards = draws.ids // SHARD_STRIDE
+    assert [place[0] % 3 for place in places(draws)] == shards.tolist()
+    assert (draws.chains[:, 0] // SHARD_STRIDE == shards).all(), "serial numbers tell it too"
+    mine = shards == 1
+    parts[1].update_priorities(draws.ids[mine], np.ones(int(mine.sum())))
+    parts[1].update_priorities(draws.ids[~mine], np.ones(int((~mine).sum())))
     assert parts[1].stats().late_priorities == int((~mine).sum())
 
 
-def test_batches_of_one_call_hold_every_window_drawn_once_and_only_the_fragments_they_read() -> None:
+def test_every_window_drawn_lies_in_the_batch_that_it_was_drawn_for() -> None:
     parts = make_parts(3)
     fill(parts)
     ledger = ShardLedger(3, seed=0)
     tell(ledger, parts)
     split = ledger.split(4, 5)
-    shares = [part.sample_share(count, 0, None, 0.0)[0] for part, count in zip(parts, split.windows, strict=True)]
-    batches = ledger.join(split, shares)
-    for batch, counts in zip(batches, split.counts.T.tolist(), strict=True):
-        assert [int(n) for n in np.bincount(batch.ids // SHARD_STRIDE, minlength=3)] == counts
-        read = {span.fragment for window in batch.windows for span in window.spans}
-        assert read == set(range(len(batch.fragments)))
-        assert len(set(batch.fragments)) == len(batch.fragments)
-        assert len(places(batch)) == 5
-    joined = np.concatenate([batch.ids for batch in batches])
-    drawn = np.concatenate([share.ids for share in shares if share is not None])
-    assert sorted(joined.tolist()) == sorted(drawn.tolist())
+    assert split.counts.sum(0).tolist() == [5] * 4
+    shares = [ask(ledger, parts, k, split.counts[k].tolist()).draws for k in range(3)]
+    joined = ledger.join(split, shares)
+    owners = joined.ids // SHARD_STRIDE
+    found = [np.bincount(batch, minlength=3).tolist() for batch in owners.reshape(4, 5)]
+    assert found == split.counts.T.tolist()
+    for shard, share in enumerate(shares):
+        if share is not None:
+            mine = owners == shard
+            for name in ("ids", "starts", "chains"):
+                assert getattr(joined, name)[mine].tolist() == getattr(share, name).tolist(), "batch after batch"
+            expected = share.probabilities * split.probabilities[shard]
+            assert joined.probabilities[mine].tolist() == expected.tolist()
+    assert len(places(joined)) == 4 * 5
 
 
-def test_counts_of_the_whole_are_told_with_every_sample() -> None:
+def test_fragments_that_come_along_from_several_shards_keep_their_serial_numbers() -> None:
+    parts = make_parts(3)
+    fill(parts)
+    ledger = ShardLedger(3, seed=0)
+    tell(ledger, parts)
+    _, draws = draw(ledger, parts, 2, 32)
+    assert (np.diff(draws.unheld) > 0).all()
+    assert set((draws.unheld // SHARD_STRIDE).tolist()) == {0, 1, 2}
+    for serial, payload in zip(draws.unheld.tolist(), draws.unheld_fragments, strict=True):
+        assert parts[serial // SHARD_STRIDE]._store[serial].payload == payload
+
+
+def test_the_fragments_of_each_shard_are_a_log_of_their_own() -> None:
+    parts, keeper = make_parts(2), Keeper(shards=2)
+    fill(parts)
+    for _ in range(2):
+        for shard, part in enumerate(parts):
+            keeper.receive(part.sample([], keeper.held(shard), 10**6, 0.0, 0).fresh, shard)
+    for shard, part in enumerate(parts):
+        ((_, log),) = keeper.logs[shard].items()
+        assert [serial - shard * SHARD_STRIDE for serial, _ in log] == list(range(part.stats().fragments))
+
+
+def test_counts_of_the_whole_are_told_with_every_draw() -> None:
     parts = make_parts(2)
     fill(parts)
     ledger = ShardLedger(2, seed=0)
     tell(ledger, parts)
-    for sample in draw(ledger, parts, 2, 32)[1]:
-        stats = total_stats([part.stats() for part in parts])
-        assert sample.population == stats.windows
-        assert sample.inserted_steps == stats.inserted_steps
-        assert len(sample.ids) == len(sample.probabilities) == len(sample.windows) == 32
+    _, draws = draw(ledger, parts, 2, 32)
+    stats = total_stats([part.stats() for part in parts])
+    assert draws.population == stats.windows
+    assert draws.inserted_steps == stats.inserted_steps
+    assert len(draws.ids) == len(draws.probabilities) == len(draws.starts) == len(draws.chains) == 2 * 32
     assert stats.sampled_steps == 2 * 32 * UNROLL
 
 
@@ -217,9 +255,9 @@ def test_shards_wait_for_the_rate_of_the_whole_and_not_for_their_own() -> None:
     call = 2 * 16 * UNROLL
 
     def sample(shard: int) -> bool:
-        drawn, tally = parts[shard].sample_share(2 * 16, call, ledger.elsewhere(shard), 0.0)
-        ledger.update(shard, tally)
-        return drawn is not None
+        answer = ask(ledger, parts, shard, [16, 16], call)
+        ledger.update(shard, answer.tally)
+        return answer.draws is not None
 
     tell(ledger, parts)
     while sample(0):
@@ -240,6 +278,6 @@ def test_shards_wait_for_the_rate_of_the_whole_and_not_for_their_own() -> None:
 
 def test_a_shard_with_nothing_left_says_so() -> None:
     (part,) = make_parts(1)
-    drawn, tally = part.sample_share(4, 4 * UNROLL, Balance(1000, drawable=True), 0.0)
-    assert drawn is None
-    assert tally.population == 0
+    answer = part.sample([4], Held(), 0, 0.0, 4 * UNROLL, Balance(1000, drawable=True))
+    assert answer.draws is None
+    assert answer.tally.population == 0

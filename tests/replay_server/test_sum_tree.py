@@ -48,8 +48,26 @@ def test_draws_each_slot_in_proportion_to_its_weight() -> None:
     tree.set(np.arange(4), np.array([1.0, 0.0, 2.0, 5.0]))
     # One draw from each of 8 equal shares of a total of 8: the counts are exact.
     for seed in range(10):
-        drawn = tree.draw(8, np.random.default_rng(seed))
+        drawn = tree.draw([8], np.random.default_rng(seed))
         assert np.bincount(drawn, minlength=4).tolist() == [1, 0, 2, 5]
+
+
+def test_several_batches_are_each_drawn_from_equal_shares_of_the_whole() -> None:
+    tree = SumTree(4)
+    tree.set(np.arange(4), np.array([1.0, 0.0, 2.0, 5.0]))
+    for seed in range(10):
+        drawn = tree.draw([8, 0, 16, 8], np.random.default_rng(seed))
+        batches = np.split(drawn, [8, 8, 24])
+        counts = [np.bincount(batch, minlength=4).tolist() for batch in batches]
+        assert counts == [[1, 0, 2, 5], [0, 0, 0, 0], [2, 0, 4, 10], [1, 0, 2, 5]]
+
+
+def test_batches_drawn_together_are_those_drawn_one_after_the_other() -> None:
+    tree = SumTree(64)
+    tree.set(np.arange(64), np.random.default_rng(0).random(64))
+    one_by_one, together = np.random.default_rng(1), np.random.default_rng(1)
+    apart = np.concatenate([tree.draw([count], one_by_one) for count in (5, 1, 9)])
+    assert tree.draw([5, 1, 9], together).tolist() == apart.tolist()
 
 
 def test_single_draws_follow_the_weights_within_four_standard_deviations() -> None:
@@ -57,7 +75,7 @@ def test_single_draws_follow_the_weights_within_four_standard_deviations() -> No
     tree.set(np.arange(4), np.array([1.0, 2.0, 3.0, 4.0]))
     rng = np.random.default_rng(0)
     count = 4_000
-    drawn = np.array([tree.draw(1, rng)[0] for _ in range(count)])
+    drawn = np.array([tree.draw([1], rng)[0] for _ in range(count)])
     for slot, share in enumerate([0.1, 0.2, 0.3, 0.4]):
         deviation = (count * share * (1 - share)) ** 0.5
         assert abs((drawn == slot).sum() - count * share) < 4 * deviation
@@ -71,7 +89,7 @@ def test_never_draws_an_empty_slot_whatever_the_rounding() -> None:
     edge = np.nextafter(tree.total, 0)
     assert np.isin(tree.find(np.array([0.0, edge, tree.total])), filled).all()
     for _ in range(200):
-        assert np.isin(tree.draw(64, rng), filled).all()
+        assert np.isin(tree.draw([64], rng), filled).all()
 
 
 @pytest.mark.parametrize("capacity", [0, -4, 3, 100])

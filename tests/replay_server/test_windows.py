@@ -41,18 +41,16 @@ def test_reach_and_most_fragments_bound_what_any_window_touches() -> None:
     for seed in range(300):
         shape = random_shape(np.random.default_rng(seed))
         back, ahead = windows.reach(shape)
-        touched_before, touched_ahead, touched = 0, 0, 0
-        for start in range(0, 40 * shape.fragment, shape.stride):
-            first, end = windows.steps_read(shape, start)
-            owner = start // shape.fragment
-            touched_before = max(touched_before, owner - first // shape.fragment)
-            touched_ahead = max(touched_ahead, (end - 1) // shape.fragment - owner)
-            touched = max(touched, (end - 1) // shape.fragment - first // shape.fragment + 1)
-        assert (back, ahead) == (touched_before, touched_ahead)
+        starts = np.arange(0, 40 * shape.fragment, shape.stride)
+        first, end = windows.steps_read(shape, starts)
+        owners, opens, closes = (steps // shape.fragment for steps in (starts, first, end - 1))
+        assert (back, ahead) == ((owners - opens).max(), (closes - owners).max())
+        touched = (closes - opens + 1).max()
         assert touched <= shape.most_fragments <= touched + 1
 
 
 def test_reads_burn_in_and_history_but_nothing_before_the_episode() -> None:
     shape = WindowShape(burn_in=4, unroll=8, n_step=3, stride=8, fragment=16, history=2)
-    assert windows.steps_read(shape, 16) == (16 - 4 - 2, 16 + 8 + 3 - 1)
-    assert windows.steps_read(shape, 0) == (0, 8 + 3 - 1)
+    first, end = windows.steps_read(shape, np.array([16, 0]))
+    assert first.tolist() == [16 - 4 - 2, 0]
+    assert end.tolist() == [16 + 8 + 3 - 1, 8 + 3 - 1]

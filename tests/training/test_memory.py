@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,6 +11,8 @@ from drqn_dist.errors import ConfigError
 from drqn_dist.interfaces import EnvSpec
 from drqn_dist.presets import PRESETS, preset
 from drqn_dist.training.memory import _container_rooms, available_memory, check_memory, estimate_memory, usable_cores
+from learner.frame_store import plan_store
+from tests.tiny import IMAGE, tiny_config
 
 PONG = EnvSpec(observation_shape=(1, 84, 84), observation_dtype="uint8", num_actions=6, frames_per_step=4)
 GB = 1024**3
@@ -30,7 +33,8 @@ def test_capacity_bytes_bounds_the_replay() -> None:
 
 def test_what_fits_passes_and_one_byte_less_is_refused_with_the_numbers() -> None:
     config = preset("drqn")
-    needed = sum(estimate_memory(config, PONG).values())
+    least = plan_store(config, PONG, cuda=False, device_free_bytes=0, host_free_bytes=0).bytes
+    needed = sum(estimate_memory(config, PONG).values()) + least
     check_memory(config, PONG, available_bytes=needed)
     with pytest.raises(
         ConfigError, match=r"may need [\d,]+ MB .*replay [\d,]+.* are available; lower replay\.capacity"
@@ -41,7 +45,7 @@ def test_what_fits_passes_and_one_byte_less_is_refused_with_the_numbers() -> Non
 @pytest.mark.parametrize(
     ("section", "change", "advice"),
     [
-        ("learner", {"prefetch_batches": 64, "batch_windows": 65_536}, "lower learner.batch_windows"),
+        ("learner", {"batch_windows": 65_536}, "lower learner.batch_windows"),
         ("learner", {"unroll_steps": 20_000}, "the window"),
         ("network", {"core_units": 65_536}, "lower network"),
         ("actor", {"envs_per_actor": 65_536}, "lower actors"),
@@ -55,6 +59,26 @@ def test_huge_settings_are_refused_with_advice_on_the_one_to_lower(
     config = dataclasses.replace(base, **{section: dataclasses.replace(getattr(base, section), **change)})
     with pytest.raises(ConfigError, match=advice):
         check_memory(config, PONG, available_bytes=16 * GB)
+
+
+def test_a_frame_store_of_a_given_size_counts_in_full() -> None:
+    config = preset("drqn")
+    config = dataclasses.replace(config, learner=dataclasses.replace(config.learner, frame_store_bytes=3 * GB))
+    store = plan_store(config, PONG, cuda=False, device_free_bytes=0, host_free_bytes=0).bytes
+    assert store <= 3 * GB
+    needed = sum(estimate_memory(config, PONG).values()) + store
+    check_memory(config, PONG, available_bytes=needed)
+    with pytest.raises(ConfigError, match=r"frame store [\d,]+\)"):
+        check_memory(config, PONG, available_bytes=needed - 1)
+
+
+def test_a_machine_with_little_memory_gets_a_frame_store_of_half_of_what_is_left() -> None:
+    config = preset("pong-cpu")
+    others = sum(estimate_memory(config, PONG).values())
+    check_memory(config, PONG, available_bytes=others + GB // 2)
+    part = plan_store(config, PONG, cuda=False, device_free_bytes=0, host_free_bytes=GB // 2)
+    assert not part.complete
+    assert GB / 5 < part.bytes <= GB / 4
 
 
 def test_serial_mode_needs_less_than_many_processes() -> None:
@@ -99,3 +123,100 @@ def test_a_containers_quota_bounds_the_cores(quota: str, cores: int, tmp_path: P
     assert everything >= 1
     (tmp_path / "cpu.max").write_text(f"{quota}\n")
     assert usable_cores(tmp_path) == min(cores, everything)
+
+
+def store_config(**learner: Any) -> TrainConfig:
+    """Fragments of 8 steps, hence 9 observations of 36 · 36 + 12 bytes and two states of 8 units: 9 · 1,308 + 2 · 32 =
+    11,836 bytes each. A window reads 4 + 4 + 2 - 1 = 9 steps, hence up to 2 fragments."""
+    return tiny_config(
+        mode="serial",
+        network={"core": "gru"},
+        learner={"burn_in_steps": 4, "n_step": 2, "stored_state": True} | learner,
+        replay={"capacity_steps": 80_000, "samples_per_insert": 1.0},
+    )
+
+
+FRAGMENT = 11_836
+FRESH = 2_876
+"""32 MiB of 9 · 1,296 bytes."""
+ALL = 10_500 + FRESH + 2
+"""105 % of 80,000 / 8 fragments, and room for an answer."""
+STORE = (ALL + 8) * FRAGMENT
+"""With a place for 4 windows · 2 fragments that come along: 158,436,696 bytes."""
+
+
+def test_the_frame_store_lies_on_the_gpu_if_all_of_it_fits_into_seven_tenths_of_what_is_free() -> None:
+    plan = plan_store(store_config(), IMAGE, cuda=True, device_free_bytes=226_338_138, host_free_bytes=10**12)
+    assert (plan.place, plan.complete, plan.fresh_limit, plan.bytes) == ("device", True, FRESH, STORE)
+    assert plan.capacity == (ALL * 9, ALL * 2 * 2, 4 * ALL, 8)  # rows, states twice over, entries, extra
+
+
+def test_otherwise_it_lies_in_host_memory_if_all_of_it_fits_into_half_of_that() -> None:
+    plan = plan_store(store_config(), IMAGE, cuda=True, device_free_bytes=226_338_137, host_free_bytes=2 * STORE)
+    assert (plan.place, plan.complete, plan.bytes) == ("host", True, STORE)
+
+
+def test_otherwise_the_newest_part_lies_where_most_of_it_fits() -> None:
+    short = 2 * STORE - 1
+    plan = plan_store(store_config(), IMAGE, cuda=True, device_free_bytes=10**8, host_free_bytes=short)
+    assert (plan.place, plan.complete) == ("host", False)
+    assert plan.capacity == ((ALL - 1) * 9, (ALL - 1) * 2, 4 * (ALL - 1), 8)
+    assert plan.bytes == STORE - FRAGMENT
+    plan = plan_store(store_config(), IMAGE, cuda=True, device_free_bytes=226_338_137, host_free_bytes=10**8)
+    assert (plan.place, plan.complete, plan.bytes) == ("device", False, STORE - FRAGMENT)
+
+
+def test_it_never_holds_less_than_two_answers() -> None:
+    plan = plan_store(store_config(), IMAGE, cuda=True, device_free_bytes=0, host_free_bytes=0)
+    assert plan.bytes == (2 * (FRESH + 2) + 8) * FRAGMENT
+    assert not plan.complete
+
+
+def test_without_a_gpu_the_device_is_the_host() -> None:
+    plan = plan_store(store_config(), IMAGE, cuda=False, device_free_bytes=0, host_free_bytes=2 * STORE)
+    assert (plan.place, plan.complete) == ("device", True)
+    asked = store_config(frame_store="host")
+    plan = plan_store(asked, IMAGE, cuda=False, device_free_bytes=0, host_free_bytes=2 * STORE)
+    assert (plan.place, plan.complete) == ("host", True)
+
+
+@pytest.mark.parametrize(("place", "bytes_there"), [("device", STORE - FRAGMENT), ("host", STORE)])
+def test_a_place_that_is_asked_for_is_taken_with_the_room_that_it_has(place: str, bytes_there: int) -> None:
+    plan = plan_store(
+        store_config(frame_store=place), IMAGE, cuda=True, device_free_bytes=226_338_137, host_free_bytes=2 * STORE
+    )
+    assert (plan.place, plan.bytes) == (place, bytes_there)
+
+
+def test_the_bytes_asked_for_count_more_than_what_is_free() -> None:
+    config = store_config(frame_store_bytes=STORE)
+    plan = plan_store(config, IMAGE, cuda=True, device_free_bytes=0, host_free_bytes=0)
+    assert (plan.place, plan.complete) == ("device", True)
+    config = store_config(frame_store_bytes=STORE - 1)
+    plan = plan_store(config, IMAGE, cuda=True, device_free_bytes=10**12, host_free_bytes=10**12)
+    assert (plan.complete, plan.bytes) == (False, STORE - FRAGMENT)
+
+
+def test_each_shard_has_a_part_of_its_own() -> None:
+    config = dataclasses.replace(store_config(batches_per_draw=2), mode="ray", actors=2)
+    config = dataclasses.replace(config, replay=dataclasses.replace(config.replay, shards=2))
+    plan = plan_store(config, IMAGE, cuda=False, device_free_bytes=0, host_free_bytes=10**12)
+    each, extra = 5_250 + FRESH + 2, 2 * 2 * 4 * 2  # batches of a draw: 2 for each of 2 shards
+    assert plan.capacity == (each * 9, each * 2 * 2, 4 * each, extra)
+    assert plan.bytes == (2 * each + extra) * FRAGMENT
+
+
+def test_an_answer_brings_at_least_twice_what_arrives_between_two_draws_and_never_more_than_there_is() -> None:
+    # 4 windows · 4 steps at 0.001 samples per insert: 16,000 inserted steps, 2,000 fragments.
+    config = store_config()
+    rare = dataclasses.replace(config, replay=dataclasses.replace(config.replay, samples_per_insert=0.001))
+    assert plan_store(rare, IMAGE, False, 0, 10**12).fresh_limit == 2 * 2_000
+    small = dataclasses.replace(config, replay=dataclasses.replace(config.replay, capacity_steps=8_001))
+    assert plan_store(small, IMAGE, False, 0, 10**12).fresh_limit == 1_001
+
+
+def test_a_plan_says_in_words_where_the_store_lies() -> None:
+    plan = plan_store(store_config(), IMAGE, cuda=True, device_free_bytes=10**12, host_free_bytes=0)
+    assert str(plan) == (
+        "frame store on the learner's device: 158 MB, 120,402 frames a shard, all that the replay holds"
+    )

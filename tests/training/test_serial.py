@@ -9,22 +9,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from learner.batch_loader import DirectLoader
-from learner.window_reader import WindowReader
 
 from drqn_dist import checkpoint
 from drqn_dist.config import TrainConfig
 from drqn_dist.envs.make import env_spec
 from drqn_dist.errors import CheckpointError, ConfigError
 from drqn_dist.experiments.run_folder import Summary
+from drqn_dist.interfaces import FragmentInbox, WindowDraws
 from drqn_dist.metrics import read_metrics
+from drqn_dist.training.memory import plan_frame_store
 from drqn_dist.training.serial import SerialSession, next_multiple, notes_on
 from drqn_dist.training.session import Report, Saved
 from drqn_dist.training.train import train
+from learner.frame_store import StorePlan
 from learner.learner import Learner
+from replay_server.replay import LocalSource
 from tests.runs import maze_config
-
-CPU = torch.device("cpu")
 
 
 @contextmanager
@@ -75,8 +75,9 @@ def test_save_load_and_go_on_equals_never_having_stopped(core: str, tmp_path: Pa
         checkpoint.save(tmp_path / "checkpoint.safetensors", saved.tensors, saved.meta)
         tensors, meta = checkpoint.load(tmp_path / "checkpoint.safetensors")
         spec = env_spec(config.env)
-        loader = DirectLoader(stopped.replay, WindowReader(config, spec), config.learner.batch_windows, CPU)
-        stopped.learner = Learner(config, spec, loader, stopped.replay, stopped.publisher)
+        source = LocalSource(stopped.replay, config.learner.batch_windows)
+        plan = plan_frame_store(config, spec)
+        stopped.learner = Learner(config, spec, source, stopped.replay, stopped.publisher, plan)
         stopped.learner.load(tensors, meta["learner"])
         stopped.replay.set_state(meta["replay"][0])
         run_until(stopped, 60)
@@ -150,6 +151,46 @@ def test_advance_ends_at_an_evaluation_and_when_asked_to_stop(tmp_path: Path) ->
         asked = iter([False, False, True])
         report = running.advance(60.0, lambda: next(asked))
         assert sum(stats.agent_steps for stats in report.actors) == 2 * 2  # two turns of two environments
+
+
+def test_the_first_report_alone_says_where_the_frame_store_lies(tmp_path: Path) -> None:
+    with session(maze_config(tmp_path, total_steps=10**6)) as running:
+        (note,) = running.advance(0.0).notes
+        assert note.startswith("frame store on the learner's device: ")
+        assert running.advance(0.0).notes == []
+
+
+class _Counting:
+    """A source that counts the fragments which come along with draws."""
+
+    def __init__(self, source: LocalSource) -> None:
+        self._source, self.unheld = source, 0
+
+    def sample(self, batches: int, inbox: FragmentInbox) -> WindowDraws | None:
+        draws = self._source.sample(batches, inbox)
+        self.unheld += 0 if draws is None else len(draws.unheld)
+        return draws
+
+
+def test_a_frame_store_that_holds_a_part_of_the_replay_trains_the_same_weights(tmp_path: Path) -> None:
+    config = maze_config(tmp_path)
+    spec = env_spec(config.env)
+    plan = plan_frame_store(config, spec)
+    fragments = 20  # of up to 250
+    part = plan.capacity._replace(rows=fragments * 9, states=fragments, fragments=2 * fragments)
+
+    def weights(chosen: StorePlan) -> tuple[dict[str, torch.Tensor], int]:
+        with session(config) as running:
+            source = _Counting(LocalSource(running.replay, config.learner.batch_windows))
+            running.learner = Learner(config, spec, source, running.replay, running.publisher, chosen)
+            run_until(running, 60)
+            return running.learner.state.to_tensors(), source.unheld
+
+    everything, none = weights(plan)
+    little, came = weights(replace(plan, capacity=part, fresh_limit=4, complete=False))
+    assert none == 0
+    assert came > 60, "old fragments come again as they are drawn"
+    assert all(torch.equal(everything[name], little[name]) for name in everything)
 
 
 def test_several_actors_take_turns(tmp_path: Path) -> None:
