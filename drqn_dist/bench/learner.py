@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 import uuid
 from collections import deque
@@ -63,7 +64,7 @@ def bench_learner(
         run = f"bench-{uuid.uuid4().hex}"
         (replay,) = remote_replay.start_replay(config, run)
         ray.get(replay.push.remote(payloads))
-        gpus = learner_gpus(config)
+        gpus = learner_gpus(config, lambda line: print(line, file=sys.stderr, flush=True))
         role = RAY.remote(num_cpus=1, num_gpus=gpus, concurrency_groups={"weights": 1})(_LearnerRole)
         learner = role.remote(config, spec, run)
         device = ray.get(learner.catch_up.remote(len(payloads)))
