@@ -18,7 +18,7 @@ import torch
 
 from drqn_dist.bench import BenchSettings
 from drqn_dist.bench.figures import Figures
-from drqn_dist.bench.fill import copies, unblocked
+from drqn_dist.bench.fill import MAX_STEPS, copies, unblocked
 from drqn_dist.bench.play import frames_from, play
 from drqn_dist.codec import decode_header
 from drqn_dist.config import TrainConfig
@@ -52,8 +52,8 @@ def bench_learner(
         unroll_steps.
     """
     ratio = config.replay.samples_per_insert
-    settings_of_replay = replace(unblocked(config.replay, config.replay.capacity_steps), shards=1)
-    config = replace(config, mode="ray", replay=settings_of_replay)
+    capacity = min(config.replay.capacity_steps, MAX_STEPS)
+    config = replace(config, mode="ray", replay=replace(unblocked(config.replay, capacity), shards=1))
     spec = env_spec(config.env)
     payloads = play(config, spec, settings.play_steps, weights)
     transitions = config.learner.batch_windows * config.learner.unroll_steps
@@ -217,7 +217,7 @@ def finished(update: Callable[[], object], seconds: float) -> tuple[int, float]:
 
 
 def _await_device() -> None:
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():
         torch.cuda.synchronize()
 
 

@@ -142,13 +142,13 @@ class _Sampled:
     def _pulse(self) -> Any:
         self._left -= 1
         self._sampled += self._more
+        if not self._left:
+            ray.get(self._gate.open.remote())
+            ray.get(self.running)
         return ray.put(SimpleNamespace(stats=SimpleNamespace(sampled_steps=self._sampled)))
 
     def _push(self, payloads: list[bytes]) -> Any:
         self.pushed += payloads
-        if not self._left:
-            ray.get(self._gate.open.remote())
-            ray.get(self.running)
         return ray.put(None)
 
 
