@@ -16,6 +16,8 @@ from drqn_dist.config import ReplayConfig, TrainConfig, WindowShape
 from replay_server.replay import Replay
 
 NEVER_BLOCKS_STEPS = 10**9
+MAX_STEPS = 100_000
+"""A replay measured for speed holds the configured capacity, at most this much."""
 
 
 def unblocked(config: ReplayConfig, capacity_steps: int) -> ReplayConfig:

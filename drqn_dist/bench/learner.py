@@ -19,7 +19,7 @@ import torch
 
 from drqn_dist.bench import BenchSettings
 from drqn_dist.bench.figures import Figures
-from drqn_dist.bench.fill import copies, unblocked
+from drqn_dist.bench.fill import MAX_STEPS, copies, unblocked
 from drqn_dist.bench.play import frames_from, play
 from drqn_dist.codec import decode_header
 from drqn_dist.config import TrainConfig
@@ -53,8 +53,8 @@ def bench_learner(
         unroll_steps.
     """
     ratio = config.replay.samples_per_insert
-    settings_of_replay = replace(unblocked(config.replay, config.replay.capacity_steps), shards=1)
-    config = replace(config, mode="ray", replay=settings_of_replay)
+    capacity = min(config.replay.capacity_steps, MAX_STEPS)
+    config = replace(config, mode="ray", replay=replace(unblocked(config.replay, capacity), shards=1))
     spec = env_spec(config.env)
     payloads = play(config, spec, settings.play_steps, weights)
     transitions = config.learner.batch_windows * config.learner.unroll_steps
@@ -69,22 +69,30 @@ def bench_learner(
         learner = role.remote(config, spec, run)
         device = ray.get(learner.catch_up.remote(len(payloads)))
 
-        def measure(prefix: str, feed: Callable[[Any, Any], None]) -> float:
+        def feed(running: Any) -> None:
+            feeder.run(
+                lambda: bool(ray.wait([running], timeout=FEED_PERIOD_S)[0]),
+                lambda: int(ray.get(replay.pulse.remote()).stats.sampled_steps),
+                lambda fragments: ray.get(replay.push.remote(fragments)),
+            )
+
+        def measure(fed: bool) -> float:
             ray.get(learner.drain.remote())
             before = ray.get(replay.work.remote()).cpu_s
             running = learner.pipeline.remote(settings.seconds)
-            feed(running, replay)
+            if fed:
+                feed(running)
             piece: Piece = ray.get(running)
             found = piece.figures(transitions, ray.get(replay.work.remote()).cpu_s - before)
-            figures.add(**{prefix + name: value for name, value in found.items()})
+            figures.add(**{"fed_" * fed + name: value for name, value in found.items()})
             return found["updates_per_s"]
 
         for _ in range(settings.repeats):
             bare = ray.get(learner.bare_updates_per_s.remote(settings.seconds))
-            full = measure("", lambda running, replay: None)
+            full = measure(fed=False)
             figures.add(bare_updates_per_s=bare, ratio=full / bare)
             feeder.encode(math.ceil(full * transitions * settings.seconds / ratio))
-            measure("fed_", feeder.run)
+            measure(fed=True)
     return figures.result() | {
         "env": config.env.id,
         "device": device,
@@ -114,24 +122,22 @@ class _Feeder:
             self._ready.append(next(self._supply))
             missing -= self._steps(self._ready[-1])
 
-    def run(self, running: Any, replay: Any) -> None:
-        """Pushes as much as what is sampled asks for, until this call is answered."""
-        before, pushed = _sampled_steps(replay), 0
-        while not ray.wait([running], timeout=FEED_PERIOD_S)[0]:
-            owed = (_sampled_steps(replay) - before) / self._ratio
+    def run(
+        self, done: Callable[[], bool], sampled_steps: Callable[[], int], push: Callable[[list[bytes]], object]
+    ) -> None:
+        """Pushes as much as what is sampled asks for, until it is done."""
+        before, pushed = sampled_steps(), 0
+        while not done():
+            owed = (sampled_steps() - before) / self._ratio
             fragments = []
             while pushed < owed:
                 fragments.append(self._ready.popleft() if self._ready else next(self._supply))
                 pushed += self._steps(fragments[-1])
             if fragments:
-                ray.get(replay.push.remote(fragments))
+                push(fragments)
 
     def _steps(self, payload: bytes) -> int:
         return decode_header(payload, self._max_bytes).num_steps
-
-
-def _sampled_steps(replay: Any) -> int:
-    return int(ray.get(replay.pulse.remote()).stats.sampled_steps)
 
 
 @dataclass(frozen=True)
@@ -218,7 +224,7 @@ def finished(update: Callable[[], object], seconds: float) -> tuple[int, float]:
 
 
 def _await_device() -> None:
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.synchronize()
 
 

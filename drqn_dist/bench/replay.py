@@ -11,7 +11,7 @@ import numpy as np
 
 from drqn_dist.bench import BenchSettings
 from drqn_dist.bench.figures import Figures, rate
-from drqn_dist.bench.fill import copies, fill, measure_memory, unblocked
+from drqn_dist.bench.fill import MAX_STEPS, copies, fill, measure_memory, unblocked
 from drqn_dist.bench.learner import bare_update, finished, lonely_learner
 from drqn_dist.bench.play import frames_from, play
 from drqn_dist.bench.shards import shard_costs
@@ -20,9 +20,6 @@ from drqn_dist.config import TrainConfig
 from drqn_dist.envs.make import env_spec
 from drqn_dist.interfaces import SHARD_STRIDE, Held, WeightSnapshot
 from replay_server.replay import Replay, make_replay
-
-MAX_STEPS = 100_000
-"""The replay measured for speed holds the configured capacity, at most this much."""
 
 
 def bench_replay(config: TrainConfig, settings: BenchSettings, weights: WeightSnapshot | None = None) -> dict[str, Any]:

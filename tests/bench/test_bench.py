@@ -2,15 +2,13 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 import time
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import ray
 import torch
 
 from drqn_dist import bench
@@ -129,57 +127,19 @@ def test_cpu_time_is_that_of_both_processes_for_each_thousand_transitions() -> N
     }
 
 
-class _Sampled:
-    """Stands for a replay's handle: the more it is asked, the more has been sampled."""
-
-    def __init__(self, pulses: int, steps_per_pulse: int) -> None:
-        self.pushed: list[bytes] = []
-        untyped: Any = ray
-        gate = untyped.remote(_Gate).options(max_concurrency=2)
-        self._gate = gate.remote()
-        self.running = self._gate.wait.remote()
-        """Is answered with the last pulse."""
-        self._left, self._sampled, self._more = pulses, 0, steps_per_pulse
-        self.pulse, self.push = SimpleNamespace(remote=self._pulse), SimpleNamespace(remote=self._push)
-
-    def _pulse(self) -> Any:
-        self._left -= 1
-        self._sampled += self._more
-        return ray.put(SimpleNamespace(stats=SimpleNamespace(sampled_steps=self._sampled)))
-
-    def _push(self, payloads: list[bytes]) -> Any:
-        self.pushed += payloads
-        if not self._left:
-            ray.get(self._gate.open.remote())
-            ray.get(self.running)
-        return ray.put(None)
-
-
-class _Gate:
-    def __init__(self) -> None:
-        self._opened = threading.Event()
-
-    def wait(self) -> None:
-        self._opened.wait()
-
-    def open(self) -> None:
-        self._opened.set()
-
-
-@pytest.mark.ray
-def test_the_feeder_pushes_what_the_samples_ask_for_and_no_fragment_twice(local_ray: None) -> None:
+def test_the_feeder_pushes_what_the_samples_ask_for_and_no_fragment_twice() -> None:
     config = _config()
     feeder = _Feeder(play(config, env_spec(config.env), 100, None), ratio=4.0, max_bytes=LIMIT)
     feeder.encode(50)
-    pushed = []
+    pushed: list[bytes] = []
     for _ in range(2):
-        replay = _Sampled(pulses=6, steps_per_pulse=200)
-        feeder.run(replay.running, replay)
-        news = [decode_header(payload, LIMIT) for payload in replay.pushed]
+        before, sampled, done = len(pushed), count(10_000, 200), iter([False] * 5 + [True])
+        feeder.run(done.__next__, sampled.__next__, pushed.extend)
+        steps = sum(decode_header(payload, LIMIT).num_steps for payload in pushed[before:])
         owed = 5 * 200 / 4.0  # what was sampled before does not count; it is more than was encoded
-        assert owed <= sum(header.num_steps for header in news) < owed + config.window.fragment
-        pushed += news
-    assert len({(header.actor_id, header.env_id, header.sequence_no) for header in pushed}) == len(pushed)
+        assert owed <= steps < owed + config.window.fragment
+    headers = [decode_header(payload, LIMIT) for payload in pushed]
+    assert len({(header.actor_id, header.env_id, header.sequence_no) for header in headers}) == len(headers)
 
 
 def test_updates_are_counted_until_the_last_one_is_finished() -> None:
