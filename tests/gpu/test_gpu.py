@@ -34,6 +34,8 @@ pytestmark = [
     pytest.mark.timeout(1200),
 ]
 PLACES = ["device", "host"]
+ROUNDING = 1e-3
+"""How far two runs of the same updates on a GPU may be apart after some of them."""
 
 
 @pytest.fixture(autouse=True)
@@ -113,17 +115,16 @@ def test_the_function_that_is_recorded_never_waits_either(name: str) -> None:
         torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("name", ["r2d2", "pong-cpu", "article"])
-def test_what_is_written_into_the_store_between_two_runs_is_what_the_next_one_reads(name: str, place: Any) -> None:
-    device_checks.check_writes_are_seen(scaled_case(name), "cuda", place)
-    device_checks.check_writes_are_seen(case_of(name), "cuda", place)
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_written_into_the_store_between_two_runs_is_what_the_next_one_reads(name: str) -> None:
+    device_checks.check_writes_are_seen(scaled_case(name), "cuda", ROUNDING)
+    device_checks.check_writes_are_seen(case_of(name), "cuda", ROUNDING)
 
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_learner_that_was_stopped_goes_on_as_if_nothing_had_happened(name: str, place: Any) -> None:
-    device_checks.check_stop_and_resume(scaled_case(name), "cuda", place)
+    device_checks.check_stop_and_resume(scaled_case(name), "cuda", place, ROUNDING)
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -134,7 +135,7 @@ def test_weights_priorities_and_statistics_leave_the_gpu(name: str, place: Any) 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_adopted_weights_are_those_that_the_next_run_trains(name: str) -> None:
-    device_checks.check_adopted_weights_act_at_once(scaled_case(name), "cuda")
+    device_checks.check_adopted_weights_act_at_once(scaled_case(name), "cuda", ROUNDING)
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -146,7 +147,7 @@ def test_a_graph_is_recorded_while_the_feeding_thread_goes_on(place: Any) -> Non
             threaded.update()
             plain.update()
         threaded.close()
-        assert distance(trained(threaded), trained(plain)) <= 1e-4
+        assert distance(trained(threaded), trained(plain)) <= ROUNDING
 
 
 def test_recording_the_graph_trains_nothing() -> None:

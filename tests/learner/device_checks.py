@@ -1,5 +1,6 @@
 """What must hold of a learner on any device. Tests without a GPU run these checks on the CPU, those in tests/gpu on
-both, so that only the device differs."""
+both, so that only the device differs. A GPU may add in another order every time, hence the tolerances; distances
+count the optimizer's moments too, which a wrong gradient changes by as much as they are."""
 
 from __future__ import annotations
 
@@ -12,17 +13,17 @@ import torch
 from learner.frame_store import Staged
 from learner.learner import Learner
 from tests.fakes import FakePriorities
-from tests.learner.preset_cases import Case, distance, learner_on
+from tests.learner.preset_cases import Case, distance, eager, graphed, learner_on
 
 
-def check_writes_are_seen(case: Case, device: str, place: Literal["device", "host"] = "device") -> None:
+def check_writes_are_seen(case: Case, device: str, tolerance: float = 0.0) -> None:
     """What is written into the store between two updates, in stream order, is what the next one reads: two learners on
     this device, one of which finds a store that was overwritten before and one whose store is right, train alike."""
-    mine, other = (learner_on(case, device, place) for _ in range(2))
+    mine, other = (learner_on(case, device) for _ in range(2))
     for learner in (mine, other):
         for _ in range(2):
             learner.update()
-    assert distance(trained(mine), trained(other)) == 0.0
+    assert distance(trained(mine), trained(other)) <= tolerance
     kept = _contents(mine)
     for _ in range(3):
         _write(mine, [torch.zeros_like(x) for x in kept])  # as other fragments would
@@ -34,7 +35,7 @@ def check_writes_are_seen(case: Case, device: str, place: Literal["device", "hos
         mine.state.load_tensors(other.state.to_tensors(), other.state.updates)
         mine.update()
         other.update()
-        assert distance(trained(mine), trained(other)) <= 1e-5
+        assert distance(trained(mine), trained(other)) <= tolerance
 
 
 def _contents(learner: Learner) -> list[torch.Tensor]:
@@ -52,7 +53,9 @@ def trained(learner: Learner) -> list[torch.Tensor]:
     return [t.detach().cpu().clone() for t in learner.state.trained_tensors()]
 
 
-def check_stop_and_resume(case: Case, device: str, place: Literal["device", "host"] = "device") -> None:
+def check_stop_and_resume(
+    case: Case, device: str, place: Literal["device", "host"] = "device", tolerance: float = 0.0
+) -> None:
     """Save, load into a learner that has trained on other weights, go on: as if nothing had happened."""
     straight, stopped, resumed = (learner_on(case, device, place) for _ in range(3))
     for _ in range(6):
@@ -72,7 +75,7 @@ def check_stop_and_resume(case: Case, device: str, place: Literal["device", "hos
     for _ in range(3):
         resumed.update()
     assert resumed.state.updates == straight.state.updates == 6
-    assert distance(trained(resumed), trained(straight)) <= 1e-5
+    assert distance(trained(resumed), trained(straight)) <= tolerance
     losses = [learner.take_stats().td_loss for learner in (straight, resumed)]
     assert np.isfinite(losses).all()
 
@@ -119,22 +122,20 @@ def check_everything_leaves_the_device(case: Case, device: str, place: Literal["
         np.testing.assert_allclose(getattr(stats, name), getattr(expected, name), rtol=1e-3, atol=1e-5)
 
 
-def check_adopted_weights_act_at_once(case: Case, device: str) -> None:
+def check_adopted_weights_act_at_once(case: Case, device: str, tolerance: float = 0.0) -> None:
     """Weights that come in from outside are what the next update trains, also where it is a recorded graph."""
     mine, other = (learner_on(case, device) for _ in range(2))
     for _ in range(2):
         mine.update()
+        other.update()
     snapshot = mine._publisher.latest(-1)
     assert snapshot is not None
     start = replace(snapshot, vector=0.5 * snapshot.vector)
-    for learner in (mine, other):
+    for learner, step in ((mine, graphed), (other, eager)):
         learner.adopt(start)
         assert (learner.state.network.to_vector() == start.vector).all()
         assert (learner.state.target.to_vector() == start.vector).all()
-    other.feed.next()
-    other.feed.next()
-    for learner in (mine, other):
         for moment in learner.state.trained_tensors()[len(list(learner.state.network.parameters())) :]:
             moment.zero_()
-        learner.update()
-    assert distance(trained(mine), trained(other)) <= 1e-5
+        step(learner, learner.feed.next())
+    assert distance(trained(mine), trained(other)) <= tolerance
