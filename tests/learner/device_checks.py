@@ -13,7 +13,7 @@ import torch
 from learner.frame_store import Staged
 from learner.learner import Learner
 from tests.fakes import FakePriorities
-from tests.learner.preset_cases import Case, distance, learner_on
+from tests.learner.preset_cases import Case, distance, eager, graphed, learner_on
 
 
 def check_writes_are_seen(case: Case, device: str, tolerance: float = 0.0) -> None:
@@ -127,17 +127,15 @@ def check_adopted_weights_act_at_once(case: Case, device: str, tolerance: float 
     mine, other = (learner_on(case, device) for _ in range(2))
     for _ in range(2):
         mine.update()
+        other.update()
     snapshot = mine._publisher.latest(-1)
     assert snapshot is not None
     start = replace(snapshot, vector=0.5 * snapshot.vector)
-    for learner in (mine, other):
+    for learner, step in ((mine, graphed), (other, eager)):
         learner.adopt(start)
         assert (learner.state.network.to_vector() == start.vector).all()
         assert (learner.state.target.to_vector() == start.vector).all()
-    other.feed.next()
-    other.feed.next()
-    for learner in (mine, other):
         for moment in learner.state.trained_tensors()[len(list(learner.state.network.parameters())) :]:
             moment.zero_()
-        learner.update()
+        step(learner, learner.feed.next())
     assert distance(trained(mine), trained(other)) <= tolerance

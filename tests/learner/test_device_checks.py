@@ -28,6 +28,6 @@ def test_weights_priorities_and_statistics_leave_the_device(name: str, place: An
     device_checks.check_everything_leaves_the_device(scaled_case(name), "cpu", place)
 
 
-@pytest.mark.parametrize("name", ["r2d2", "article"])
+@pytest.mark.parametrize("name", ["r2d2", "article", "pong-cpu"])
 def test_adopted_weights_are_those_that_the_next_update_trains(name: str) -> None:
     device_checks.check_adopted_weights_act_at_once(scaled_case(name), "cpu")
