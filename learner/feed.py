@@ -63,9 +63,8 @@ class Intake:
         self._state_shape = state_shape(config, spec)
         self._limit = plan.fresh_limit
         self._staged: list[Staged] = []
-        self._pictures: tuple[Tensor, int] | None = None
-        if config.network.center_pixels:
-            self._pictures = (torch.zeros(()), 0)
+        self._pictures, self._num_pictures = torch.zeros(()), 0
+        self._measures = config.network.center_pixels
 
     @property
     def fresh_limit(self) -> int:
@@ -95,11 +94,10 @@ class Intake:
         return staged
 
     def mean_frame(self) -> Tensor:
-        """float32 [*folded_shape], the mean of all frames so far. Only once; may be called from another thread."""
-        assert self._pictures is not None, "network.center_pixels is off, or the mean was asked for before"
-        total, count = self._pictures
-        self._pictures = None
-        return total / max(1, count)
+        """float32 [*folded_shape], the mean of all frames so far, which is no longer measured from now on. May be
+        called from another thread."""
+        self._measures = False
+        return self._pictures / max(1, self._num_pictures)
 
     def _decode(self, payload: bytes) -> Fragment:
         fragment = decode(payload, self._max_bytes)
@@ -134,8 +132,9 @@ class Intake:
             states += [fragment.states[step] for step in steps]
         frames = torch.from_numpy(np.concatenate([fragment.observations for fragment in fragments]))
         folded = self._torso.fold(frames)
-        if (pictures := self._pictures) is not None:
-            self._pictures = (pictures[0] + folded.sum(0, dtype=torch.float32), pictures[1] + len(folded))
+        if self._measures:
+            self._pictures = self._pictures + folded.sum(0, dtype=torch.float32)
+            self._num_pictures += len(folded)
         kept = np.stack(states) if states else np.zeros((0, *self._state_shape), np.float32)
         self._staged.append(
             Staged(
@@ -225,7 +224,7 @@ class Feed:
         return bool(self._ready)
 
     def mean_frame(self) -> Tensor:
-        """float32 [*folded_shape], the mean of all frames that have come. Only once."""
+        """float32 [*folded_shape], the mean of all frames that have come, which is no longer measured from now on."""
         return self._intake.mean_frame()
 
     def close(self) -> None:

@@ -185,6 +185,8 @@ class Learner:
         except KeyError as error:
             raise CheckpointError(f"the checkpoint lacks {error}; it was not written by a learner") from error
         self.state.load_tensors(tensors, updates)
+        if updates and self._config.network.center_pixels:
+            self.feed.mean_frame()  # the centre came with the weights
         self._inserted_steps = inserted_steps
         self._reset_stats()
         self._publisher.publish(self.state.network, updates, wait=True)

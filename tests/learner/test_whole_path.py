@@ -124,7 +124,7 @@ MEMORIES = st.builds(
     restarts=st.booleans(),
 )
 THOROUGH = settings(
-    max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], database=None
+    max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], database=None
 )
 
 

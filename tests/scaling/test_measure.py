@@ -46,7 +46,7 @@ def test_a_measurement_has_as_little_slack_as_the_rate_limiter_allows() -> None:
         return tightened(point_config(config, actors, envs, learner=True)).replay.rate_tolerance_steps
 
     assert slack(config, 2, 16) == 2 * 16 * 20  # steps of all fragments under way
-    assert slack(config, 1, 1) == 2 * 8 * 10  # one draw: two batches of 8 windows of 10 steps
+    assert slack(config, 1, 1) == 2 * 32 * 10  # one draw: two batches of 32 windows of 10 steps
     in_two = with_settings(replace(config, actors=2), ("replay.shards=2",))
     assert slack(in_two, 2, 1) == 2 * 2 * 8 * 10  # from two shards, four
     assert slack(with_settings(config, ("replay.samples_per_insert=0.3",)), 1, 1) == 534  # 160 / 0.3

@@ -75,7 +75,7 @@ def test_a_profile_has_the_numbers_of_its_configuration() -> None:
     config = preset("pong-cpu")
     found = Profile.of(config, [point()], REPLAY, {"usable_cores": 3})
     assert (found.cores, found.shards, found.envs_per_actor) == (3, 1, config.actor.envs_per_actor)
-    assert (found.batch_steps, found.push_period_steps) == (80, 10)
+    assert (found.batch_steps, found.push_period_steps) == (320, 10)
     assert found.samples_per_insert == config.replay.samples_per_insert
 
 
