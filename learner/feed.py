@@ -151,6 +151,11 @@ class Intake:
 _NO_ACTION, _NO_REWARD = np.zeros(1, np.int64), np.zeros(1, np.float32)
 
 
+def _pinned(tensor: Tensor) -> Tensor:
+    """A copy that a GPU can fetch by itself; of nothing there is none."""
+    return tensor.pin_memory() if tensor.numel() else tensor
+
+
 class Feed:
     """Gives the learner one batch after the other.
 
@@ -254,7 +259,7 @@ class Feed:
                 self.store.write(staged)
             prepared.staged = []
         elif self._pins:
-            prepared.staged = [Staged(*(x.pin_memory() for x in staged)) for staged in prepared.staged]
+            prepared.staged = [Staged(*map(_pinned, staged)) for staged in prepared.staged]
         if draws is not None:
             prepared.batches = self._batches_of(draws)
         return prepared
@@ -275,7 +280,7 @@ class Feed:
             if self._gathers:
                 gathered = self.store.gather(*rows_of(places[k]))
                 if self._pins:
-                    gathered = Gathered(*(x.pin_memory() for x in gathered))
+                    gathered = Gathered(*map(_pinned, gathered))
             batches.append(Batch(places[k], weights[k], gathered, ids[k], versions[k], draws.inserted_steps))
         return batches
 
