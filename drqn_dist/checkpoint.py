@@ -22,7 +22,7 @@ import torch
 from drqn_dist.errors import CheckpointError
 
 FORMAT = "drqn-dist-checkpoint"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 _NAME = re.compile(r"checkpoint_(\d+)\.safetensors")
 _log = logging.getLogger(__name__)

@@ -106,7 +106,7 @@ def test_a_newer_format_is_refused_and_says_what_to_do(tmp_path: Path) -> None:
 
 
 def test_damaged_metadata_is_refused(tmp_path: Path) -> None:
-    header = {"format": "drqn-dist-checkpoint", "version": "2", "meta": "{"}
+    header = {"format": "drqn-dist-checkpoint", "version": "3", "meta": "{"}
     safetensors.torch.save_file(_tensors(), tmp_path / "c", header)
     with pytest.raises(CheckpointError, match="metadata"):
         load(tmp_path / "c")
