@@ -99,9 +99,9 @@ def test_a_safetensors_file_of_another_program_is_refused(tmp_path: Path) -> Non
 
 
 def test_a_newer_format_is_refused_and_says_what_to_do(tmp_path: Path) -> None:
-    header = {"format": "drqn-dist-checkpoint", "version": "3", "meta": "{}"}
+    header = {"format": "drqn-dist-checkpoint", "version": "4", "meta": "{}"}
     safetensors.torch.save_file(_tensors(), tmp_path / "c", header)
-    with pytest.raises(CheckpointError, match=r"version '3'.*use the program version that wrote it"):
+    with pytest.raises(CheckpointError, match=r"version '4'.*use the program version that wrote it"):
         load(tmp_path / "c")
 
 
