@@ -219,8 +219,8 @@ def _open(payload: bytes, max_bytes: int) -> tuple[FragmentHeader, int]:
     flags, kind, num_steps, dimensions, num_priorities, *ids = _FIELDS.unpack_from(payload, _PREFIX.size)
     if flags > 3 or kind >= len(_OBSERVATION_NAMES):
         raise FragmentError(f"fragment has flags {flags} and observation type {kind}, which mean nothing")
-    if num_steps == 0:
-        raise FragmentError("num_steps must be at least 1, got 0")
+    if not 0 < num_steps <= max_bytes // 8:  # actions take eight bytes each once they are unpacked
+        raise FragmentError(f"num_steps must be at least 1 and fit the limit of {max_bytes:,} bytes, got {num_steps:,}")
     if min(ids) < 0:
         raise FragmentError(f"{', '.join(_IDS)} must not be negative, got {ids}")
     priorities_at = shape_at + 4 * dimensions

@@ -100,7 +100,7 @@ class NetworkConfig:
     center_pixels: bool = False
     """Images: subtract the per-pixel mean of the first stored frames, measured once before the first update."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Autocast of torso and core; heads, targets and loss stay fp32. auto: bf16 where hardware has it."""
+    """Of the torso, and of the core on a CPU; the rest stays fp32. auto: bf16 where the hardware has it."""
 
     def __post_init__(self) -> None:
         _require_range("network", "torso_units", self.torso_units, 1, 65_536)
@@ -306,6 +306,9 @@ class EvalConfig:
     """Episodes of one evaluation."""
     settled_evaluations: int = 5
     """Evaluations in a row whose mean must reach stop_at_return; a single one may be lucky."""
+    settled_training_return: float | None = None
+    """What the last training games, those that explore little, must reach on average before stop_at_return ends a run;
+    they follow the greedy ones by a minute or two. None: they are not asked."""
     final_episodes: int | None = None
     """Episodes of the evaluation that confirms stop_at_return or ends a run; None: as many as the others have."""
     envs: int | None = None
@@ -457,7 +460,7 @@ class TrainConfig:
         if self.replay.rate_tolerance_steps is not None:
             return self.replay.rate_tolerance_steps
         batch = self.learner.batch_windows * self.learner.unroll_steps / self.replay.samples_per_insert
-        return 4 * int(max(self.total_envs * self.window.fragment, batch * self.batches_per_draw, 1))
+        return 4 * int(max(self.total_envs * self.window.burst, batch * self.batches_per_draw, 1))
 
 
 @dataclass(frozen=True)
@@ -490,6 +493,12 @@ class WindowShape:
         return self.burn_in + self.unroll + self.n_step
 
     @property
+    def burst(self) -> int:
+        """The most steps that an environment's actor completes at once: a fragment, and at an episode's end also what
+        was held back because windows reach into it."""
+        return self.fragment + self.unroll - self.stride
+
+    @property
     def most_fragments(self) -> int:
         """The most fragments that one window reads, whatever its alignment.
 
@@ -497,10 +506,6 @@ class WindowShape:
         """
         steps = self.history + self.total - 1
         return 1 if steps == 1 else (steps - 2) // self.fragment + 2
-
-    def burn_in_of(self, unroll_start: int) -> int:
-        """Burn-in steps that exist before the episode step `unroll_start`."""
-        return min(self.burn_in, unroll_start)
 
     def needs_state_at(self, step: int) -> bool:
         """Whether some window starts at this episode step, so that the actor must store its state there."""

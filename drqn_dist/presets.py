@@ -355,7 +355,7 @@ _PONG_CPU = Preset(
             epsilon_decay="linear",
             epsilon_decay_steps=100_000,
         ),
-        eval=EvalConfig(period_updates=500, episodes=5, final_episodes=20),
+        eval=EvalConfig(period_updates=500, episodes=5, settled_training_return=17.0, final_episodes=20),
     ),
     summary="Pong on two CPU cores within an hour; what `make pong` runs.",
     sources={
@@ -396,6 +396,7 @@ _PONG_CPU = Preset(
         "eval.period_updates": "ours: two or three a minute; without sticky actions a greedy policy's games are nearly "
         "all the same one, whose score changes with every update, so five evaluations in a row decide",
         "eval.episodes": "ours: enough to see whether it may be worth to confirm",
+        "eval.settled_training_return": "ours: with up to one random action in twenty, a settled policy still gets it",
         "eval.final_episodes": "ours: what a result is told by",
     },
 )

@@ -63,7 +63,8 @@ class Intake:
         self._state_shape = state_shape(config, spec)
         self._limit = plan.fresh_limit
         self._staged: list[Staged] = []
-        self._pictures, self._num_pictures = torch.zeros(()), 0
+        self._pictures: tuple[Tensor, int] = (torch.zeros(()), 0)
+        """Sum and number of frames; replaced as a whole, because another thread reads it."""
         self._measures = config.network.center_pixels
 
     @property
@@ -97,7 +98,8 @@ class Intake:
         """float32 [*folded_shape], the mean of all frames so far, which is no longer measured from now on. May be
         called from another thread."""
         self._measures = False
-        return self._pictures / max(1, self._num_pictures)
+        total, count = self._pictures
+        return total / max(1, count)
 
     def _decode(self, payload: bytes) -> Fragment:
         fragment = decode(payload, self._max_bytes)
@@ -133,8 +135,8 @@ class Intake:
         frames = torch.from_numpy(np.concatenate([fragment.observations for fragment in fragments]))
         folded = self._torso.fold(frames)
         if self._measures:
-            self._pictures = self._pictures + folded.sum(0, dtype=torch.float32)
-            self._num_pictures += len(folded)
+            total, count = self._pictures
+            self._pictures = (total + folded.sum(0, dtype=torch.float32), count + len(folded))
         kept = np.stack(states) if states else np.zeros((0, *self._state_shape), np.float32)
         self._staged.append(
             Staged(

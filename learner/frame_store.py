@@ -143,7 +143,8 @@ def plan_store(
     slots, units = state_shape(config, spec)
     state = 4 * slots * units if learner.stored_state else 0
     states_each = shape.fragment // shape.stride if state else 0
-    fragment_bytes = full * (frame + 12) + states_each * state
+    # Short fragments hold more states for each step: twice as many as full ones fit, if all do.
+    fragment_bytes = full * (frame + 12) + 2 * states_each * state
 
     batches = config.batches_per_draw
     per_call = batches * learner.batch_windows * learner.unroll_steps / config.replay.samples_per_insert
@@ -171,7 +172,7 @@ def plan_store(
         fragments = min(wanted, max(fits, 2 * spare))
     capacity = Capacity(
         rows=fragments * full,
-        states=fragments * states_each * (2 if fragments == wanted else 1),
+        states=2 * fragments * states_each,
         fragments=SHORT_FRAGMENTS * fragments,
         extra_fragments=extra,
     )

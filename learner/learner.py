@@ -49,6 +49,8 @@ class LearnerStats:
     """Seconds spent waiting for batches."""
     train_s: float
     """Seconds spent on updates: on a GPU, on enqueueing them."""
+    arrived: int = 0
+    """Updates behind the means of loss, error, value and gradient; on a GPU the last ones come with the next piece."""
     wall_s: float = 0.0
     """Since it was last asked."""
     cpu_s: float = 0.0
@@ -95,6 +97,8 @@ class Learner:
         torch.set_num_threads(config.learner.torch_threads)
         self._config = config
         self._device = resolve_device(config.learner.device)
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)  # streams and events are made on the current device
         self.state = TrainState(config, spec, self._device)
         self._priorities, self._publisher = priorities, publisher
         self._outbox = Outbox(UNDER_WAY)
@@ -102,7 +106,7 @@ class Learner:
         self._diverged: DrqnError | None = None
         self._watch = Stopwatch()
         self._reset_stats()
-        publisher.publish(self.state.network, self.state.updates, wait=True)
+        publisher.publish(self.state.network, self.state.updates)
         with torch.device("meta"):  # only its way of folding frames is needed, not its weights
             torso = make_torso(config.network, spec.observation_shape, config.env.stack_frames)
         self.feed = Feed(config, spec, source, torso, plan, self._device, threaded)
@@ -157,6 +161,7 @@ class Learner:
             sample_age=self._age / count if count else float("nan"),
             wait_s=self._wait_s,
             train_s=self._train_s,
+            arrived=self._arrived,
             wall_s=wall_s,
             cpu_s=cpu_s,
             told_s=time.time(),
@@ -189,13 +194,13 @@ class Learner:
             self.feed.mean_frame()  # the centre came with the weights
         self._inserted_steps = inserted_steps
         self._reset_stats()
-        self._publisher.publish(self.state.network, updates, wait=True)
+        self._publisher.publish(self.state.network, updates)
 
     def adopt(self, weights: WeightSnapshot) -> None:
         """Goes on with these weights of an earlier update, in both networks; the optimizer keeps its moments."""
         self.state.network.load_vector(weights.vector)
         self.state.copy_target()
-        self._publisher.publish(self.state.network, self.state.updates, wait=True)
+        self._publisher.publish(self.state.network, self.state.updates)
 
     def close(self) -> None:
         """Ends the thread that prepares draws."""
@@ -215,8 +220,7 @@ class Learner:
         if state.updates % config.target_period_updates == 0:
             state.copy_target()
         if state.updates % config.publish_period_updates == 0:
-            self._publisher.publish(state.network, state.updates)
-        self._publisher.collect()
+            self._publisher.publish(state.network, state.updates, self._outbox)
 
     def _take(self, ids: npt.NDArray[np.int64], update: int, outputs: Array) -> None:
         """Deals with what an update answered."""

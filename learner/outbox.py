@@ -40,7 +40,7 @@ class Outbox:
         buffer = torch.empty(tensor.shape, pin_memory=True) if fits is None else self._free.pop(fits)
         buffer.copy_(tensor.detach(), non_blocking=True)
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        event.record()
+        event.record(torch.cuda.current_stream(tensor.device))
         self._under_way.append((buffer, event, take))
 
     def collect(self) -> None:

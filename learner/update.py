@@ -94,7 +94,7 @@ class Update:
         inputs = self._inputs
         run: Callable[[], Tensor] = lambda: self._train(inputs.places, inputs.weights, inputs.gathered)  # noqa: E731
         before = [t.detach().clone() for t in self._state.trained_tensors()]
-        side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        side, recorded = torch.cuda.Stream(device), torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(side):
             for _ in range(_WARM_UP):
@@ -102,7 +102,7 @@ class Update:
         torch.cuda.current_stream(device).wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         # The feeding thread pins memory meanwhile, which must not spoil the recording.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, stream=recorded, capture_error_mode="thread_local"):
             self._outputs = run()
         self._graph = graph
         with torch.no_grad():

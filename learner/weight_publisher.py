@@ -6,33 +6,32 @@ from drqn_dist.interfaces import WeightSnapshot
 from drqn_dist.network.q_network import QNetwork
 from learner.outbox import Array, Outbox
 
-_UNDER_WAY = 2
-
 
 class WeightPublisher:
-    """Keeps the newest snapshot. `publish` and `collect` are called by the learner, `latest` from any thread: the
-    snapshot is replaced as a whole and never changed."""
+    """Keeps the newest snapshot. `publish` is called by the learner, `latest` from any thread: the snapshot is replaced
+    as a whole and never changed."""
 
     pending = False
     """It always answers at once."""
 
     def __init__(self) -> None:
         self._snapshot: WeightSnapshot | None = None
-        self._outbox = Outbox(_UNDER_WAY)
 
-    def publish(self, network: QNetwork, version: int, wait: bool = False) -> None:
-        """Offers these weights as soon as they have left the device, or before it returns if it is to wait."""
+    def publish(self, network: QNetwork, version: int, outbox: Outbox | None = None) -> None:
+        """Offers these weights.
+
+        Args:
+            outbox: sends them without waiting for the device, behind the results of the update that made them: if that
+                diverged, they are never offered.
+        """
 
         def take(vector: Array) -> None:
             self._snapshot = WeightSnapshot(version, vector)
 
-        self._outbox.post(network.flat(), take)
-        if wait:
-            self._outbox.flush()
-
-    def collect(self) -> None:
-        """Offers what has left the device by now."""
-        self._outbox.collect()
+        if outbox is None:
+            take(network.to_vector())
+        else:
+            outbox.post(network.flat(), take)
 
     def latest(self, known_version: int) -> WeightSnapshot | None:
         """The newest snapshot if it is newer than `known_version` (-1: none is known), else None."""

@@ -171,7 +171,7 @@ class RemoteSource:
                     del left[shard]
                 elif shard in left and (alone or not answer.tally.population):
                     complete = False
-            if not complete:
+            if not complete or not any(parts):  # what has come must not wait in memory for the rate limiter
                 return None
             for shard in list(self._lost):
                 self._look_for(shard)
@@ -199,6 +199,8 @@ class RemoteSource:
             try:
                 self._ledger.update(shard, ray.get(ref).tally)
                 del self._lost[shard]
+            except RayTaskError as error:
+                raise error.cause or error from error
             except ObjectLostError:
                 self._lost[shard] = None
             except RayActorError as error:

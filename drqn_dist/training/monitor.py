@@ -56,10 +56,16 @@ class Monitor:
 
     def settled(self) -> Evaluation | None:
         """The last evaluation, once it and those before it reach `stop_at_return` on average; None until then."""
-        mark, recent = self._config.stop_at_return, self._recent
-        if mark is None or len(recent) < self._config.eval.settled_evaluations:
+        config, mark, recent = self._config.eval, self._config.stop_at_return, self._recent
+        if mark is None or len(recent) < config.settled_evaluations:
+            return None
+        if config.settled_training_return is not None and not self._training() >= config.settled_training_return:
             return None
         return recent[-1] if float(np.mean([mean_score(e) for e in recent])) >= mark else None
+
+    def _training(self) -> float:
+        """Mean return of the last training games that explored little; NaN without any."""
+        return _mean(e.score for e in self._episodes)
 
     def refuse(self) -> None:
         """Other games did not confirm it: at least one more evaluation must come before the next try."""
@@ -85,7 +91,7 @@ class Monitor:
             "time/updates": float(self.updates),
             "charts/agent_steps_per_s": steps / elapsed,
             "charts/updates_per_s": sum(s.new_updates for s in report.learner) / elapsed,
-            "charts/episodic_return": _mean(e.score for e in self._episodes),
+            "charts/episodic_return": self._training(),
             "charts/episodic_length": _mean(e.steps for e in self._episodes),
             **_learner_values(report.learner),
             **_actor_values(report.actors),
@@ -160,21 +166,22 @@ def evaluation_values(evaluation: Evaluation) -> dict[str, float]:
 
 
 def _learner_values(pieces: list[LearnerStats]) -> dict[str, float]:
-    trained = [p for p in pieces if p.new_updates]
+    trained = [p for p in pieces if p.new_updates or p.arrived]
     if not trained:
         return {}
-    weights = [p.new_updates for p in trained]
 
-    def mean(name: str) -> float:
-        return float(np.average([getattr(p, name) for p in trained], weights=weights))
+    def mean(name: str, count: str) -> float:
+        known = [p for p in trained if getattr(p, count)]
+        weights = [getattr(p, count) for p in known]
+        return float(np.average([getattr(p, name) for p in known], weights=weights)) if known else math.nan
 
     wait, train = sum(p.wait_s for p in trained), sum(p.train_s for p in trained)
     return {
-        "losses/td_loss": mean("td_loss"),
-        "losses/td_error": mean("td_error"),
-        "losses/q_values": mean("q_value"),
-        "losses/grad_norm": mean("grad_norm"),
-        "replay/sample_age_updates": mean("sample_age"),
+        "losses/td_loss": mean("td_loss", "arrived"),
+        "losses/td_error": mean("td_error", "arrived"),
+        "losses/q_values": mean("q_value", "arrived"),
+        "losses/grad_norm": mean("grad_norm", "arrived"),
+        "replay/sample_age_updates": mean("sample_age", "new_updates"),
         "time/waiting_for_replay": wait / max(wait + train, 1e-9),
     }
 

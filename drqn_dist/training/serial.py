@@ -31,12 +31,12 @@ class SerialSession:
             EnvError, CheckpointError
         """
         self._config = config
-        # Of each environment a fragment, and what came in the rest of a push period.
-        burst = config.actor.envs_per_actor * (config.window.fragment + config.push_period - 1)
+        # What an environment completes at once, and what came in the rest of a push period.
+        burst = config.actor.envs_per_actor * (config.window.burst + config.push_period - 1)
         if config.rate_tolerance_steps < burst:
             raise ConfigError(
                 f"replay.rate_tolerance_steps ({config.rate_tolerance_steps:,}) is smaller than what one actor may "
-                f"push at once ({config.actor.envs_per_actor} environments of {config.window.fragment} + "
+                f"push at once ({config.actor.envs_per_actor} environments of {config.window.burst} + "
                 f"{config.push_period - 1} steps, {burst:,}): in serial mode nobody could take the excess away; raise "
                 "it, or use None for automatic"
             )

@@ -130,6 +130,8 @@ class _Run:
             float(meta.get("wall_s", 0.0)),
         )
         self._resumed_at = int(meta["agent_steps"]) if restored else None
+        self._adopted: Evaluation | None = None
+        """The evaluation that confirmed the weights with which the run ends."""
         self._final_seed = int(meta.get("final_seed", config.seed))
         self._started = self._checkpointed = time.monotonic()
 
@@ -149,6 +151,11 @@ class _Run:
             hint = "; a second Ctrl-C gives up without" if stopped_by == "signal" else ""
             progress.message(f"stopping: {stopped_by}; writing checkpoint and summary{hint}")
             saved = self._save()
+            if stopped_by == "stop_at_return" and self._adopted and not self._played(saved, self._adopted):
+                # The learner died between the two, and came back as it was before.
+                assert self._adopted.weights is not None
+                self._session.adopt(self._adopted.weights)
+                saved = self._save()
             not_written = self._write(saved, progress)
             if stopped_by not in ("signal", "stop_at_return"):
                 progress.message(f"final evaluation: {config.eval.final_episodes or config.eval.episodes} episodes …")
@@ -196,6 +203,7 @@ class _Run:
             return False
         assert evaluation.weights is not None
         self._session.adopt(evaluation.weights)
+        self._adopted = evaluation
         return True
 
     def _evaluate(self, weights: WeightSnapshot | None, log: MetricsLog, progress: Progress) -> Evaluation | None:

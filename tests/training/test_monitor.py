@@ -19,8 +19,11 @@ def monitor(tmp_path: Path, agent_steps: int = 0, updates: int = 0, wall_s: floa
     return Monitor(maze_config(tmp_path, **changes), 4, agent_steps, updates, wall_s)
 
 
-def piece(updates: int, new: int, loss: float = 0.0, wait_s: float = 0.0, train_s: float = 1.0) -> LearnerStats:
-    return LearnerStats(updates, new, 0, loss, 0.0, 0.0, 0.0, 0.0, wait_s, train_s)
+def piece(
+    updates: int, new: int, loss: float = 0.0, wait_s: float = 0.0, train_s: float = 1.0, arrived: int | None = None
+) -> LearnerStats:
+    arrived = new if arrived is None else arrived
+    return LearnerStats(updates, new, 0, loss, 0.0, 0.0, 0.0, 0.0, wait_s, train_s, arrived)
 
 
 def test_counters_go_on_from_those_of_the_run_before(tmp_path: Path) -> None:
@@ -36,6 +39,12 @@ def test_learner_figures_are_means_over_updates_and_shares_of_time(tmp_path: Pat
     )
     assert values["losses/td_loss"] == (30 * 1.0 + 10 * 5.0) / 40
     assert values["time/waiting_for_replay"] == 1.0 / (1.0 + 1.0 + 1.0)
+
+
+def test_figures_that_leave_the_device_later_count_with_the_piece_that_they_come_with(tmp_path: Path) -> None:
+    late = [piece(30, 30, math.nan, arrived=0), piece(30, 0, 2.0, arrived=20), piece(40, 10, 5.0, arrived=20)]
+    values, _ = monitor(tmp_path).take(Report(learner=late))
+    assert values["losses/td_loss"] == (20 * 2.0 + 20 * 5.0) / 40
 
 
 def test_actor_figures_count_actors_that_did_something(tmp_path: Path) -> None:
@@ -108,6 +117,17 @@ def test_after_other_games_did_not_confirm_it_one_more_evaluation_must_come(tmp_
     assert watching.settled() is None
     watching.take(scored(19.0))
     assert watching.settled() is not None
+
+
+def test_training_games_must_follow_if_they_are_asked(tmp_path: Path) -> None:
+    settings = {"settled_evaluations": 1, "settled_training_return": 17.0}
+    watching = monitor(tmp_path, stop_at_return=18.0, eval=settings)
+    watching.take(scored(21.0))
+    assert watching.settled() is None  # none has ended yet
+    watching.take(Report(actors=[ActorStats(episodes=[Episode(16.0, 10, 0.01)])]))
+    assert watching.settled() is None
+    watching.take(Report(actors=[ActorStats(episodes=[Episode(18.0, 10, 0.01), Episode(-21.0, 10, 1.0)])]))
+    assert watching.settled() is not None  # (16 + 18) / 2 = 17; the third explores too much to count
 
 
 def test_without_a_return_to_stop_at_nothing_settles(tmp_path: Path) -> None:
