@@ -102,7 +102,7 @@ def check_everything_leaves_the_device(case: Case, device: str, place: Literal["
             assert (learner.state.target.to_vector() == learner.state.network.to_vector()).all()
         if update % 2 == 0:
             versions[update] = learner.state.network.to_vector()
-            learner._publisher._outbox.flush()
+            learner._outbox.flush()
             snapshot = learner._publisher.latest(update - 1)
             assert snapshot is not None
             assert snapshot.version == update
