@@ -161,11 +161,9 @@ def _rounded(value: float) -> str:
 def _scale(argv: Sequence[str]) -> None:
     args = parse(ScaleArgs, argv, f"{PROGRAM} scale")
     from drqn_dist.scaling.sweep import run_scale
-    from drqn_dist.scaling.text import measured_text, simulated_text
 
-    result = run_scale(args)
-    text = measured_text if args.simulate is None else simulated_text
-    print(json.dumps(result) if args.json else text(result))
+    result, text = run_scale(args)
+    print(json.dumps(result) if args.json else text)
 
 
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {

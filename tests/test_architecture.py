@@ -31,7 +31,6 @@ ONLY_UNDER = {
     "rich": list(RUNS_THINGS),
     "matplotlib": list(RUNS_THINGS),
     "scipy": list(RUNS_THINGS),
-    "simpy": list(RUNS_THINGS),
 }
 NEVER = ("pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "gym")
 

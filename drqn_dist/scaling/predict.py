@@ -1,4 +1,4 @@
-"""What a cluster can carry, by the service times of a profile.
+"""What a cluster can carry, by the CPU time that a measured run spent.
 
 An acted step costs every part some CPU time: its actor, the replay, and the learner by the replay ratio. A part that
 never rests carries 1 / cost steps per second, and the slowest part bounds the run. The bound leaves queues out: pushes
@@ -9,29 +9,103 @@ failures, evaluations.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from enum import StrEnum
 from typing import Any
 
-from drqn_dist.errors import ConfigError
-from drqn_dist.scaling.profile import Profile
+import numpy as np
+from scipy import optimize
+
+from drqn_dist.errors import ConfigError, RunFolderError
+from drqn_dist.scaling.points import Point
 from drqn_dist.scaling.report import by_key
 from drqn_dist.scaling.settings import ClusterShape
 
-
-class Part(StrEnum):
-    """What can bound a run."""
-
-    ACTORS, LEARNER, REPLAY, HEAD = "actors", "learner", "replay", "head cores"
-
-
-_BUY = {
-    Part.ACTORS: "more actors",
-    Part.LEARNER: "a faster learner (a GPU, smaller batches), or fewer samples per insert",
-    Part.REPLAY: "more replay shards",
-    Part.HEAD: "more cores for the head",
+ADVICE = {
+    "actors": "more actors",
+    "learner": "a faster learner (a GPU, smaller batches), or fewer samples per insert",
+    "replay": "more replay shards",
+    "head cores": "more cores for the head",
 }
+"""What can bound a run, and what to buy then."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """CPU seconds that the processes of each role spend, all their threads and Ray's part included."""
+
+    actor_step_s: float
+    """Of a batched step, whatever the number of environments."""
+    actor_env_s: float
+    """Of a batched step for each environment, besides."""
+    replay_step_s: float
+    """Of an agent step, its share of what is drawn included. A shard that is called seldom spends more on each call
+    than one that is kept busy, so this is on the safe side."""
+    update_s: float
+    """Of an update, with all that belongs to it; 0 without a learner."""
+    other_cores: float
+    """CPU seconds per second of all else: Ray's own processes, the driver, a learner at rest."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A measured sweep, and what of its settings a prediction needs."""
+
+    cores: int
+    """Of the measured machine."""
+    shards: int
+    envs_per_actor: int
+    """Of the configuration; the points may have others."""
+    batch_steps: int
+    """Trained steps of an update."""
+    samples_per_insert: float
+    points: Sequence[Point]
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any], points: Sequence[Point]) -> Profile:
+        """
+        Args:
+            settings: those of the sweep, as `sweep.json` keeps them.
+
+        Raises:
+            RunFolderError: one that is needed is missing.
+        """
+        try:
+            config, machine = settings["config"], settings["machine"]
+            return cls(
+                cores=machine["usable_cores"],
+                shards=config["replay"]["shards"],
+                envs_per_actor=config["actor"]["envs_per_actor"],
+                batch_steps=config["learner"]["batch_windows"] * config["learner"]["unroll_steps"],
+                samples_per_insert=config["replay"]["samples_per_insert"],
+                points=points,
+            )
+        except (KeyError, TypeError) as error:
+            raise RunFolderError(f"the sweep's settings do not tell {error}; measure it again") from error
+
+    def costs(self) -> Costs:
+        """Medians over all points: a machine whose speed jumps for a while would draw a mean along.
+
+        Raises:
+            ConfigError: there are no points, or one in which nothing happened.
+        """
+        if not self.points:
+            raise ConfigError("there are no measured points to take costs from; measure some")
+        for point in self.points:
+            if not point.agent_steps_per_s or (point.learner and not point.updates_per_s):
+                raise ConfigError(
+                    f"{point.actors} actors x {point.envs_per_actor} environments made no step or no update in "
+                    f"{point.seconds:.1f} s; measure longer (--seconds, into another --out)"
+                )
+        step_s, env_s = _step_costs(self.points)
+        trained = [point for point in self.points if point.learner]
+        return Costs(
+            actor_step_s=step_s,
+            actor_env_s=env_s,
+            replay_step_s=statistics.median(p.cores["replay"] / p.agent_steps_per_s for p in self.points),
+            update_s=statistics.median(p.cores["learner"] / p.updates_per_s for p in trained) if trained else 0.0,
+            other_cores=statistics.median(map(_other_cores, self.points)),
+        )
 
 
 @dataclass(frozen=True)
@@ -42,7 +116,7 @@ class Prediction:
     envs_per_actor: int
     agent_steps_per_s: float
     updates_per_s: float
-    use: dict[Part, float]
+    use: dict[str, float]
     """Share of each part's capacity that is in use; 1 for the part that bounds the run."""
 
 
@@ -60,7 +134,7 @@ class Comparison:
 
 
 def predict(profile: Profile, actors: int, envs_per_actor: int, cluster: ClusterShape) -> Prediction:
-    """The throughput of so many actors on such a cluster, with a learner if the profile has one.
+    """The throughput of so many actors on such a cluster, with a learner if the sweep had one.
 
     Raises:
         ConfigError: a shard would have no actor.
@@ -68,18 +142,17 @@ def predict(profile: Profile, actors: int, envs_per_actor: int, cluster: Cluster
     shards = cluster.shards or profile.shards
     if actors < shards:
         raise ConfigError(f"{actors} actors cannot fill {shards} shards; simulate more actors or fewer shards")
-    roles = profile.roles()
-    updates = profile.samples_per_insert / profile.batch_steps if roles.update_s else 0.0
-    acting_s = roles.actor_step_s / envs_per_actor + roles.actor_env_s
-    replay_s = profile.replay_cores(1.0, updates, envs_per_actor, roles.fragment_steps)
-    learning_s = updates * roles.update_s / cluster.learner_speedup
-    head_s = replay_s + learning_s + (0.0 if cluster.actor_cores else acting_s)
-    head_cores = max(0.1, (cluster.head_cores or profile.cores) - roles.other_cores)
+    costs = profile.costs()
+    updates = profile.samples_per_insert / profile.batch_steps if costs.update_s else 0.0
+    acting_s = costs.actor_step_s / envs_per_actor + costs.actor_env_s
+    learning_s = updates * costs.update_s / cluster.learner_speedup
+    head_s = costs.replay_step_s + learning_s + (0.0 if cluster.actor_cores else acting_s)
+    head_cores = max(0.1, (cluster.head_cores or profile.cores) - costs.other_cores)
     use_per_step = {
-        Part.ACTORS: acting_s / (actors * min(1.0, cluster.actor_cores or 1.0)),
-        Part.LEARNER: learning_s,
-        Part.REPLAY: replay_s / shards,
-        Part.HEAD: head_s / head_cores,
+        "actors": acting_s / (actors * min(1.0, cluster.actor_cores or 1.0)),
+        "learner": learning_s,
+        "replay": costs.replay_step_s / shards,
+        "head cores": head_s / head_cores,
     }
     speed = 1 / max(use_per_step.values())
     use = {part: speed * seconds for part, seconds in use_per_step.items()}
@@ -87,8 +160,8 @@ def predict(profile: Profile, actors: int, envs_per_actor: int, cluster: Cluster
 
 
 def compare(profile: Profile) -> list[Comparison]:
-    """Every measured point beside its prediction on the measured machine, from the service times of all other
-    points; nothing where there is one point alone."""
+    """Every measured point beside its prediction on the measured machine, from the costs of all other points; nothing
+    where there is one point alone."""
     machine, found = ClusterShape(actor_cores=0), []
     for key, group in by_key(profile.points).items():
         others = [point for point in profile.points if point.key != key]
@@ -110,8 +183,21 @@ def simulate(profile: Profile, actors: Sequence[int], envs_per_actor: int, clust
         "advice": advice(predictions[-1]),
         "comparisons": [asdict(comparison) for comparison in comparisons],
         "error": error_sentence(comparisons),
-        "costs": asdict(profile.replay) | asdict(profile.roles()),
+        "costs": asdict(profile.costs()),
     }
+
+
+def simulated_text(result: dict[str, Any]) -> str:
+    """The answer of `simulate` for a person."""
+    lines = ["actors     steps/s  updates/s" + "".join(f"{part:>12}" for part in ADVICE)]
+    for p in result["predictions"]:
+        use = "".join(f"{p['use'][part]:>12.0%}" for part in ADVICE)
+        lines.append(f"{p['actors']:>6,} {p['agent_steps_per_s']:>11,.0f}{p['updates_per_s']:>11.1f}{use}")
+    lines += [result["advice"], "actors  envs  measured  predicted   error"]
+    for c in result["comparisons"]:
+        place = f"{c['actors']:>6} {c['envs_per_actor']:>5}"
+        lines.append(f"{place} {c['measured']:>9,.0f} {c['predicted']:>10,.0f} {c['error']:>+7.1%}")
+    return "\n".join([*lines, result["error"]])
 
 
 def advice(prediction: Prediction) -> str:
@@ -120,17 +206,36 @@ def advice(prediction: Prediction) -> str:
     others = ", ".join(f"{part} {prediction.use[part]:.0%}" for part in rest)
     return (
         f"At {prediction.actors:,} actors x {prediction.envs_per_actor} environments the bottleneck is the {first} "
-        f"(in use meanwhile: {others}). To go faster: {_BUY[first]}."
+        f"(in use meanwhile: {others}). To go faster: {ADVICE[first]}."
     )
 
 
 def error_sentence(comparisons: Sequence[Comparison]) -> str:
     """The mean and the largest error."""
     if not comparisons:
-        return "The error is unknown: the profile has one point alone; measure other numbers of actors."
+        return "The error is unknown: there is one point alone; measure other numbers of actors."
     worst = max(comparisons, key=lambda comparison: abs(comparison.error))
     mean = statistics.fmean(abs(comparison.error) for comparison in comparisons)
     return (
         f"Each of {len(comparisons)} measured points is predicted from the others: off by {mean:.1%} on average, at "
         f"worst by {worst.error:+.1%} (at {worst.actors} actors x {worst.envs_per_actor} environments)."
     )
+
+
+def _other_cores(point: Point) -> float:
+    known = point.cores["actors"] + point.cores["replay"] + (point.cores["learner"] if point.learner else 0.0)
+    return max(0.0, point.cores["machine"] - known)
+
+
+def _step_costs(points: Sequence[Point]) -> tuple[float, float]:
+    """CPU seconds of a batched step: the fixed part and the part per environment, both ≥ 0, by least squares of
+    relative errors; all is per environment where only one number of them was measured."""
+    seconds: dict[int, list[float]] = {}
+    for point in points:
+        batched_steps_per_s = point.agent_steps_per_s / point.envs_per_actor
+        seconds.setdefault(point.envs_per_actor, []).append(point.cores["actors"] / batched_steps_per_s)
+    envs, cost = np.array(list(seconds), np.float64), np.array([statistics.median(s) for s in seconds.values()])
+    if len(envs) == 1:
+        return 0.0, float(cost[0] / envs[0])
+    (fixed, per_env), _ = optimize.nnls(np.stack([1 / cost, envs / cost], axis=1), np.ones_like(cost))
+    return float(fixed), float(per_env)
