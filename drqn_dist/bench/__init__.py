@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from drqn_dist.arguments import require_flag
 from drqn_dist.config import ActorConfig, NetworkConfig, TrainConfig
 from drqn_dist.errors import ConfigError
 from drqn_dist.presets import preset
@@ -36,15 +37,10 @@ class BenchSettings:
     """Agent steps that the replay holds while its memory is measured."""
 
     def __post_init__(self) -> None:
-        for name, low, high in (
-            ("seconds", 1e-3, 3600),
-            ("repeats", 1, 10_000),
-            ("play_steps", 1, 10**8),
-            ("memory_steps", 1, 10**10),
-        ):
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise ConfigError(f"--{name.replace('_', '-')} is {value}, but must lie in [{low:g}, {high:g}]")
+        require_flag("seconds", self.seconds, 1e-3, 3600)
+        require_flag("repeats", self.repeats, 1, 10_000)
+        require_flag("play_steps", self.play_steps, 1, 10**8)
+        require_flag("memory_steps", self.memory_steps, 1, 10**10)
 
 
 def run_bench(

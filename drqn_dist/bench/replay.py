@@ -12,9 +12,8 @@ import numpy as np
 from drqn_dist.bench import BenchSettings
 from drqn_dist.bench.figures import Figures, rate
 from drqn_dist.bench.fill import MAX_STEPS, copies, fill, measure_memory, unblocked
-from drqn_dist.bench.learner import bare_update, finished, lonely_learner
+from drqn_dist.bench.learner import bare_update, lonely_learner, rate_of
 from drqn_dist.bench.play import frames_from, play
-from drqn_dist.bench.shards import shard_costs
 from drqn_dist.codec import decode_header
 from drqn_dist.config import TrainConfig
 from drqn_dist.envs.make import env_spec
@@ -31,7 +30,7 @@ def bench_replay(config: TrainConfig, settings: BenchSettings, weights: WeightSn
 
     Returns:
         bytes_per_frame (everything stored, per agent step), raw_bytes_per_frame, pushes_per_s, windows_per_s,
-        learner_windows_per_s, ratio, those of `shard_costs`, spread; steps_per_push, frames_from, env; memory_steps,
+        learner_windows_per_s, ratio, spread; steps_per_push, frames_from, env; memory_steps,
         memory_bytes (the whole process that holds them) and memory_bytes_per_million_steps (its growth, scaled).
     """
     spec = env_spec(config.env)
@@ -52,7 +51,7 @@ def bench_replay(config: TrainConfig, settings: BenchSettings, weights: WeightSn
     fill(replay, supply, capacity)
     windows = config.learner.batch_windows
     update = bare_update(lonely_learner(bench_config, spec, replay))
-    finished(update, settings.seconds / 4)  # the first updates allocate
+    rate_of(update, settings.seconds / 4)  # the first updates allocate
     held = Held(replay.sample([], Held(), 0).fresh.log, 0, SHARD_STRIDE)
     for _ in range(settings.repeats):
         pieces = next(supply)
@@ -61,13 +60,11 @@ def bench_replay(config: TrainConfig, settings: BenchSettings, weights: WeightSn
             replay.push(piece)
         pushes = len(pieces) / (time.perf_counter() - start)
         drawn = rate(lambda: _draw(replay, held, windows), settings.seconds)
-        updates, elapsed = finished(update, settings.seconds)
-        trained = windows * updates / elapsed
+        trained = windows * rate_of(update, settings.seconds)
         figures.add(pushes_per_s=pushes, windows_per_s=drawn, learner_windows_per_s=trained, ratio=drawn / trained)
 
-    costs = shard_costs(config, spec, supply, capacity, settings.repeats)
     before, after = measure_memory(payloads, config.replay, config.window, settings.memory_steps)
-    return figures.joined(costs).result() | {
+    return figures.result() | {
         "steps_per_push": config.window.fragment,
         "frames_from": frames_from(weights),
         "env": config.env.id,
