@@ -86,7 +86,19 @@ class _LearnerRole(remote.LearnerRole):
         self._train_draws(WAITING_DRAWS + 2)  # those prepared while the bare update ran would flatter it
         return rate_of(self._learner.update, seconds)
 
-    def bare_update(learner: Learner) -> Callable[[], object]:
+    def bare_updates_per_s(self, seconds: float) -> float:
+        """On one batch that is always there."""
+        torch.set_num_threads(self._config.learner.torch_threads)
+        rate_of(self._bare, seconds / 4)
+        return rate_of(self._bare, seconds)
+
+    def _train_draws(self, draws: int) -> None:
+        torch.set_num_threads(self._config.learner.torch_threads)  # a thread's own setting, and this may be a new one
+        for _ in range(draws * self._config.batches_per_draw):
+            self._learner.update()
+
+
+def bare_update(learner: Learner) -> Callable[[], object]:
     """This learner's update on its next batch, again and again; its priorities go nowhere."""
     batch = learner.feed.next()
     device = next(learner.state.network.parameters()).device
