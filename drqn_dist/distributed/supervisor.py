@@ -148,19 +148,16 @@ class RaySession:
     def adopt(self, weights: WeightSnapshot) -> None:
         self._ask_learner(lambda learner: learner.adopt.remote(weights))
 
-    def work(self) -> list[remote_replay.ReplayWork]:
-        """What each shard of the replay has done since it was started.
+    def replay_cpu_s(self) -> float:
+        """CPU seconds of all shards of the replay since they were started.
 
         Raises:
             RoleFailedError: one does not answer.
         """
         try:
-            works: list[remote_replay.ReplayWork] = ray.get(
-                [role.handle.work.remote() for role in self._replay], timeout=self._hang_s
-            )
+            return float(sum(ray.get([role.handle.cpu_s.remote() for role in self._replay], timeout=self._hang_s)))
         except RayError as error:
             raise RoleFailedError(f"the replay did not answer: {_cause(error)}") from error
-        return works
 
     def close(self) -> None:
         if not self._ray.owned:  # nobody else ends them

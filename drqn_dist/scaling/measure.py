@@ -151,8 +151,7 @@ def shares(pieces: Sequence[ActorStats] | Sequence[LearnerStats], parts: Sequenc
 
 def _cpu_s(session: RaySession) -> dict[str, float]:
     """CPU seconds so far, but for actors and learner, which report their own."""
-    replays = session.work()
-    return {"replay": sum(work.cpu_s for work in replays), "ray": _ray_cpu_s(), "machine": busy_cpu_s()}
+    return {"replay": session.replay_cpu_s(), "ray": _ray_cpu_s(), "machine": busy_cpu_s()}
 
 
 def busy_cpu_s() -> float:
