@@ -91,7 +91,7 @@ def test_every_setting_has_a_flag_with_help(capsys: pytest.CaptureFixture[str]) 
     [
         ("train --sed 1", "--sed, 1; did you mean --seed?"),
         ("train --seed x", "--seed"),
-        ("train --seed -1", "train.seed is -1, but must lie in [0, "),
+        ("train --seed -1", "seed is -1, but must lie in [0, "),
         ("train --seed", "--seed"),
         ("train --mode fast", "'fast'"),
         ("train --preset pong", "did you mean pong-gpu or pong-cpu?"),
@@ -102,7 +102,7 @@ def test_every_setting_has_a_flag_with_help(capsys: pytest.CaptureFixture[str]) 
         ("train --learner.unroll-steps 0", "learner.unroll_steps is 0"),
         ("train --preset gridworld --replay.capacity-steps 5 --replay.min-steps 1", "does not fit a replay of 5 steps"),
         ("train --resume nowhere", "nowhere is no run folder"),
-        ("train --stop-at-return nan", "train.stop_at_return is nan"),
+        ("train --stop-at-return nan", "stop_at_return is nan"),
         ("eval nowhere --episodes 0", "--episodes is 0"),
         ("eval nowhere --seed -1", "seed is -1"),
         ("eval", "run"),
