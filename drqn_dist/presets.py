@@ -37,6 +37,11 @@ class Preset:
     """Dotted field name, for example `learner.gamma`, to the text that names its source."""
 
 
+def _each(section: str, names: str, source: str) -> dict[str, str]:
+    """The same source for several settings of a section."""
+    return dict.fromkeys([f"{section}.{name}" for name in names.split()], source)
+
+
 _ARTICLE = "the article's Pong run"
 _ARTICLE_AGENT = Preset(
     config=TrainConfig(
@@ -80,28 +85,19 @@ _ARTICLE_AGENT = Preset(
         "total_steps": f"{_ARTICLE}: 2 million steps in 30 hours on one GPU",
         "env.stack_frames": _ARTICLE,
         "network.head": f"{_ARTICLE}: conv 32-64-64, dense 512, GRU with one unit per action",
-        "learner.batch_windows": _ARTICLE,
-        "learner.unroll_steps": _ARTICLE,
+        **_each("learner", "batch_windows unroll_steps optimizer learning_rate", _ARTICLE),
+        **_each("learner", "optimizer_epsilon rmsprop_alpha", _ARTICLE),
         "learner.stored_state": "the article is silent; zero at each window's start, as in DRQN",
         "learner.double_q": f"{_ARTICLE}: max over the target network",
-        "learner.optimizer": _ARTICLE,
-        "learner.learning_rate": _ARTICLE,
-        "learner.optimizer_epsilon": _ARTICLE,
-        "learner.rmsprop_alpha": _ARTICLE,
-        "learner.clip_gradient": f"{_ARTICLE}: each entry clipped to ±1",
-        "learner.clip_gradient_at": f"{_ARTICLE}: each entry clipped to ±1",
+        **_each("learner", "clip_gradient clip_gradient_at", f"{_ARTICLE}: each entry clipped to ±1"),
         "learner.target_period_updates": f"{_ARTICLE}: every 1,000 steps, at one update per step",
         "learner.publish_period_updates": f"{_ARTICLE}: the acting network is the trained one",
-        "replay.capacity_steps": _ARTICLE,
-        "replay.min_steps": _ARTICLE,
+        **_each("replay", "capacity_steps min_steps", _ARTICLE),
         "replay.samples_per_insert": f"{_ARTICLE}: one update of 32 x 8 steps per environment step",
-        "replay.prioritized": f"{_ARTICLE}: uniform",
-        "replay.importance_exponent": f"{_ARTICLE}: uniform sampling needs no weights",
+        **_each("replay", "prioritized importance_exponent", f"{_ARTICLE}: uniform sampling, without weights"),
         "actor.envs_per_actor": f"{_ARTICLE}: one environment",
-        "actor.epsilon_low": f"{_ARTICLE}: 0.01 + 0.99 exp(-step / 30,000)",
-        "actor.epsilon_high": f"{_ARTICLE}: one rate for all, so the ladder has one rung",
-        "actor.epsilon_decay": f"{_ARTICLE}: 0.01 + 0.99 exp(-step / 30,000)",
-        "actor.epsilon_decay_steps": f"{_ARTICLE}: 0.01 + 0.99 exp(-step / 30,000)",
+        **_each("actor", "epsilon_low epsilon_high", f"{_ARTICLE}: 0.01 + 0.99 exp(-step / 30,000), one rate for all"),
+        **_each("actor", "epsilon_decay epsilon_decay_steps", f"{_ARTICLE}: 0.01 + 0.99 exp(-step / 30,000)"),
         "actor.weight_pull_period_steps": f"{_ARTICLE}: the acting network is the trained one",
     },
 )
@@ -229,45 +225,33 @@ _R2D2 = Preset(
 
 _OURS_CARTPOLE = "ours, tried on this CartPole with one CPU core"
 _R2D2_SMALL = Preset(
-    config=TrainConfig(
+    config=replace(
+        _R2D2.config,
         preset="r2d2-small",
+        actors=1,
         total_steps=200_000,
         minutes=15.0,
         log_period_s=2.0,
         env=EnvConfig(id="drqn_dist/PositionOnlyCartPole-v0"),
-        network=NetworkConfig(
-            torso="mlp",
-            torso_units=64,
-            core="lstm",
-            core_units=64,
-            head="dueling",
-            head_units=64,
-            last_action_and_reward=True,
-            precision="fp32",
+        network=replace(
+            _R2D2.config.network, torso="mlp", torso_units=64, core_units=64, head_units=64, precision="fp32"
         ),
-        learner=LearnerConfig(
+        learner=replace(
+            _R2D2.config.learner,
             batch_windows=32,
             unroll_steps=20,
             burn_in_steps=10,
-            n_step=5,
             gamma=0.99,
-            rescale_values=True,
-            clip_rewards=False,
-            loss="squared",
-            loss_over_time="sum",
             learning_rate=5e-4,
-            optimizer_epsilon=1e-3,
-            clip_gradient_at=40.0,
             target_period_updates=50,
             publish_period_updates=10,
         ),
-        replay=ReplayConfig(
+        replay=replace(
+            _R2D2.config.replay,
             capacity_steps=100_000,
             min_steps=2_000,
             samples_per_insert=16.0,
             window_stride_steps=10,
-            priority_exponent=0.9,
-            importance_exponent=0.6,
         ),
         actor=ActorConfig(
             envs_per_actor=16, fragment_steps=20, epsilon_low=0.01, epsilon_high=0.4, weight_pull_period_steps=10
@@ -276,44 +260,33 @@ _R2D2_SMALL = Preset(
     ),
     summary="All of R2D2 in minutes on two CPU cores: CartPole without velocities, windows a quarter as long. "
     "Compare --network.core none.",
-    sources={
+    sources=_R2D2.sources
+    | {
+        "actors": "ours: a small machine",
         "total_steps": f"{_OURS_CARTPOLE}: 500 comes by two thirds of them, and the rest shows whether it stays",
         "minutes": "ours: a bound for small machines",
         "log_period_s": "ours: the run is short",
         "env.id": "POPGym (Morad et al. 2023): velocities must be remembered; episodes of 500 steps hold 50 windows",
+        "env.stack_frames": "ours: none; the core is to remember",
         "network.torso": "ours: two numbers need no convolution",
-        "network.torso_units": "ours: small and fast",
-        "network.core": "R2D2: LSTM",
-        "network.core_units": "ours: small and fast (R2D2: 512)",
-        "network.head": "R2D2: dueling",
-        "network.head_units": "ours: as the core (R2D2: 512, as its core)",
-        "network.last_action_and_reward": "R2D2: both enter the LSTM",
+        **_each("network", "torso_units core_units head_units", "ours: small and fast (R2D2: 512)"),
         "network.precision": "ours: velocities are small differences of positions; in fp32 seed 0 stayed at 500, in "
         "bf16 it fell back once",
         "learner.batch_windows": f"{_OURS_CARTPOLE}: R2D2's 64 learnt no faster by the clock (one run each)",
         "learner.unroll_steps": "R2D2: 80; a quarter",
         "learner.burn_in_steps": "R2D2: 40; a quarter, half of the unroll as there",
-        "learner.n_step": "R2D2: 5",
         "learner.gamma": "ours: 0.99 (R2D2: 0.997); a pole falls within some tens of steps",
-        "learner.rescale_values": "R2D2: yes; values near 100 become 9",
-        "learner.clip_rewards": "R2D2: unclipped",
-        "learner.loss": "R2D2; SEED: squared",
-        "learner.loss_over_time": "Acme, SEED, zoo: summed over a window, as in r2d2",
         "learner.learning_rate": f"{_OURS_CARTPOLE}: 5e-4 with target copies every 50 updates and a replay of 100,000 "
         "steps came to stay near 500; 1e-3 (Acme) with 100 and 50,000 fell back more often (one run each)",
-        "learner.optimizer_epsilon": "R2D2; SEED, rlpyt: 1e-3",
-        "learner.clip_gradient_at": "SEED, zoo: norm 40",
         "learner.target_period_updates": f"{_OURS_CARTPOLE}: tried together with learner.learning_rate",
         "learner.publish_period_updates": "ours: every 400 agent steps",
         "replay.capacity_steps": f"{_OURS_CARTPOLE}: half of the run; tried together with learner.learning_rate",
         "replay.min_steps": "ours: a hundred random episodes",
         "replay.samples_per_insert": "ours: the environment costs more than the network",
         "replay.window_stride_steps": "R2D2: half of the unroll, so that windows overlap",
-        "replay.priority_exponent": "R2D2: 0.9",
-        "replay.priority_eta": "R2D2: 0.9",
-        "replay.importance_exponent": "R2D2: 0.6",
+        "actor.envs_per_actor": "ours: enough kinds of play for one process",
         "actor.fragment_steps": "ours: one unroll",
-        "actor.epsilon_high": "Ape-X, R2D2: 0.4",
+        "actor.epsilon_low": "ours: 16 rungs need no finer ones",
         "actor.weight_pull_period_steps": "ours: every 160 agent steps of the 16 environments",
         "eval.period_updates": "ours: the run is short",
         "eval.final_episodes": "ours: what a result is told by",
@@ -391,8 +364,7 @@ _PONG_CPU = Preset(
         "actor.max_pushes_in_flight": "ours: one for each environment; more would only be older",
         "actor.weight_pull_period_steps": "ours: about twice a second",
         "actor.epsilon_high": f"{_OURS}: 0.2 in the run that came furthest",
-        "actor.epsilon_decay": _OURS,
-        "actor.epsilon_decay_steps": _OURS,
+        **_each("actor", "epsilon_decay epsilon_decay_steps", _OURS),
         "eval.period_updates": "ours: two or three a minute; without sticky actions a greedy policy's games are nearly "
         "all the same one, whose score changes with every update, so five evaluations in a row decide",
         "eval.episodes": "ours: enough to see whether it may be worth to confirm",
@@ -458,20 +430,17 @@ _GRIDWORLD = Preset(
         "log_period_s": "ours: the run is short",
         "env.id": "the partially observable GridWorld of this project",
         "network.torso": "ours: nine cells need no convolution",
-        "network.torso_units": "ours: small and fast",
-        "network.core_units": "ours: small and fast",
+        **_each("network", "torso_units core_units", "ours: small and fast"),
         "learner.unroll_steps": "ours: about the length of a good episode",
         "learner.n_step": "ours: one step carries the reward back too slowly",
         "learner.gamma": "ours: short paths must be worth more than long ones",
         "learner.learning_rate": "ours: small network, dense signal",
         "learner.target_period_updates": "ours: short horizon",
-        "replay.capacity_steps": "ours: small and fast",
-        "replay.min_steps": "ours: small and fast",
+        **_each("replay", "capacity_steps min_steps", "ours: small and fast"),
         "replay.samples_per_insert": "ours: the environment costs more than the network",
         "actor.envs_per_actor": "ours: small and fast",
         "actor.fragment_steps": "ours: one window",
-        "actor.epsilon_low": "ours: mazes need exploration throughout",
-        "actor.epsilon_high": "ours: mazes need exploration throughout",
+        **_each("actor", "epsilon_low epsilon_high", "ours: mazes need exploration throughout"),
         "actor.epsilon_decay": "ours",
         "actor.epsilon_decay_steps": "ours: some hundreds of episodes",
         "eval.period_updates": "ours: the run is short",
