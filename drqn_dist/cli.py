@@ -92,11 +92,9 @@ def _train(argv: Sequence[str]) -> None:
 
 def _eval(argv: Sequence[str]) -> None:
     args = parse(EvalArgs, argv, f"{PROGRAM} eval")
-    if args.episodes < 1:
-        raise ConfigError(f"--episodes is {args.episodes}, but must be at least 1")
-    from drqn_dist.experiments.evaluate import evaluate_run
+    from drqn_dist.experiments.evaluate import evaluate
 
-    result = evaluate_run(args.run, args.episodes, args.seed, args.video)
+    result = evaluate(args.run, args.episodes, args.seed, args.video)
     if args.json:
         print(json.dumps(result))
     else:

@@ -103,7 +103,7 @@ def test_every_setting_has_a_flag_with_help(capsys: pytest.CaptureFixture[str]) 
         ("train --preset gridworld --replay.capacity-steps 5 --replay.min-steps 1", "does not fit a replay of 5 steps"),
         ("train --resume nowhere", "nowhere is no run folder"),
         ("train --stop-at-return nan", "stop_at_return is nan"),
-        ("eval nowhere --episodes 0", "--episodes is 0"),
+        ("eval nowhere --episodes 0", "episodes is 0"),
         ("eval nowhere --seed -1", "seed is -1"),
         ("eval", "run"),
         ("plot nowhere --out x.png", "nowhere is no run folder"),

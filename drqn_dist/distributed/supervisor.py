@@ -280,7 +280,7 @@ class RaySession:
             self._fail(role, _cause(error), alive=True, error=error)
             return
         except ActorUnavailableError as error:
-            if role.restarted_by_ray and not role.begun and now - role.started_s < START_S:
+            if role.waits_to_begin and not role.begun and now - role.started_s < START_S:
                 role.not_before_s = now + 0.2  # Ray is still starting it
             else:
                 self._fail(role, _cause(error), alive=False, error=error)
@@ -336,7 +336,7 @@ class RaySession:
             self._report.events.append(f"{role.name} lost the {stats.stored_steps:,} steps that it held{others}")
             self._replay_stats[role.index] = replace(stats, stored_steps=0)  # it may die again before it tells more
         role.not_before_s = now + decision.delay_s
-        if not role.restarted_by_ray:
+        if not role.waits_to_begin:
             self._end(role)
         else:
             self._forget(role)

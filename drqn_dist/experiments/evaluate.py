@@ -65,12 +65,9 @@ def load_agent(run: Path) -> Agent:
     return Agent(config, spec, network, checkpoint.updates, weights_sha256(checkpoint.tensors))
 
 
-def evaluate(run: str | Path, episodes: int = 20, seed: int = EVALUATION_SEED) -> dict[str, Any]:
-    """Plays whole games with a run's newest checkpoint; arguments and result as `evaluate_run`."""
-    return evaluate_run(Path(run), episodes, seed)
-
-
-def evaluate_run(run: Path, episodes: int, seed: int = EVALUATION_SEED, video: Path | None = None) -> dict[str, Any]:
+def evaluate(
+    run: str | Path, episodes: int = 20, seed: int = EVALUATION_SEED, video: Path | None = None
+) -> dict[str, Any]:
     """Plays whole games with a run's newest checkpoint, greedily but for `eval.epsilon`.
 
     Args:
@@ -90,7 +87,7 @@ def evaluate_run(run: Path, episodes: int, seed: int = EVALUATION_SEED, video: P
     if episodes < 1:
         raise ConfigError(f"episodes is {episodes}, but must be at least 1")
     _check_seed(seed)
-    agent = load_agent(run)
+    agent = load_agent(Path(run))
     torch.set_num_threads(agent.config.actor.torch_threads)  # more of them only wait for each other in small batches
     if video is not None:  # first, so that a file that cannot be written is known before the long part
         write_video(video, _pictures(agent, seed), describe_single(agent.config.env).steps_per_s)

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from scipy import optimize
 
-from drqn_dist.errors import ConfigError, RunFolderError
+from drqn_dist.errors import ConfigError
 from drqn_dist.scaling.points import Point
 from drqn_dist.scaling.report import by_key
 from drqn_dist.scaling.settings import ClusterShape
@@ -32,8 +32,13 @@ ADVICE = {
 
 @dataclass(frozen=True)
 class Costs:
-    """CPU seconds that the processes of each role spend, all their threads and Ray's part included."""
+    """What a measured sweep spent: CPU seconds of each role's processes, all their threads and Ray's part included."""
 
+    cores: int
+    """Of the measured machine."""
+    shards: int
+    updates_per_step: float
+    """Updates that an agent step asks for, by the replay ratio; 0 without a learner."""
     actor_step_s: float
     """Of a batched step, whatever the number of environments."""
     actor_env_s: float
@@ -46,65 +51,37 @@ class Costs:
     other_cores: float
     """CPU seconds per second of all else: Ray's own processes, the driver, a learner at rest."""
 
-
-@dataclass(frozen=True)
-class Profile:
-    """A measured sweep, and what of its settings a prediction needs."""
-
-    cores: int
-    """Of the measured machine."""
-    shards: int
-    envs_per_actor: int
-    """Of the configuration; the points may have others."""
-    batch_steps: int
-    """Trained steps of an update."""
-    samples_per_insert: float
-    points: Sequence[Point]
-
     @classmethod
-    def of(cls, settings: Mapping[str, Any], points: Sequence[Point]) -> Profile:
-        """
+    def of(cls, settings: Mapping[str, Any], points: Sequence[Point]) -> Costs:
+        """Medians over all points: a machine whose speed jumps for a while would draw a mean along.
+
         Args:
             settings: those of the sweep, as `sweep.json` keeps them.
 
         Raises:
-            RunFolderError: one that is needed is missing.
-        """
-        try:
-            config, machine = settings["config"], settings["machine"]
-            return cls(
-                cores=machine["usable_cores"],
-                shards=config["replay"]["shards"],
-                envs_per_actor=config["actor"]["envs_per_actor"],
-                batch_steps=config["learner"]["batch_windows"] * config["learner"]["unroll_steps"],
-                samples_per_insert=config["replay"]["samples_per_insert"],
-                points=points,
-            )
-        except (KeyError, TypeError) as error:
-            raise RunFolderError(f"the sweep's settings do not tell {error}; measure it again") from error
-
-    def costs(self) -> Costs:
-        """Medians over all points: a machine whose speed jumps for a while would draw a mean along.
-
-        Raises:
             ConfigError: there are no points, or one in which nothing happened.
         """
-        if not self.points:
+        if not points:
             raise ConfigError("there are no measured points to take costs from; measure some")
-        for point in self.points:
+        for point in points:
             if not point.agent_steps_per_s or (point.learner and not point.updates_per_s):
                 raise ConfigError(
                     f"{point.actors} actors x {point.envs_per_actor} environments made no step or no update in "
                     f"{point.seconds:.1f} s; measure longer (--seconds, into another --out)"
                 )
-        step_s, env_s = _step_costs(self.points)
-        trained = [point for point in self.points if point.learner]
-        return Costs(
+        learning, replay = settings["config"]["learner"], settings["config"]["replay"]
+        batch_steps = learning["batch_windows"] * learning["unroll_steps"]
+        trained = [point for point in points if point.learner]
+        step_s, env_s = _step_costs(points)
+        return cls(
+            cores=settings["machine"]["usable_cores"],
+            shards=replay["shards"],
+            updates_per_step=replay["samples_per_insert"] / batch_steps if trained else 0.0,
             actor_step_s=step_s,
             actor_env_s=env_s,
-            replay_step_s=statistics.median(p.cores["replay"] / p.agent_steps_per_s for p in self.points),
+            replay_step_s=statistics.median(p.cores["replay"] / p.agent_steps_per_s for p in points),
             update_s=statistics.median(p.cores["learner"] / p.updates_per_s for p in trained) if trained else 0.0,
-            other_cores=statistics.median(map(_other_cores, self.points)),
+            other_cores=statistics.median(map(_other_cores, points)),
         )
 
 
@@ -120,70 +97,65 @@ class Prediction:
     """Share of each part's capacity that is in use; 1 for the part that bounds the run."""
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """A measured point beside its prediction from all other points."""
-
-    actors: int
-    envs_per_actor: int
-    measured: float
-    """Agent steps per second, the median of the repeats."""
-    predicted: float
-    error: float
-    """Of the prediction, as a share of the measurement; positive where it is too fast."""
-
-
-def predict(profile: Profile, actors: int, envs_per_actor: int, cluster: ClusterShape) -> Prediction:
+def predict(costs: Costs, actors: int, envs_per_actor: int, cluster: ClusterShape) -> Prediction:
     """The throughput of so many actors on such a cluster, with a learner if the sweep had one.
 
     Raises:
         ConfigError: a shard would have no actor.
     """
-    shards = cluster.shards or profile.shards
+    shards = cluster.shards or costs.shards
     if actors < shards:
         raise ConfigError(f"{actors} actors cannot fill {shards} shards; simulate more actors or fewer shards")
-    costs = profile.costs()
-    updates = profile.samples_per_insert / profile.batch_steps if costs.update_s else 0.0
     acting_s = costs.actor_step_s / envs_per_actor + costs.actor_env_s
-    learning_s = updates * costs.update_s / cluster.learner_speedup
+    learning_s = costs.updates_per_step * costs.update_s / cluster.learner_speedup
     head_s = costs.replay_step_s + learning_s + (0.0 if cluster.actor_cores else acting_s)
-    head_cores = max(0.1, (cluster.head_cores or profile.cores) - costs.other_cores)
     use_per_step = {
         "actors": acting_s / (actors * min(1.0, cluster.actor_cores or 1.0)),
         "learner": learning_s,
         "replay": costs.replay_step_s / shards,
-        "head cores": head_s / head_cores,
+        "head cores": head_s / max(0.1, (cluster.head_cores or costs.cores) - costs.other_cores),
     }
     speed = 1 / max(use_per_step.values())
     use = {part: speed * seconds for part, seconds in use_per_step.items()}
-    return Prediction(actors, envs_per_actor, speed, updates * speed, use)
+    return Prediction(actors, envs_per_actor, speed, costs.updates_per_step * speed, use)
 
 
-def compare(profile: Profile) -> list[Comparison]:
-    """Every measured point beside its prediction on the measured machine, from the costs of all other points; nothing
-    where there is one point alone."""
-    machine, found = ClusterShape(actor_cores=0), []
-    for key, group in by_key(profile.points).items():
-        others = [point for point in profile.points if point.key != key]
-        if not others:
-            break
-        predicted = predict(replace(profile, points=others), *key, machine).agent_steps_per_s
-        measured = statistics.median(point.agent_steps_per_s for point in group)
-        found.append(Comparison(*key, measured, predicted, predicted / measured - 1))
+def compare(settings: Mapping[str, Any], points: Sequence[Point]) -> list[dict[str, Any]]:
+    """Every measured point (the median of its repeats) beside its prediction on the measured machine, from the costs of
+    all other points; nothing where there is one point alone.
+
+    Returns:
+        actors, envs_per_actor, measured and predicted agent steps per second, error: of the prediction, as a share of
+        the measurement; positive where it is too fast.
+    """
+    found = []
+    for (actors, envs), group in by_key(points).items():
+        if others := [point for point in points if point.key != (actors, envs)]:
+            predicted = predict(Costs.of(settings, others), actors, envs, ClusterShape(actor_cores=0)).agent_steps_per_s
+            measured = statistics.median(point.agent_steps_per_s for point in group)
+            row = {"actors": actors, "envs_per_actor": envs, "measured": measured, "predicted": predicted}
+            found.append(row | {"error": predicted / measured - 1})
     return found
 
 
-def simulate(profile: Profile, actors: Sequence[int], envs_per_actor: int, cluster: ClusterShape) -> dict[str, Any]:
+def simulate(
+    settings: Mapping[str, Any],
+    points: Sequence[Point],
+    actors: Sequence[int],
+    envs_per_actor: int,
+    cluster: ClusterShape,
+) -> dict[str, Any]:
     """What `--simulate` answers, JSON-able: predictions, advice for the largest of them, comparisons, their error in a
     sentence, and the costs that all of it is made of."""
-    predictions, comparisons = [predict(profile, n, envs_per_actor, cluster) for n in actors], compare(profile)
+    costs, comparisons = Costs.of(settings, points), compare(settings, points)
+    predictions = [predict(costs, n, envs_per_actor, cluster) for n in actors]
     return {
         "cluster": asdict(cluster),
         "predictions": [asdict(prediction) for prediction in predictions],
         "advice": advice(predictions[-1]),
-        "comparisons": [asdict(comparison) for comparison in comparisons],
+        "comparisons": comparisons,
         "error": error_sentence(comparisons),
-        "costs": asdict(profile.costs()),
+        "costs": asdict(costs),
     }
 
 
@@ -210,15 +182,15 @@ def advice(prediction: Prediction) -> str:
     )
 
 
-def error_sentence(comparisons: Sequence[Comparison]) -> str:
+def error_sentence(comparisons: Sequence[dict[str, Any]]) -> str:
     """The mean and the largest error."""
     if not comparisons:
         return "The error is unknown: there is one point alone; measure other numbers of actors."
-    worst = max(comparisons, key=lambda comparison: abs(comparison.error))
-    mean = statistics.fmean(abs(comparison.error) for comparison in comparisons)
+    worst = max(comparisons, key=lambda comparison: abs(comparison["error"]))
+    mean = statistics.fmean(abs(comparison["error"]) for comparison in comparisons)
     return (
         f"Each of {len(comparisons)} measured points is predicted from the others: off by {mean:.1%} on average, at "
-        f"worst by {worst.error:+.1%} (at {worst.actors} actors x {worst.envs_per_actor} environments)."
+        f"worst by {worst['error']:+.1%} (at {worst['actors']} actors x {worst['envs_per_actor']} environments)."
     )
 
 

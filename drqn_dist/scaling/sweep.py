@@ -81,14 +81,14 @@ def _measure(args: ScaleArgs) -> tuple[dict[str, Any], str]:
 
 def _simulate(args: ScaleArgs, simulated: str) -> tuple[dict[str, Any], str]:
     actors = counts("--simulate", simulated)
-    from drqn_dist.scaling.predict import Profile, simulate, simulated_text
+    from drqn_dist.scaling.predict import simulate, simulated_text
     from drqn_dist.scaling.report import write_json
 
     assert args.out is not None
-    profile = Profile.of(*read_sweep(args.out))
-    envs = counts("--envs-per-actor", args.envs_per_actor or str(profile.envs_per_actor))
+    settings, points = read_sweep(args.out)
+    envs = counts("--envs-per-actor", args.envs_per_actor or str(settings["config"]["actor"]["envs_per_actor"]))
     if len(envs) > 1:
         raise ConfigError(f"--envs-per-actor is {args.envs_per_actor}, but --simulate takes one number of environments")
-    result = simulate(profile, actors, envs[0], args.cluster)
+    result = simulate(settings, points, actors, envs[0], args.cluster)
     write_json(result, args.out / "simulation.json")
     return result, simulated_text(result)

@@ -1,12 +1,11 @@
-"""Points and profiles with round numbers."""
+"""Points and costs with round numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from drqn_dist.scaling.points import Point
-from drqn_dist.scaling.predict import Profile
+from drqn_dist.scaling.predict import Costs
 
 PARTS = ("env", "policy", "build", "encode", "push", "weights")
 
@@ -28,7 +27,15 @@ def point(actors: int = 1, envs: int = 16, learner: bool = False, repeat: int = 
     return Point(actors, envs, learner, repeat, **(values | changes))
 
 
-def profile(points: Sequence[Point], **changes: Any) -> Profile:
-    """Two cores; updates have 80 steps at 8 samples per insert."""
-    values: dict[str, Any] = {"cores": 2, "shards": 1, "envs_per_actor": 16, "batch_steps": 80}
-    return Profile(**(values | {"samples_per_insert": 8.0} | changes), points=points)
+def settings(cores: int = 2) -> dict[str, Any]:
+    """A machine of so many cores; updates have 80 steps at 8 samples per insert."""
+    config = {
+        "learner": {"batch_windows": 8, "unroll_steps": 10},
+        "replay": {"samples_per_insert": 8.0, "shards": 1},
+        "actor": {"envs_per_actor": 16},
+    }
+    return {"config": config, "machine": {"usable_cores": cores}}
+
+
+def costs(*points: Point, cores: int = 2) -> Costs:
+    return Costs.of(settings(cores), points)

@@ -20,7 +20,7 @@ from drqn_dist.errors import ConfigError, RoleFailedError
 from drqn_dist.scaling import measure as measuring
 from drqn_dist.scaling.measure import busy_cpu_s, measure, point_of, shares, tightened
 from drqn_dist.scaling.points import Point, read_sweep
-from drqn_dist.scaling.predict import Profile
+from drqn_dist.scaling.predict import Costs
 from drqn_dist.scaling.settings import ScaleArgs, base_config, point_config
 from drqn_dist.training.session import Report
 from learner.learner import LearnerStats
@@ -198,7 +198,7 @@ def test_the_command_measures_and_writes_its_files(tmp_path: Path) -> None:
     assert all(row["updates_per_s"] > 0 for row in result["points"])
     names = {"points.jsonl", "sweep.json", "scale.csv", "scale.json", "scale.png"}
     assert {path.name for path in out.iterdir()} == names
-    assert Profile.of(*read_sweep(out)).costs().update_s > 0
+    assert Costs.of(*read_sweep(out)).update_s > 0
 
 
 @pytest.mark.slow

@@ -8,17 +8,17 @@ from typing import Any
 import pytest
 
 from drqn_dist.config import to_dict
-from drqn_dist.errors import ConfigError, RunFolderError
+from drqn_dist.errors import ConfigError
 from drqn_dist.presets import preset
 from drqn_dist.scaling.points import Point
-from drqn_dist.scaling.predict import Profile, advice, compare, error_sentence, predict, simulate, simulated_text
+from drqn_dist.scaling.predict import Costs, advice, compare, error_sentence, predict, simulate, simulated_text
 from drqn_dist.scaling.settings import ClusterShape
-from tests.scaling.made_up import point, profile
+from tests.scaling.made_up import costs, point, settings
 
 BIG = ClusterShape(head_cores=64)
-ACTING = profile([point()])
+ACTING = costs(point())
 """An actor makes 1,250 steps/s on a core of its own; a shard takes 20,000."""
-TRAINING = profile([point(learner=True)])
+TRAINING = costs(point(learner=True))
 """The same with a learner that makes 1 / 0.036 updates/s: 277.8 steps/s at 8 samples per insert."""
 
 
@@ -29,52 +29,49 @@ def acting(envs: int) -> Point:
 
 
 def test_costs_of_acting_are_recovered() -> None:
-    found = profile([acting(2), acting(64)]).costs()
+    found = costs(acting(2), acting(64))
     assert (found.actor_step_s, found.actor_env_s) == (pytest.approx(0.004), pytest.approx(0.001))
     assert found.update_s == 0.0
 
 
 def test_with_one_number_of_environments_all_is_per_environment() -> None:
-    found = profile([acting(16)]).costs()
+    found = costs(acting(16))
     assert (found.actor_step_s, found.actor_env_s) == (0.0, pytest.approx(0.020 / 16))
 
 
 def test_costs_are_medians_of_all_points() -> None:
     speeds: tuple[dict[str, Any], ...] = {"agent_steps_per_s": 900.0}, {}, {"agent_steps_per_s": 100.0}
-    found = profile([point(repeat=r, **changes) for r, changes in enumerate(speeds)]).costs()
+    found = costs(*[point(repeat=r, **changes) for r, changes in enumerate(speeds)])
     assert found.actor_env_s == pytest.approx(0.8 / 900)
     assert found.replay_step_s == pytest.approx(0.05 / 900)
 
 
 def test_an_update_costs_all_cpu_time_of_the_learner() -> None:
-    assert profile([point(learner=True)]).costs().update_s == pytest.approx(0.9 / 25)
+    assert costs(point(learner=True)).update_s == pytest.approx(0.9 / 25)
 
 
 def test_what_belongs_to_no_role_is_other_work() -> None:
     cores = {"actors": 0.8, "learner": 0.5, "replay": 0.05, "ray": 0.05, "machine": 1.6}
-    trained = profile([point(learner=True, cores=cores)]).costs()
+    trained = costs(point(learner=True, cores=cores))
     assert trained.other_cores == pytest.approx(1.6 - 0.8 - 0.5 - 0.05)
-    resting = profile([point(cores=cores)]).costs()  # without training, the learner's process is other work too
+    resting = costs(point(cores=cores))  # without training, the learner's process is other work too
     assert resting.other_cores == pytest.approx(1.6 - 0.8 - 0.05)
 
 
 def test_what_was_not_seen_to_happen_has_no_cost() -> None:
     with pytest.raises(ConfigError, match=r"1 actors x 16 environments made no step .* in 10\.0 s; measure longer"):
-        profile([point(), point(learner=True, updates_per_s=0.0)]).costs()
+        costs(point(), point(learner=True, updates_per_s=0.0))
     with pytest.raises(ConfigError, match="measure longer"):
-        profile([point(agent_steps_per_s=0.0)]).costs()
+        costs(point(agent_steps_per_s=0.0))
     with pytest.raises(ConfigError, match="no measured points"):
-        profile([]).costs()
+        costs()
 
 
-def test_a_profile_has_the_numbers_of_the_sweeps_settings() -> None:
+def test_the_settings_of_a_sweep_tell_the_machine_and_the_replay_ratio() -> None:
     config = preset("pong-cpu")
-    settings = {"config": to_dict(config), "machine": {"usable_cores": 3}}
-    found = Profile.of(settings, [point()])
-    assert (found.cores, found.shards, found.envs_per_actor) == (3, 1, config.actor.envs_per_actor)
-    assert (found.batch_steps, found.samples_per_insert) == (320, config.replay.samples_per_insert)
-    with pytest.raises(RunFolderError, match="do not tell 'machine'; measure it again"):
-        Profile.of({"config": {}}, [])
+    found = Costs.of({"config": to_dict(config), "machine": {"usable_cores": 3}}, [point(learner=True)])
+    assert (found.cores, found.shards) == (3, 1)
+    assert found.updates_per_step == config.replay.samples_per_insert / (32 * 10)
 
 
 @pytest.mark.parametrize("actors", [1, 3, 12])
@@ -102,7 +99,7 @@ def test_a_slow_learner_holds_the_actors_at_the_replay_ratio() -> None:
 
 def test_shared_cores_are_divided_by_what_a_step_costs_everywhere() -> None:
     cores = {"actors": 0.8, "learner": 0.9, "replay": 0.0, "ray": 0.1, "machine": 2.0}
-    shared = profile([point(learner=True, cores=cores, updates_per_s=100.0)])
+    shared = costs(point(learner=True, cores=cores, updates_per_s=100.0))
     found = predict(shared, 4, 16, ClusterShape(actor_cores=0))
     # 0.3 of the two cores are other work; a step costs 0.8 ms to act and a tenth of 9 ms to train.
     assert found.agent_steps_per_s == pytest.approx(1.7 / (0.0008 + 0.0009))
@@ -118,18 +115,18 @@ def test_an_actor_with_a_part_of_a_core_is_slower_and_with_two_no_faster() -> No
 
 def test_every_point_is_predicted_from_the_others() -> None:
     points = [point(1), point(1, repeat=1), point(2), point(3, agent_steps_per_s=500.0)]
-    one, two, three = compare(replace(profile(points), cores=64))
-    assert (one.measured, two.measured, three.measured) == (1_000, 2_000, 500)
+    one, two, three = compare(settings(cores=64), points)
+    assert (one["measured"], two["measured"], three["measured"]) == (1_000, 2_000, 500)
     # Costs are medians: 0.8 ms without the slow point, which does 0.48 of its work in 4.8 ms a step.
-    assert three.predicted == pytest.approx(3 * 1_250)
-    assert three.error == pytest.approx(3 * 1_250 / 500 - 1)
+    assert three["predicted"] == pytest.approx(3 * 1_250)
+    assert three["error"] == pytest.approx(3 * 1_250 / 500 - 1)
     said = error_sentence([one, two, three])
     assert said.startswith("Each of 3 measured points is predicted from the others: off by ")
     assert "at worst by +650.0% (at 3 actors x 16 environments)" in said
 
 
 def test_one_point_alone_tells_no_error() -> None:
-    assert compare(profile([point(1), point(1, repeat=1)])) == []
+    assert compare(settings(), [point(1), point(1, repeat=1)]) == []
     assert error_sentence([]).startswith("The error is unknown")
 
 
@@ -149,7 +146,7 @@ def test_the_advice_is_to_buy_more_of_what_is_used_up(cluster: ClusterShape, wor
 
 
 def test_a_simulation_is_json_and_can_be_read_by_people() -> None:
-    result = json.loads(json.dumps(simulate(profile([point(1), point(2)]), [1, 1_000], 16, BIG)))
+    result = json.loads(json.dumps(simulate(settings(), [point(1), point(2)], [1, 1_000], 16, BIG)))
     lines = simulated_text(result).splitlines()
     assert lines[1].split()[:3] == ["1", "1,250", "0.0"]
     assert "To go faster: more replay shards" in lines[3]
