@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -71,14 +72,5 @@ def run_bench(
 
         agent = load_agent(run)
         config, weights = agent.config, agent.weights
-    if role == "actor":
-        from drqn_dist.bench.actor import bench_actor
-
-        return bench_actor(config, settings, weights)
-    if role == "replay":
-        from drqn_dist.bench.replay import bench_replay
-
-        return bench_replay(config, settings, weights)
-    from drqn_dist.bench.learner import bench_learner
-
-    return bench_learner(config, settings, weights)
+    measured: dict[str, Any] = importlib.import_module(f"drqn_dist.bench.{role}").bench(config, settings, weights)
+    return measured

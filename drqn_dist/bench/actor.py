@@ -21,7 +21,7 @@ from drqn_dist.interfaces import BatchEnv, WeightSnapshot
 from drqn_dist.network.q_network import use_bf16
 
 
-def bench_actor(config: TrainConfig, settings: BenchSettings, weights: WeightSnapshot | None = None) -> dict[str, Any]:
+def bench(config: TrainConfig, settings: BenchSettings, weights: WeightSnapshot | None = None) -> dict[str, Any]:
     """Agent steps per second of a whole actor, whose fragments are encoded and then dropped, and of the same batch of
     environments with random actions; measured in turn on the same cores, as many as the actor has threads.
 

@@ -32,9 +32,7 @@ from learner.weight_publisher import WeightPublisher
 from replay_server.replay import LocalSource, Replay
 
 
-def bench_learner(
-    config: TrainConfig, settings: BenchSettings, weights: WeightSnapshot | None = None
-) -> dict[str, Any]:
+def bench(config: TrainConfig, settings: BenchSettings, weights: WeightSnapshot | None = None) -> dict[str, Any]:
     """Updates per second of a learner process that draws from a filled replay process through Ray and sends priorities
     back, while nobody acts, and of the bare update in the same process; measured in turn.
 

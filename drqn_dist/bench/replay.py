@@ -21,7 +21,7 @@ from drqn_dist.interfaces import SHARD_STRIDE, Held, WeightSnapshot
 from replay_server.replay import Replay, make_replay
 
 
-def bench_replay(config: TrainConfig, settings: BenchSettings, weights: WeightSnapshot | None = None) -> dict[str, Any]:
+def bench(config: TrainConfig, settings: BenchSettings, weights: WeightSnapshot | None = None) -> dict[str, Any]:
     """One full replay in this process and thread, filled with copies of real play.
 
     A window drawn is a reference, as for a learner that has every fragment, and includes its priority sent back.
@@ -29,21 +29,15 @@ def bench_replay(config: TrainConfig, settings: BenchSettings, weights: WeightSn
     windows drawn over windows trained.
 
     Returns:
-        bytes_per_frame (everything stored, per agent step), raw_bytes_per_frame, pushes_per_s, windows_per_s,
-        learner_windows_per_s, ratio, spread; steps_per_push, frames_from, env; memory_steps,
-        memory_bytes (the whole process that holds them) and memory_bytes_per_million_steps (its growth, scaled).
+        pushes_per_s, windows_per_s, learner_windows_per_s, ratio, spread; bytes_per_frame (everything stored, per agent
+        step), raw_bytes_per_frame; steps_per_push, frames_from, env; memory_steps, memory_bytes (the whole process that
+        holds them) and memory_bytes_per_million_steps (its growth, scaled).
     """
     spec = env_spec(config.env)
     payloads = play(config, spec, settings.play_steps, weights)
     max_bytes = config.replay.max_fragment_bytes
     figures = Figures()
-    for part in np.array_split(np.arange(len(payloads)), min(settings.repeats, len(payloads))):
-        stored = [payloads[i] for i in part]
-        steps = sum(decode_header(payload, max_bytes).num_steps for payload in stored)
-        figures.add(bytes_per_frame=sum(map(len, stored)) / steps)
-    raw = math.prod(spec.observation_shape) * np.dtype(spec.observation_dtype).itemsize
-    figures.add(raw_bytes_per_frame=raw)
-
+    steps = sum(decode_header(payload, max_bytes).num_steps for payload in payloads)
     capacity = min(config.replay.capacity_steps, MAX_STEPS)
     bench_config = replace(config, replay=unblocked(config.replay, capacity))
     replay = make_replay(bench_config)
@@ -65,6 +59,8 @@ def bench_replay(config: TrainConfig, settings: BenchSettings, weights: WeightSn
 
     before, after = measure_memory(payloads, config.replay, config.window, settings.memory_steps)
     return figures.result() | {
+        "bytes_per_frame": sum(map(len, payloads)) / steps,
+        "raw_bytes_per_frame": math.prod(spec.observation_shape) * np.dtype(spec.observation_dtype).itemsize,
         "steps_per_push": config.window.fragment,
         "frames_from": frames_from(weights),
         "env": config.env.id,

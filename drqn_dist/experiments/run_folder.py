@@ -28,7 +28,7 @@ from typing import Any
 import psutil
 
 import drqn_dist
-from drqn_dist.checkpoint import CheckpointFolder
+from drqn_dist.checkpoint import CheckpointFolder, write_atomically
 from drqn_dist.config import TrainConfig, from_dict, to_dict
 from drqn_dist.errors import ConfigError, RunFolderError
 from drqn_dist.training.memory import usable_cores
@@ -180,18 +180,7 @@ def _make_unique(root: Path, name: str) -> Path:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            json.dump(value, file, indent=2)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
+    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
 def _gpu() -> tuple[str | None, str | None]:

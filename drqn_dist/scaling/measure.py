@@ -20,8 +20,8 @@ from drqn_dist.envs.make import env_spec
 from drqn_dist.errors import ConfigError, RoleFailedError
 from drqn_dist.scaling.points import Point
 from drqn_dist.scaling.settings import point_config
-from drqn_dist.training.lag import PolicyLag
 from drqn_dist.training.memory import FRAGMENT_OVERHEAD_BYTES, check_memory
+from drqn_dist.training.monitor import PolicyLag
 from drqn_dist.training.session import Report
 from learner.learner import LearnerStats
 

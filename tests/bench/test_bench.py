@@ -10,14 +10,11 @@ import pytest
 import torch
 
 from drqn_dist import bench
-from drqn_dist.bench import BenchSettings, run_bench
-from drqn_dist.bench import actor as actor_bench
-from drqn_dist.bench.actor import bench_actor
+from drqn_dist.bench import BenchSettings, actor, learner, replay, run_bench
 from drqn_dist.bench.figures import Figures, rate
 from drqn_dist.bench.fill import copies
-from drqn_dist.bench.learner import bench_learner, rate_of
+from drqn_dist.bench.learner import rate_of
 from drqn_dist.bench.play import fresh_weights, play
-from drqn_dist.bench.replay import bench_replay
 from drqn_dist.cli import main
 from drqn_dist.codec import decode, decode_header
 from drqn_dist.config import ActorConfig, LearnerConfig, NetworkConfig, TrainConfig
@@ -60,7 +57,7 @@ def test_a_rate_counts_work_by_time_and_does_some_even_in_no_time() -> None:
 def test_actor_figures_have_their_names_and_the_ratio_is_their_quotient() -> None:
     threads = torch.get_num_threads()
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
-    result = bench_actor(_config(), QUICK)
+    result = actor.bench(_config(), QUICK)
     assert result["ratio"] == result["agent_steps_per_s"] / result["env_only_steps_per_s"]
     names = {"agent_steps_per_s", "env_only_steps_per_s", "ratio", "cpu_us_per_agent_step"}
     assert result["spread"].keys() == names
@@ -73,7 +70,7 @@ def test_actor_figures_have_their_names_and_the_ratio_is_their_quotient() -> Non
 
 def test_replay_figures_have_their_names_and_the_ratio_is_their_quotient() -> None:
     config = _config()
-    result = bench_replay(config, QUICK)
+    result = replay.bench(config, QUICK)
     assert result["ratio"] == result["windows_per_s"] / result["learner_windows_per_s"]
     payloads = play(config, env_spec(config.env), QUICK.play_steps, None)
     steps = sum(decode_header(payload, LIMIT).num_steps for payload in payloads)
@@ -88,7 +85,7 @@ def test_replay_figures_have_their_names_and_the_ratio_is_their_quotient() -> No
 
 @pytest.mark.ray
 def test_learner_figures_have_their_names_and_the_ratio_is_their_quotient() -> None:
-    result = bench_learner(_config(), replace(QUICK, seconds=0.5))
+    result = learner.bench(_config(), replace(QUICK, seconds=0.5))
     assert result["ratio"] == result["updates_per_s"] / result["bare_updates_per_s"]
     assert result["transitions_per_s"] == pytest.approx(4 * 8 * result["updates_per_s"])
     assert result["spread"].keys() == {"updates_per_s", "bare_updates_per_s", "ratio", "transitions_per_s"}
@@ -128,7 +125,7 @@ def test_copies_are_fragments_of_other_actors_in_bytes_of_their_own() -> None:
 
 def test_the_actor_is_measured_on_the_reference_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     measured: list[TrainConfig] = []
-    monkeypatch.setattr(actor_bench, "bench_actor", lambda config, settings, weights: measured.append(config) or {})
+    monkeypatch.setattr(actor, "bench", lambda config, settings, weights: measured.append(config) or {})
     bench.run_bench("actor")
     bench.run_bench("actor", "gridworld")
     reference, other = measured
