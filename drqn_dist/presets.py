@@ -102,54 +102,86 @@ _ARTICLE_AGENT = Preset(
     },
 )
 
-_DRQN = Preset(
+_DQN = Preset(
     config=TrainConfig(
-        preset="drqn",
-        env=EnvConfig(stack_frames=1, life_loss_ends_episode=True),
-        network=NetworkConfig(core="lstm", core_units=512, head="linear"),
+        preset="dqn",
+        env=EnvConfig(stack_frames=4, life_loss_ends_episode=True),
+        network=NetworkConfig(core="none", head="linear"),
         learner=LearnerConfig(
             batch_windows=32,
-            unroll_steps=10,
+            unroll_steps=1,
             stored_state=False,
             double_q=False,
-            learning_rate=2.5e-4,
-            optimizer_epsilon=1e-8,
-            clip_gradient="value",
-            clip_gradient_at=10.0,
+            learning_rate=6.25e-5,
+            optimizer_epsilon=1.5e-4,
             target_period_updates=10_000,
         ),
         replay=ReplayConfig(
-            capacity_steps=400_000,
+            capacity_steps=1_000_000,
             min_steps=50_000,
-            samples_per_insert=32 * 10 / 4,
+            samples_per_insert=32 / 4,
             prioritized=False,
             importance_exponent=0.0,
         ),
         actor=ActorConfig(epsilon_low=0.1, epsilon_high=0.1, epsilon_decay="linear", epsilon_decay_steps=250_000),
         eval=EvalConfig(epsilon=0.05),
     ),
+    summary="The memoryless baseline: DQN (Mnih et al. 2015) on four stacked frames, with Adam.",
+    sources={
+        "env.stack_frames": "DQN; dqn_zoo: 4",
+        "env.life_loss_ends_episode": "DQN; dqn_zoo: yes",
+        "network.core": "DQN: no recurrence",
+        "network.head": "DQN; dqn_zoo",
+        "learner.unroll_steps": "DQN; dqn_zoo: single transitions",
+        "learner.stored_state": "DQN: there is no state",
+        "learner.double_q": "DQN; dqn_zoo: single",
+        "learner.learning_rate": "Rainbow: Adam 6.25e-5 (DQN, dqn_zoo: RMSprop 2.5e-4)",
+        "learner.optimizer_epsilon": "Rainbow: 1.5e-4",
+        "learner.target_period_updates": "DQN: 10,000 updates (dqn_zoo: 40,000 frames = 2,500 updates; zoo: 2,000)",
+        "replay.capacity_steps": "DQN; dqn_zoo: 1,000,000",
+        "replay.min_steps": "DQN; dqn_zoo: 5 % of capacity = 50,000",
+        "replay.samples_per_insert": "DQN; dqn_zoo: one update of 32 every 4 agent steps",
+        **_each("replay", "prioritized importance_exponent", "DQN; dqn_zoo: uniform sampling, which needs no weights"),
+        **_each("actor", "epsilon_low epsilon_high", "DQN; dqn_zoo: final rate 0.1, one for all"),
+        **_each(
+            "actor", "epsilon_decay epsilon_decay_steps", "DQN: linear over 1,000,000 frames = 250,000 agent steps"
+        ),
+        "eval.epsilon": "DQN; dqn_zoo: 0.05",
+    },
+)
+
+_DRQN = Preset(
+    config=replace(
+        _DQN.config,
+        preset="drqn",
+        env=EnvConfig(stack_frames=1, life_loss_ends_episode=True),
+        network=NetworkConfig(core="lstm", core_units=512, head="linear"),
+        learner=replace(
+            _DQN.config.learner,
+            unroll_steps=10,
+            learning_rate=2.5e-4,
+            optimizer_epsilon=1e-8,
+            clip_gradient="value",
+            clip_gradient_at=10.0,
+        ),
+        replay=replace(_DQN.config.replay, capacity_steps=400_000, samples_per_insert=32 * 10 / 4),
+    ),
     summary="Hausknecht & Stone 2015: one frame, LSTM 512, 10 unrolled steps from a zero state. For the paper's "
     "flickering games add --env.flicker-probability 0.5. The paper's optimizer is ADADELTA (rate 0.1); here Adam.",
-    sources={
+    sources=_DQN.sources
+    | {
+        "env.stack_frames": "DRQN: one frame",
         "env.life_loss_ends_episode": "DQN, whose settings DRQN keeps",
         "network.core": "DRQN; the paper feeds the convolutions straight into it, here a dense layer lies between",
         "network.head": "DRQN",
+        "learner.unroll_steps": "DRQN: 10",
         "learner.stored_state": "DRQN: bootstrapped random updates start from zero",
         "learner.double_q": "DRQN",
         "learner.learning_rate": "zoo (Adam 2.5e-4); the paper's ADADELTA 0.1 is not offered",
         "learner.optimizer_epsilon": "zoo: Adam's default",
         "learner.clip_gradient": "DRQN: clipped to a value of 10 (zoo clips the norm at 10)",
-        "learner.target_period_updates": "DQN: 10,000 (zoo: 2,000)",
         "replay.capacity_steps": "DRQN: 400,000",
-        "replay.min_steps": "DQN: 50,000",
         "replay.samples_per_insert": "DQN: one update every 4 steps, DRQN: of 32 x 10 steps",
-        "replay.prioritized": "DRQN: uniform",
-        "replay.importance_exponent": "DRQN: uniform sampling needs no weights",
-        "actor.epsilon_low": "DQN: final rate 0.1",
-        "actor.epsilon_high": "DQN: one rate for all, so the ladder has one rung",
-        "actor.epsilon_decay": "DQN: linear over the first million frames",
-        "actor.epsilon_decay_steps": "DQN: 1,000,000 frames = 250,000 agent steps",
-        "eval.epsilon": "DQN: 0.05",
     },
 )
 
@@ -445,55 +477,6 @@ _GRIDWORLD = Preset(
         "actor.epsilon_decay_steps": "ours: some hundreds of episodes",
         "eval.period_updates": "ours: the run is short",
         "eval.episodes": "ours: episodes are short, and the goal's side is drawn at random in each",
-    },
-)
-
-_DQN = Preset(
-    config=TrainConfig(
-        preset="dqn",
-        env=EnvConfig(stack_frames=4, life_loss_ends_episode=True),
-        network=NetworkConfig(core="none", head="linear"),
-        learner=LearnerConfig(
-            batch_windows=32,
-            unroll_steps=1,
-            stored_state=False,
-            double_q=False,
-            learning_rate=6.25e-5,
-            optimizer_epsilon=1.5e-4,
-            target_period_updates=10_000,
-        ),
-        replay=ReplayConfig(
-            capacity_steps=1_000_000,
-            min_steps=50_000,
-            samples_per_insert=32 / 4,
-            prioritized=False,
-            importance_exponent=0.0,
-        ),
-        actor=ActorConfig(epsilon_low=0.1, epsilon_high=0.1, epsilon_decay="linear", epsilon_decay_steps=250_000),
-        eval=EvalConfig(epsilon=0.05),
-    ),
-    summary="The memoryless baseline: DQN (Mnih et al. 2015) on four stacked frames, with Adam.",
-    sources={
-        "env.stack_frames": "DQN; dqn_zoo: 4",
-        "env.life_loss_ends_episode": "DQN; dqn_zoo: yes",
-        "network.core": "DQN: no recurrence",
-        "network.head": "DQN; dqn_zoo",
-        "learner.unroll_steps": "DQN; dqn_zoo: single transitions",
-        "learner.stored_state": "DQN: there is no state",
-        "learner.double_q": "DQN; dqn_zoo: single",
-        "learner.learning_rate": "Rainbow: Adam 6.25e-5 (DQN, dqn_zoo: RMSprop 2.5e-4)",
-        "learner.optimizer_epsilon": "Rainbow: 1.5e-4",
-        "learner.target_period_updates": "DQN: 10,000 updates (dqn_zoo: 40,000 frames = 2,500 updates)",
-        "replay.capacity_steps": "DQN; dqn_zoo: 1,000,000",
-        "replay.min_steps": "DQN; dqn_zoo: 5 % of capacity = 50,000",
-        "replay.samples_per_insert": "DQN; dqn_zoo: one update of 32 every 4 agent steps",
-        "replay.prioritized": "DQN; dqn_zoo: uniform",
-        "replay.importance_exponent": "DQN: uniform sampling needs no weights",
-        "actor.epsilon_low": "DQN; dqn_zoo: 0.1",
-        "actor.epsilon_high": "DQN; dqn_zoo: one rate for all",
-        "actor.epsilon_decay": "DQN; dqn_zoo: linear",
-        "actor.epsilon_decay_steps": "DQN: 1,000,000 frames = 250,000 agent steps",
-        "eval.epsilon": "DQN; dqn_zoo: 0.05",
     },
 )
 
