@@ -78,8 +78,6 @@ class BenchArgs:
     """Print one JSON object a line and role on stdout instead of a table."""
     preset: str | None = None
     """Configuration to measure; default: Pong 84x84 with CNN + GRU 512 for the actor, pong-cpu for the others."""
-    run: Path | None = None
-    """Measure the configuration of this run's folder, on frames that its newest checkpoint plays."""
     settings: Annotated[BenchSettings, tyro.conf.arg(name="")] = field(default_factory=BenchSettings)
 
 
@@ -136,7 +134,7 @@ def _presets(argv: Sequence[str]) -> None:
 def _bench(argv: Sequence[str]) -> None:
     args = parse(BenchArgs, argv, f"{PROGRAM} bench")
     for role in ROLES if args.role == "all" else (args.role,):
-        result = run_bench(role, args.preset, args.run, args.settings)
+        result = run_bench(role, args.preset, args.settings)
         print(json.dumps({"role": role, **result}) if args.json else _bench_table(role, result), flush=True)
 
 

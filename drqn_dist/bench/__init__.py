@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from drqn_dist.arguments import require_flag
 from drqn_dist.config import ActorConfig, NetworkConfig, TrainConfig
-from drqn_dist.errors import ConfigError
 from drqn_dist.presets import preset
 
 Role = Literal["actor", "replay", "learner"]
@@ -44,33 +42,21 @@ class BenchSettings:
         require_flag("memory_steps", self.memory_steps, 1, 10**10)
 
 
-def run_bench(
-    role: Role, preset_name: str | None = None, run: Path | None = None, settings: BenchSettings | None = None
-) -> dict[str, Any]:
+def run_bench(role: Role, preset_name: str | None = None, settings: BenchSettings | None = None) -> dict[str, Any]:
     """Measures one role.
 
     Args:
         role: actor, replay or learner.
         preset_name: configuration; None: `ACTOR_REFERENCE` for the actor, pong-cpu for the others.
-        run: take the configuration and the playing policy of this run instead.
         settings: None for the defaults.
 
     Returns:
         Figures by name, each the median of its repeats; `spread`: {name: [least, greatest]}; what they belong to.
 
     Raises:
-        ConfigError: preset and run exclude each other, or the configuration cannot run.
-        RunFolderError, CheckpointError: the run cannot be used.
+        ConfigError: there is no such preset, or it cannot run.
     """
-    settings = settings or BenchSettings()
-    if run is not None and preset_name is not None:
-        raise ConfigError("--run brings its own configuration; leave --preset out")
     config = ACTOR_REFERENCE if preset_name is None and role == "actor" else preset(preset_name or "pong-cpu")
-    weights = None
-    if run is not None:
-        from drqn_dist.experiments.evaluate import load_agent
-
-        agent = load_agent(run)
-        config, weights = agent.config, agent.weights
-    measured: dict[str, Any] = importlib.import_module(f"drqn_dist.bench.{role}").bench(config, settings, weights)
+    module = importlib.import_module(f"drqn_dist.bench.{role}")
+    measured: dict[str, Any] = module.bench(config, settings or BenchSettings())
     return measured

@@ -17,14 +17,14 @@ import torch
 from drqn_dist.bench import BenchSettings
 from drqn_dist.bench.figures import Figures
 from drqn_dist.bench.fill import MAX_STEPS, unblocked
-from drqn_dist.bench.play import frames_from, play
+from drqn_dist.bench.play import play
 from drqn_dist.config import TrainConfig
 from drqn_dist.distributed import remote, remote_replay
 from drqn_dist.distributed.channels import RAY
 from drqn_dist.distributed.local_ray import LocalRay
 from drqn_dist.distributed.placement import learner_gpus
 from drqn_dist.envs.make import env_spec
-from drqn_dist.interfaces import EnvSpec, WeightSnapshot
+from drqn_dist.interfaces import EnvSpec
 from drqn_dist.training.memory import STORE_BYTES, plan_frame_store
 from learner.feed import WAITING_DRAWS
 from learner.learner import Learner
@@ -32,18 +32,18 @@ from learner.weight_publisher import WeightPublisher
 from replay_server.replay import LocalSource, Replay
 
 
-def bench(config: TrainConfig, settings: BenchSettings, weights: WeightSnapshot | None = None) -> dict[str, Any]:
+def bench(config: TrainConfig, settings: BenchSettings) -> dict[str, Any]:
     """Updates per second of a learner process that draws from a filled replay process through Ray and sends priorities
     back, while nobody acts, and of the bare update in the same process; measured in turn.
 
     Returns:
         updates_per_s, bare_updates_per_s, ratio (of the one over the other), transitions_per_s (of batch_windows ·
-        unroll_steps an update), spread; env, device, frames_from, batch_windows, unroll_steps.
+        unroll_steps an update), spread; env, device, batch_windows, unroll_steps.
     """
     capacity = min(config.replay.capacity_steps, MAX_STEPS)
     config = replace(config, mode="ray", replay=replace(unblocked(config.replay, capacity), shards=1))
     spec = env_spec(config.env)
-    payloads = play(config, spec, settings.play_steps, weights)
+    payloads = play(config, spec, settings.play_steps)
     transitions = config.learner.batch_windows * config.learner.unroll_steps
     figures = Figures()
     with closing(LocalRay(None, cpus=2, store_bytes=STORE_BYTES)):
@@ -63,7 +63,6 @@ def bench(config: TrainConfig, settings: BenchSettings, weights: WeightSnapshot 
     return figures.result() | {
         "env": config.env.id,
         "device": device,
-        "frames_from": frames_from(weights),
         "batch_windows": config.learner.batch_windows,
         "unroll_steps": config.learner.unroll_steps,
     }

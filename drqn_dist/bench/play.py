@@ -31,23 +31,11 @@ def fresh_weights(config: TrainConfig, spec: EnvSpec) -> WeightSnapshot:
     return WeightSnapshot(0, QNetwork(config.network, spec, config.env.stack_frames).to_vector())
 
 
-def frames_from(weights: WeightSnapshot | None) -> str:
-    """Says who plays."""
-    return "random policy" if weights is None else f"policy trained for {weights.version:,} updates"
-
-
-def play(config: TrainConfig, spec: EnvSpec, steps: int, weights: WeightSnapshot | None) -> list[bytes]:
-    """Encoded fragments that one actor pushes in about so many agent steps.
-
-    Args:
-        weights: play with these and the rates of the ε ladder; None: at random.
-    """
-    if weights is None:
-        rates = replace(config.actor, epsilon_low=1.0, epsilon_high=1.0, epsilon_decay="none")
-    else:
-        rates = replace(config.actor, epsilon_decay="none")
+def play(config: TrainConfig, spec: EnvSpec, steps: int) -> list[bytes]:
+    """Encoded fragments that one actor pushes in about so many agent steps, acting at random."""
+    rates = replace(config.actor, epsilon_low=1.0, epsilon_high=1.0, epsilon_decay="none")
     sink = _Collector()
-    actor = Actor(replace(config, actor=rates), 0, sink, FixedWeights(weights or fresh_weights(config, spec)))
+    actor = Actor(replace(config, actor=rates), 0, sink, FixedWeights(fresh_weights(config, spec)))
     try:
         taken = 0
         while taken < steps or not sink.payloads:

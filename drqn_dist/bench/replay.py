@@ -13,15 +13,15 @@ from drqn_dist.bench import BenchSettings
 from drqn_dist.bench.figures import Figures, rate
 from drqn_dist.bench.fill import MAX_STEPS, copies, fill, measure_memory, unblocked
 from drqn_dist.bench.learner import bare_update, lonely_learner, rate_of
-from drqn_dist.bench.play import frames_from, play
+from drqn_dist.bench.play import play
 from drqn_dist.codec import decode_header
 from drqn_dist.config import TrainConfig
 from drqn_dist.envs.make import env_spec
-from drqn_dist.interfaces import SHARD_STRIDE, Held, WeightSnapshot
+from drqn_dist.interfaces import SHARD_STRIDE, Held
 from replay_server.replay import Replay, make_replay
 
 
-def bench(config: TrainConfig, settings: BenchSettings, weights: WeightSnapshot | None = None) -> dict[str, Any]:
+def bench(config: TrainConfig, settings: BenchSettings) -> dict[str, Any]:
     """One full replay in this process and thread, filled with copies of real play.
 
     A window drawn is a reference, as for a learner that has every fragment, and includes its priority sent back.
@@ -30,11 +30,11 @@ def bench(config: TrainConfig, settings: BenchSettings, weights: WeightSnapshot 
 
     Returns:
         pushes_per_s, windows_per_s, learner_windows_per_s, ratio, spread; bytes_per_frame (everything stored, per agent
-        step), raw_bytes_per_frame; steps_per_push, frames_from, env; memory_steps, memory_bytes (the whole process that
+        step), raw_bytes_per_frame; steps_per_push, env; memory_steps, memory_bytes (the whole process that
         holds them) and memory_bytes_per_million_steps (its growth, scaled).
     """
     spec = env_spec(config.env)
-    payloads = play(config, spec, settings.play_steps, weights)
+    payloads = play(config, spec, settings.play_steps)
     max_bytes = config.replay.max_fragment_bytes
     figures = Figures()
     steps = sum(decode_header(payload, max_bytes).num_steps for payload in payloads)
@@ -62,7 +62,6 @@ def bench(config: TrainConfig, settings: BenchSettings, weights: WeightSnapshot 
         "bytes_per_frame": sum(map(len, payloads)) / steps,
         "raw_bytes_per_frame": math.prod(spec.observation_shape) * np.dtype(spec.observation_dtype).itemsize,
         "steps_per_push": config.window.fragment,
-        "frames_from": frames_from(weights),
         "env": config.env.id,
         "memory_steps": settings.memory_steps,
         "memory_bytes": after,

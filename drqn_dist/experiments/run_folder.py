@@ -88,19 +88,16 @@ def create_run(config: TrainConfig, command_line: Sequence[str]) -> RunFolder:
         RunFolderError: it could not be made; nothing is left behind.
     """
     root = Path(config.run_dir)
-    made: list[Path] = []
+    missing = [folder for folder in (root, *root.parents) if not folder.exists()]
+    path = None
     try:
-        for folder in reversed([root, *root.parents]):
-            if not folder.exists():
-                folder.mkdir()
-                made.append(folder)
+        root.mkdir(parents=True, exist_ok=True)
         path = _make_unique(root, _run_name(config))
-        made.append(path)
         _write_json(path / CONFIG_NAME, _description(config, command_line))
     except OSError as error:
-        if made and made[-1] != root:
-            shutil.rmtree(made[-1], ignore_errors=True)
-        for folder in reversed(made):
+        if path is not None:
+            shutil.rmtree(path, ignore_errors=True)
+        for folder in missing:
             with contextlib.suppress(OSError):
                 folder.rmdir()  # only what is empty: another run may have moved in
         raise RunFolderError(

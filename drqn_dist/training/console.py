@@ -63,7 +63,9 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        """Stops drawing and leaves the last table on the screen."""
+        if self._live is not None:
+            self._live.stop()
 
     def update(self, values: Values) -> None:
         """Takes new values; those not named keep their last value."""
@@ -75,11 +77,6 @@ class Progress:
     def message(self, text: str) -> None:
         """Prints an event on a line of its own, above the table where there is one."""
         self._console.print(text, soft_wrap=True, markup=False)
-
-    def close(self) -> None:
-        """Stops drawing and leaves the last table on the screen."""
-        if self._live is not None:
-            self._live.stop()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         cells = _cells(self._values)

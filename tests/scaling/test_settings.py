@@ -57,7 +57,7 @@ def test_without_a_learner_pushes_never_wait_and_nothing_can_be_drawn() -> None:
     config = point_config(base, 3, 4, learner=False)
     assert (config.actors, config.actor.envs_per_actor) == (3, 4)
     acting, training = make_replay(config), make_replay(point_config(base, 3, 4, learner=True))
-    for payload in play(config, env_spec(config.env), 2_000, None):
+    for payload in play(config, env_spec(config.env), 2_000):
         acting.push(payload)
         if training.can_push():
             training.push(payload)
