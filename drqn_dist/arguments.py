@@ -78,15 +78,6 @@ def parse(kind: type[_T], argv: Sequence[str], program: str, default: _T | None 
     return parsed
 
 
-def require_flag(name: str, value: float, low: float, high: float) -> None:
-    """
-    Raises:
-        ConfigError: the flag's value lies outside [low, high].
-    """
-    if not low <= value <= high:
-        raise ConfigError(f"{_flag(name)} is {value}, but must lie in [{low:g}, {high:g}]")
-
-
 def _value_of(flag: str, argv: Sequence[str]) -> str | None:
     """The last value given to a flag, as `--flag value` or `--flag=value`."""
     found = None

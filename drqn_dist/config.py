@@ -37,25 +37,28 @@ class Within:
     """Where the setting may be None: what that means."""
 
 
-class _Bounded:
+class Bounded:
     """Settings that refuse values out of bounds when they are made."""
 
     _path: ClassVar[str] = ""
-    """What stands before their names in messages."""
+    """What stands before their names in messages; with `--` they are flags."""
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self), include_extras=True).items():
             for bound in getattr(hint, "__metadata__", ()):
-                value = getattr(self, name)
+                if not isinstance(bound, Within):
+                    continue
+                value, shown = getattr(self, name), f"{self._path}{name}"
+                shown = shown.replace("_", "-") if shown.startswith("--") else shown
                 or_none = f" or be None ({bound.none_means})" if bound.none_means else ""
                 _require(
                     value is None or bound.low <= value <= bound.high,
-                    f"{self._path}{name} is {value}, but must lie in [{bound.low:g}, {bound.high:g}]{or_none}",
+                    f"{shown} is {value}, but must lie in [{bound.low:g}, {bound.high:g}]{or_none}",
                 )
 
 
 @dataclass(frozen=True)
-class EnvConfig(_Bounded):
+class EnvConfig(Bounded):
     """Which environment, and how its observations and rewards are made."""
 
     _path = "env."
@@ -90,7 +93,7 @@ class EnvConfig(_Bounded):
 
 
 @dataclass(frozen=True)
-class NetworkConfig(_Bounded):
+class NetworkConfig(Bounded):
     """The Q network: torso → core → head."""
 
     _path = "network."
@@ -122,7 +125,7 @@ class NetworkConfig(_Bounded):
 
 
 @dataclass(frozen=True)
-class LearnerConfig(_Bounded):
+class LearnerConfig(Bounded):
     """How Q values are learnt from windows."""
 
     _path = "learner."
@@ -187,7 +190,7 @@ class LearnerConfig(_Bounded):
 
 
 @dataclass(frozen=True)
-class ReplayConfig(_Bounded):
+class ReplayConfig(Bounded):
     """What the replay keeps, and how windows are drawn from it."""
 
     _path = "replay."
@@ -229,7 +232,7 @@ class ReplayConfig(_Bounded):
 
 
 @dataclass(frozen=True)
-class ActorConfig(_Bounded):
+class ActorConfig(Bounded):
     """How experience is gathered."""
 
     _path = "actor."
@@ -271,7 +274,7 @@ class ActorConfig(_Bounded):
 
 
 @dataclass(frozen=True)
-class EvalConfig(_Bounded):
+class EvalConfig(Bounded):
     """Greedy evaluation beside training."""
 
     _path = "eval."
@@ -292,7 +295,7 @@ class EvalConfig(_Bounded):
 
 
 @dataclass(frozen=True)
-class TrainConfig(_Bounded):
+class TrainConfig(Bounded):
     """A whole run."""
 
     preset: str = "drqn"

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from drqn_dist.arguments import require_flag
-from drqn_dist.config import ActorConfig, NetworkConfig, TrainConfig
+from drqn_dist.config import ActorConfig, Bounded, NetworkConfig, TrainConfig, Within
 from drqn_dist.presets import preset
 
 Role = Literal["actor", "replay", "learner"]
@@ -23,23 +22,19 @@ larger batches give no more steps per second."""
 
 
 @dataclass(frozen=True)
-class BenchSettings:
+class BenchSettings(Bounded):
     """How long and how often each figure is measured."""
 
-    seconds: float = 2.0
-    """Seconds of one measurement."""
-    repeats: int = 5
-    """Measurements of each figure; the two sides of a ratio are measured in turn."""
-    play_steps: int = 16_000
-    """Agent steps played to fill the replay with."""
-    memory_steps: int = 1_000_000
-    """Agent steps that the replay holds while its memory is measured."""
+    _path = "--"
 
-    def __post_init__(self) -> None:
-        require_flag("seconds", self.seconds, 1e-3, 3600)
-        require_flag("repeats", self.repeats, 1, 10_000)
-        require_flag("play_steps", self.play_steps, 1, 10**8)
-        require_flag("memory_steps", self.memory_steps, 1, 10**10)
+    seconds: Annotated[float, Within(1e-3, 3600)] = 2.0
+    """Seconds of one measurement."""
+    repeats: Annotated[int, Within(1, 10_000)] = 5
+    """Measurements of each figure; the two sides of a ratio are measured in turn."""
+    play_steps: Annotated[int, Within(1, 10**8)] = 16_000
+    """Agent steps played to fill the replay with."""
+    memory_steps: Annotated[int, Within(1, 10**10)] = 1_000_000
+    """Agent steps that the replay holds while its memory is measured."""
 
 
 def run_bench(role: Role, preset_name: str | None = None, settings: BenchSettings | None = None) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import tyro
 
-from drqn_dist.arguments import parse_train, require_flag
-from drqn_dist.config import TrainConfig
+from drqn_dist.arguments import parse_train
+from drqn_dist.config import Bounded, TrainConfig, Within
 from drqn_dist.errors import ConfigError
 
 FAR_STEPS = 10**10
@@ -19,26 +19,26 @@ _MEASURED = ("actors", "seconds", "warmup_s", "repeats", "preset", "env", "set",
 
 
 @dataclass(frozen=True)
-class ClusterShape:
+class ClusterShape(Bounded):
     """The machines to predict: a head with replay and learner, and cores for the actors."""
 
-    head_cores: int = 0
-    """Cores of the head; 0 = as many as the measured machine."""
-    actor_cores: float = 1.0
-    """Cores for each actor, on machines of their own; 0 = the actors share the head's cores."""
-    shards: int = 0
-    """Replay processes on the head; 0 = as many as measured."""
-    learner_speedup: float = 1.0
-    """How many times faster than the measured one an update is, for example on a GPU."""
+    _path = "--cluster."
 
-    def __post_init__(self) -> None:
-        for name, low in (("head_cores", 0), ("actor_cores", 0), ("shards", 0), ("learner_speedup", 1e-6)):
-            require_flag(f"cluster.{name}", getattr(self, name), low, 1e6)
+    head_cores: Annotated[int, Within(0, 1e6)] = 0
+    """Cores of the head; 0 = as many as the measured machine."""
+    actor_cores: Annotated[float, Within(0, 1e6)] = 1.0
+    """Cores for each actor, on machines of their own; 0 = the actors share the head's cores."""
+    shards: Annotated[int, Within(0, 1e6)] = 0
+    """Replay processes on the head; 0 = as many as measured."""
+    learner_speedup: Annotated[float, Within(1e-6, 1e6)] = 1.0
+    """How many times faster than the measured one an update is, for example on a GPU."""
 
 
 @dataclass(frozen=True)
-class ScaleArgs:
+class ScaleArgs(Bounded):
     """Measures how a run scales with its actors; with --simulate, predicts how it would on other machines."""
+
+    _path = "--"
 
     out: Path | None = None
     """Folder of the sweep: points.jsonl, scale.csv, scale.json and scale.png; an interrupted one goes on there. A
@@ -47,11 +47,11 @@ class ScaleArgs:
     """Numbers of actors, for example 1,2,4; three or more for a fit."""
     envs_per_actor: str = ""
     """Numbers of environments per actor, for example 8,16; default: the preset's. A simulation takes one."""
-    seconds: float = 20.0
+    seconds: Annotated[float, Within(0.1, 86_400)] = 20.0
     """Seconds of steady state of each measurement."""
-    warmup_s: float = 5.0
+    warmup_s: Annotated[float, Within(0, 86_400)] = 5.0
     """Seconds before them, from when every role works."""
-    repeats: int = 3
+    repeats: Annotated[int, Within(1, 1_000)] = 3
     """Measurements of each point."""
     preset: str = "pong-cpu"
     """The named configuration to measure."""
@@ -68,9 +68,7 @@ class ScaleArgs:
     cluster: Annotated[ClusterShape, tyro.conf.arg(name="cluster")] = field(default_factory=ClusterShape)
 
     def __post_init__(self) -> None:
-        require_flag("seconds", self.seconds, 0.1, 86_400)
-        require_flag("warmup_s", self.warmup_s, 0, 86_400)
-        require_flag("repeats", self.repeats, 1, 1_000)
+        super().__post_init__()
         if self.out is None:
             raise ConfigError("say where the measurements are kept: --out DIR")
         if self.simulate is None:
