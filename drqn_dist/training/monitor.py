@@ -69,7 +69,7 @@ class Monitor:
         """Counts a report in.
 
         Returns:
-            values for the log by tag, and figures for the screen by name.
+            values for the log by tag, and the same with the run's counters for the screen, as far as they are known.
         """
         now = time.monotonic()
         elapsed, self._last = max(now - self._last, 1e-9), now
@@ -110,19 +110,7 @@ class Monitor:
         return values, self._shown(values)
 
     def _shown(self, values: dict[str, float]) -> dict[str, float | None]:
-        tags = {
-            "agent_steps_per_s": "charts/agent_steps_per_s",
-            "updates_per_s": "charts/updates_per_s",
-            "replay_fill": "replay/fill",
-            "samples_per_insert": "replay/samples_per_insert",
-            "policy_lag": "actors/policy_lag_updates",
-            "epsilon": "charts/epsilon",
-            "episode_return": "charts/episodic_return",
-            "eval_return": "eval/mean_return",
-        }
-        shown: dict[str, float | None] = {
-            name: values[tag] for name, tag in tags.items() if math.isfinite(values.get(tag, math.nan))
-        }
+        shown: dict[str, float | None] = {tag: value for tag, value in values.items() if math.isfinite(value)}
         elapsed = time.monotonic() - self._started
         shown |= {
             "agent_steps": self.agent_steps,
