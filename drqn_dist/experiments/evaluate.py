@@ -17,8 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from actors.evaluator import Evaluator
 from actors.policy import RecurrentPolicy
 from drqn_dist.config import TrainConfig
-from drqn_dist.envs.make import env_spec, make_render_env
-from drqn_dist.envs.single import SingleEnv, describe_single
+from drqn_dist.envs.make import SingleEnv, describe_single, env_spec, make_render_env
 from drqn_dist.errors import CheckpointError, ConfigError
 from drqn_dist.experiments.run_folder import open_run
 from drqn_dist.experiments.video import write_video

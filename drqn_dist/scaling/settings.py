@@ -15,7 +15,7 @@ from drqn_dist.errors import ConfigError
 
 FAR_STEPS = 10**10
 """More than any measurement inserts."""
-_MEASURED = ("actors", "seconds", "warmup_s", "repeats", "preset", "env", "set", "learner")
+_MEASURED = ("actors", "seconds", "warmup_s", "repeats", "preset", "set", "learner")
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,8 @@ class ScaleArgs(Bounded):
     """Measurements of each point."""
     preset: str = "pong-cpu"
     """The named configuration to measure."""
-    env: str | None = None
-    """Another environment than the preset's."""
     set: tuple[str, ...] = ()
-    """Other settings, as flags of train without their dashes: replay.samples_per_insert=1 replay.min_steps=1000."""
+    """Other settings, as flags of train without their dashes: env=ALE/Breakout-v5 replay.min-steps=1000."""
     learner: bool = True
     """Train beside acting; --no-learner measures acting alone: pushes never wait and nobody samples."""
     simulate: str | None = None
@@ -101,10 +99,7 @@ def base_config(args: ScaleArgs) -> TrainConfig:
     Raises:
         ConfigError: the preset or a setting is unknown or cannot be used.
     """
-    env = [] if args.env is None else ["--env", args.env]
-    config, _ = parse_train(
-        ["--preset", args.preset, *env, *(f"--{setting}" for setting in args.set)], "drqn-dist train"
-    )
+    config, _ = parse_train(["--preset", args.preset, *(f"--{setting}" for setting in args.set)], "drqn-dist train")
     if config.mode != "ray":
         raise ConfigError(f"mode is {config.mode}, but only Ray mode has processes to scale")
     return replace(

@@ -30,7 +30,7 @@ def test_counts_must_be_positive_whole_numbers(text: str) -> None:
 
 def test_the_flags_are_understood() -> None:
     args = _parse(
-        "--out d --actors 1,2 --no-learner --preset gridworld --set seed=3 replay.min_steps=7 --env CartPole-v1"
+        "--out d --actors 1,2 --no-learner --preset gridworld --set seed=3 replay.min_steps=7 env=CartPole-v1"
     )
     config = base_config(args)
     assert not args.learner
