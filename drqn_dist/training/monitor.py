@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
-import numpy.typing as npt
 
 from actors.actor import ActorStats, Episode
 from actors.evaluator import Evaluation
@@ -206,20 +205,9 @@ class PolicyLag:
         acting = [piece for piece in report.actors if piece.agent_steps]
         if not acting or not pieces:
             return None
-        updates = updates_at(pieces, [piece.told_s for piece in acting])
+        first, last = pieces[0], pieces[-1]
+        # Before the first end and after the last one the learner is taken to keep the pace of that piece.
+        times = [first.told_s - first.wall_s, *(p.told_s for p in pieces), last.told_s + last.wall_s]
+        done = [first.updates - first.new_updates, *(p.updates for p in pieces), last.updates + last.new_updates]
+        updates = np.interp([piece.told_s for piece in acting], times, done)
         return float(np.mean(updates - [max(piece.weight_version, 0) for piece in acting]))
-
-
-def updates_at(pieces: Sequence[LearnerStats], when: Sequence[float]) -> npt.NDArray[np.float64]:
-    """float64 [N] updates done at these times, in seconds: between the ends of pieces in proportion, after the last one
-    (and before the first one) at its own pace."""
-    times, ends = np.array(when, np.float64), [piece.told_s for piece in pieces]
-    first, last = pieces[0], pieces[-1]
-    inside = np.interp(times, ends, [piece.updates for piece in pieces])
-    before = np.minimum(times - first.told_s, 0.0) * _pace(first)
-    return inside + np.maximum(times - last.told_s, 0.0) * _pace(last) + np.maximum(before, -float(first.new_updates))
-
-
-def _pace(piece: LearnerStats) -> float:
-    """Updates per second."""
-    return piece.new_updates / piece.wall_s if piece.wall_s else 0.0

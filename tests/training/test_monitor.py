@@ -20,7 +20,7 @@ def monitor(tmp_path: Path, agent_steps: int = 0, updates: int = 0, wall_s: floa
 
 
 def piece(updates: int, new: int, loss: float = 0.0, wait_s: float = 0.0, train_s: float = 1.0) -> LearnerStats:
-    return LearnerStats(updates, new, 0, loss, 0.0, 0.0, 0.0, 0.0, wait_s, train_s)
+    return LearnerStats(updates, new, 0, loss, 0.0, 0.0, 0.0, 0.0, wait_s, train_s, wall_s=1.0)
 
 
 def test_counters_go_on_from_those_of_the_run_before(tmp_path: Path) -> None:
