@@ -13,9 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-from scipy import optimize
-
 from drqn_dist.errors import ConfigError
 from drqn_dist.scaling.points import Point
 from drqn_dist.scaling.report import by_key
@@ -32,20 +29,19 @@ ADVICE = {
 
 @dataclass(frozen=True)
 class Costs:
-    """What a measured sweep spent: CPU seconds of each role's processes, all their threads and Ray's part included."""
+    """What actors with one number of environments spent: CPU seconds of each role's processes, all their threads and
+    Ray's part included."""
 
     cores: int
     """Of the measured machine."""
     shards: int
     updates_per_step: float
     """Updates that an agent step asks for, by the replay ratio; 0 without a learner."""
-    actor_step_s: float
-    """Of a batched step, whatever the number of environments."""
-    actor_env_s: float
-    """Of a batched step for each environment, besides."""
-    replay_step_s: float
-    """Of an agent step, its share of what is drawn included. A shard that is called seldom spends more on each call
-    than one that is kept busy, so this is on the safe side."""
+    acting_s: float
+    """The actor's, of an agent step."""
+    replay_s: float
+    """The replay's, of an agent step, its share of what is drawn included. A shard that is called seldom spends more on
+    each call than one that is kept busy, so this is on the safe side."""
     update_s: float
     """Of an update, with all that belongs to it; 0 without a learner."""
     other_cores: float
@@ -57,12 +53,11 @@ class Costs:
 
         Args:
             settings: those of the sweep, as `sweep.json` keeps them.
+            points: of one number of environments per actor.
 
         Raises:
-            ConfigError: there are no points, or one in which nothing happened.
+            ConfigError: nothing happened in one of them.
         """
-        if not points:
-            raise ConfigError("there are no measured points to take costs from; measure some")
         for point in points:
             if not point.agent_steps_per_s or (point.learner and not point.updates_per_s):
                 raise ConfigError(
@@ -72,14 +67,12 @@ class Costs:
         learning, replay = settings["config"]["learner"], settings["config"]["replay"]
         batch_steps = learning["batch_windows"] * learning["unroll_steps"]
         trained = [point for point in points if point.learner]
-        step_s, env_s = _step_costs(points)
         return cls(
             cores=settings["machine"]["usable_cores"],
             shards=replay["shards"],
             updates_per_step=replay["samples_per_insert"] / batch_steps if trained else 0.0,
-            actor_step_s=step_s,
-            actor_env_s=env_s,
-            replay_step_s=statistics.median(p.cores["replay"] / p.agent_steps_per_s for p in points),
+            acting_s=statistics.median(p.cores["actors"] / p.agent_steps_per_s for p in points),
+            replay_s=statistics.median(p.cores["replay"] / p.agent_steps_per_s for p in points),
             update_s=statistics.median(p.cores["learner"] / p.updates_per_s for p in trained) if trained else 0.0,
             other_cores=statistics.median(map(_other_cores, points)),
         )
@@ -90,14 +83,13 @@ class Prediction:
     """What a cluster can carry."""
 
     actors: int
-    envs_per_actor: int
     agent_steps_per_s: float
     updates_per_s: float
     use: dict[str, float]
     """Share of each part's capacity that is in use; 1 for the part that bounds the run."""
 
 
-def predict(costs: Costs, actors: int, envs_per_actor: int, cluster: ClusterShape) -> Prediction:
+def predict(costs: Costs, actors: int, cluster: ClusterShape) -> Prediction:
     """The throughput of so many actors on such a cluster, with a learner if the sweep had one.
 
     Raises:
@@ -106,23 +98,22 @@ def predict(costs: Costs, actors: int, envs_per_actor: int, cluster: ClusterShap
     shards = cluster.shards or costs.shards
     if actors < shards:
         raise ConfigError(f"{actors} actors cannot fill {shards} shards; simulate more actors or fewer shards")
-    acting_s = costs.actor_step_s / envs_per_actor + costs.actor_env_s
     learning_s = costs.updates_per_step * costs.update_s / cluster.learner_speedup
-    head_s = costs.replay_step_s + learning_s + (0.0 if cluster.actor_cores else acting_s)
+    head_s = costs.replay_s + learning_s + (0.0 if cluster.actor_cores else costs.acting_s)
     use_per_step = {
-        "actors": acting_s / (actors * min(1.0, cluster.actor_cores or 1.0)),
+        "actors": costs.acting_s / (actors * min(1.0, cluster.actor_cores or 1.0)),
         "learner": learning_s,
-        "replay": costs.replay_step_s / shards,
+        "replay": costs.replay_s / shards,
         "head cores": head_s / max(0.1, (cluster.head_cores or costs.cores) - costs.other_cores),
     }
     speed = 1 / max(use_per_step.values())
     use = {part: speed * seconds for part, seconds in use_per_step.items()}
-    return Prediction(actors, envs_per_actor, speed, costs.updates_per_step * speed, use)
+    return Prediction(actors, speed, costs.updates_per_step * speed, use)
 
 
 def compare(settings: Mapping[str, Any], points: Sequence[Point]) -> list[dict[str, Any]]:
     """Every measured point (the median of its repeats) beside its prediction on the measured machine, from the costs of
-    all other points; nothing where there is one point alone.
+    all other numbers of actors with as many environments; nothing for a point without such others.
 
     Returns:
         actors, envs_per_actor, measured and predicted agent steps per second, error: of the prediction, as a share of
@@ -130,8 +121,8 @@ def compare(settings: Mapping[str, Any], points: Sequence[Point]) -> list[dict[s
     """
     found = []
     for (actors, envs), group in by_key(points).items():
-        if others := [point for point in points if point.key != (actors, envs)]:
-            predicted = predict(Costs.of(settings, others), actors, envs, ClusterShape(actor_cores=0)).agent_steps_per_s
+        if others := [p for p in points if p.envs_per_actor == envs and p.actors != actors]:
+            predicted = predict(Costs.of(settings, others), actors, ClusterShape(actor_cores=0)).agent_steps_per_s
             measured = statistics.median(point.agent_steps_per_s for point in group)
             row = {"actors": actors, "envs_per_actor": envs, "measured": measured, "predicted": predicted}
             found.append(row | {"error": predicted / measured - 1})
@@ -146,10 +137,22 @@ def simulate(
     cluster: ClusterShape,
 ) -> dict[str, Any]:
     """What `--simulate` answers, JSON-able: predictions, advice for the largest of them, comparisons, their error in a
-    sentence, and the costs that all of it is made of."""
-    costs, comparisons = Costs.of(settings, points), compare(settings, points)
-    predictions = [predict(costs, n, envs_per_actor, cluster) for n in actors]
+    sentence, and the costs that all of it is made of.
+
+    Raises:
+        ConfigError: no point has so many environments per actor, or nothing happened in one.
+    """
+    alike = [point for point in points if point.envs_per_actor == envs_per_actor]
+    if not alike:
+        measured = ", ".join(map(str, sorted({point.envs_per_actor for point in points}))) or "none"
+        raise ConfigError(
+            f"nothing was measured with {envs_per_actor} environments per actor, only with {measured}; name one of "
+            "these (--envs-per-actor), or measure some"
+        )
+    costs, comparisons = Costs.of(settings, alike), compare(settings, points)
+    predictions = [predict(costs, n, cluster) for n in actors]
     return {
+        "envs_per_actor": envs_per_actor,
         "cluster": asdict(cluster),
         "predictions": [asdict(prediction) for prediction in predictions],
         "advice": advice(predictions[-1]),
@@ -177,7 +180,7 @@ def advice(prediction: Prediction) -> str:
     first, *rest = sorted(prediction.use, key=lambda part: -prediction.use[part])
     others = ", ".join(f"{part} {prediction.use[part]:.0%}" for part in rest)
     return (
-        f"At {prediction.actors:,} actors x {prediction.envs_per_actor} environments the bottleneck is the {first} "
+        f"At {prediction.actors:,} actors the bottleneck is the {first} "
         f"(in use meanwhile: {others}). To go faster: {ADVICE[first]}."
     )
 
@@ -185,7 +188,7 @@ def advice(prediction: Prediction) -> str:
 def error_sentence(comparisons: Sequence[dict[str, Any]]) -> str:
     """The mean and the largest error."""
     if not comparisons:
-        return "The error is unknown: there is one point alone; measure other numbers of actors."
+        return "The error is unknown: there is one number of actors alone; measure others."
     worst = max(comparisons, key=lambda comparison: abs(comparison["error"]))
     mean = statistics.fmean(abs(comparison["error"]) for comparison in comparisons)
     return (
@@ -197,17 +200,3 @@ def error_sentence(comparisons: Sequence[dict[str, Any]]) -> str:
 def _other_cores(point: Point) -> float:
     known = point.cores["actors"] + point.cores["replay"] + (point.cores["learner"] if point.learner else 0.0)
     return max(0.0, point.cores["machine"] - known)
-
-
-def _step_costs(points: Sequence[Point]) -> tuple[float, float]:
-    """CPU seconds of a batched step: the fixed part and the part per environment, both ≥ 0, by least squares of
-    relative errors; all is per environment where only one number of them was measured."""
-    seconds: dict[int, list[float]] = {}
-    for point in points:
-        batched_steps_per_s = point.agent_steps_per_s / point.envs_per_actor
-        seconds.setdefault(point.envs_per_actor, []).append(point.cores["actors"] / batched_steps_per_s)
-    envs, cost = np.array(list(seconds), np.float64), np.array([statistics.median(s) for s in seconds.values()])
-    if len(envs) == 1:
-        return 0.0, float(cost[0] / envs[0])
-    (fixed, per_env), _ = optimize.nnls(np.stack([1 / cost, envs / cost], axis=1), np.ones_like(cost))
-    return float(fixed), float(per_env)
