@@ -31,9 +31,6 @@ _log = logging.getLogger(__name__)
 def save(path: Path, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
     """Writes tensors (any shape, dtype and device) and JSON-able metadata to `path`, all or nothing.
 
-    The bytes go to a temporary file in the same folder and reach the disk before they take the name `path`, so a
-    crash or a full disk leaves whatever was there before.
-
     Raises:
         CheckpointError: the file could not be written.
         TypeError: `meta` is not JSON-able.
@@ -41,21 +38,37 @@ def save(path: Path, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any
     header = {"format": FORMAT, "version": str(FORMAT_VERSION), "meta": json.dumps(meta)}
     # clone: safetensors refuses tensors that share memory, as tied or flattened parameters do.
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        with open(temporary, "wb") as file:
-            file.write(safetensors.torch.save(plain, header))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
+        write_atomically(path, safetensors.torch.save(plain, header))
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise CheckpointError(
             f"could not write checkpoint {path}: {error.strerror or error}; the previous checkpoint, if any, is "
             "untouched; free some space or check the folder's permissions"
         ) from error
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a file, all or nothing.
+
+    The bytes go to a temporary file in the same folder and reach the disk before they take the name `path`, so a
+    crash or a full disk leaves whatever was there before.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the rename survives a power cut
+    finally:
+        os.close(folder)
 
 
 def load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -152,12 +165,3 @@ def _updates(path: Path) -> int:
     match = _NAME.fullmatch(path.name)
     assert match is not None, path
     return int(match[1])
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes a rename in `folder` survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -78,8 +78,6 @@ class BenchArgs:
     """Print one JSON object a line and role on stdout instead of a table."""
     preset: str | None = None
     """Configuration to measure; default: Pong 84x84 with CNN + GRU 512 for the actor, pong-cpu for the others."""
-    run: Path | None = None
-    """Measure the configuration of this run's folder, on frames that its newest checkpoint plays."""
     settings: Annotated[BenchSettings, tyro.conf.arg(name="")] = field(default_factory=BenchSettings)
 
 
@@ -92,11 +90,9 @@ def _train(argv: Sequence[str]) -> None:
 
 def _eval(argv: Sequence[str]) -> None:
     args = parse(EvalArgs, argv, f"{PROGRAM} eval")
-    if args.episodes < 1:
-        raise ConfigError(f"--episodes is {args.episodes}, but must be at least 1")
-    from drqn_dist.experiments.evaluate import evaluate_run
+    from drqn_dist.experiments.evaluate import evaluate
 
-    result = evaluate_run(args.run, args.episodes, args.seed, args.video)
+    result = evaluate(args.run, args.episodes, args.seed, args.video)
     if args.json:
         print(json.dumps(result))
     else:
@@ -138,7 +134,7 @@ def _presets(argv: Sequence[str]) -> None:
 def _bench(argv: Sequence[str]) -> None:
     args = parse(BenchArgs, argv, f"{PROGRAM} bench")
     for role in ROLES if args.role == "all" else (args.role,):
-        result = run_bench(role, args.preset, args.run, args.settings)
+        result = run_bench(role, args.preset, args.settings)
         print(json.dumps({"role": role, **result}) if args.json else _bench_table(role, result), flush=True)
 
 
@@ -161,11 +157,9 @@ def _rounded(value: float) -> str:
 def _scale(argv: Sequence[str]) -> None:
     args = parse(ScaleArgs, argv, f"{PROGRAM} scale")
     from drqn_dist.scaling.sweep import run_scale
-    from drqn_dist.scaling.text import measured_text, simulated_text
 
-    result = run_scale(args)
-    text = measured_text if args.simulate is None else simulated_text
-    print(json.dumps(result) if args.json else text(result))
+    result, text = run_scale(args)
+    print(json.dumps(result) if args.json else text)
 
 
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {

@@ -15,7 +15,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from drqn_dist.errors import ConfigError
 
@@ -27,73 +27,87 @@ def _require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
-def _require_range(owner: str, name: str, value: float, low: float, high: float) -> None:
-    _require(low <= value <= high, f"{owner}.{name} is {value}, but must lie in [{low:g}, {high:g}]")
+@dataclass(frozen=True)
+class Within:
+    """Bounds of a setting, both included."""
+
+    low: float
+    high: float
+    none_means: str = ""
+    """Where the setting may be None: what that means."""
 
 
-def _require_open_range(owner: str, name: str, value: float | None, low: float, high: float, none_means: str) -> None:
-    _require(
-        value is None or low <= value <= high,
-        f"{owner}{name} is {value}, but must lie in [{low:g}, {high:g}] or be None ({none_means})",
-    )
+class Bounded:
+    """Settings that refuse values out of bounds when they are made."""
+
+    _path: ClassVar[str] = ""
+    """What stands before their names in messages; with `--` they are flags."""
+
+    def __post_init__(self) -> None:
+        for name, hint in get_type_hints(type(self), include_extras=True).items():
+            for bound in getattr(hint, "__metadata__", ()):
+                if not isinstance(bound, Within):
+                    continue
+                value, shown = getattr(self, name), f"{self._path}{name}"
+                shown = shown.replace("_", "-") if shown.startswith("--") else shown
+                or_none = f" or be None ({bound.none_means})" if bound.none_means else ""
+                _require(
+                    value is None or bound.low <= value <= bound.high,
+                    f"{shown} is {value}, but must lie in [{bound.low:g}, {bound.high:g}]{or_none}",
+                )
 
 
 @dataclass(frozen=True)
-class EnvConfig:
+class EnvConfig(Bounded):
     """Which environment, and how its observations and rewards are made."""
 
+    _path = "env."
     id: str = "ALE/Pong-v5"
     """Any Atari game as ALE/<Game>-v5, or any registered Gymnasium id, or module:Env-v0."""
-    frame_skip: int = 4
+    frame_skip: Annotated[int, Within(1, 100)] = 4
     """Atari: emulator frames per agent step (DQN: 4)."""
-    stack_frames: int = 1
+    stack_frames: Annotated[int, Within(1, 64)] = 1
     """Consecutive observations stacked into one network input (DQN: 4, DRQN: 1)."""
-    height_px: int = 84
+    height_px: Annotated[int, Within(1, 4096)] = 84
     """Atari: observation height in pixels (DQN: 84)."""
-    width_px: int = 84
+    width_px: Annotated[int, Within(1, 4096)] = 84
     """Atari: observation width in pixels (DQN: 84)."""
-    sticky_action_probability: float = 0.0
+    sticky_action_probability: Annotated[float, Within(0, 1)] = 0.0
     """Atari: probability of repeating the previous action (Machado et al. 2018 recommend 0.25)."""
-    noop_max_steps: int = 30
+    noop_max_steps: Annotated[int, Within(0, 10_000)] = 30
     """Atari: at most this many no-op actions after a reset (DQN: 30)."""
     full_action_set: bool = False
     """Atari: all 18 actions instead of the game's minimal set."""
     life_loss_ends_episode: bool = False
     """Atari: a lost life ends the learning episode while the game goes on (DQN: yes, R2D2: no)."""
-    max_episode_frames: int = 108_000
+    max_episode_frames: Annotated[int, Within(1, 10**9)] = 108_000
     """Atari: an episode is truncated after this many emulator frames (DQN: 108,000 = 30 minutes)."""
-    flicker_probability: float = 0.0
+    flicker_probability: Annotated[float, Within(0, 1)] = 0.0
     """Images: each observation is blanked whole with this probability (DRQN: 0.5)."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Gymnasium: keyword arguments for the environment's constructor."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require(bool(self.id), "env.id is empty; name an environment, for example ALE/Pong-v5")
-        _require_range("env", "frame_skip", self.frame_skip, 1, 100)
-        _require_range("env", "stack_frames", self.stack_frames, 1, 64)
-        _require_range("env", "height_px", self.height_px, 1, 4096)
-        _require_range("env", "width_px", self.width_px, 1, 4096)
-        _require_range("env", "sticky_action_probability", self.sticky_action_probability, 0, 1)
-        _require_range("env", "noop_max_steps", self.noop_max_steps, 0, 10_000)
-        _require_range("env", "max_episode_frames", self.max_episode_frames, 1, 10**9)
-        _require_range("env", "flicker_probability", self.flicker_probability, 0, 1)
 
 
 @dataclass(frozen=True)
-class NetworkConfig:
+class NetworkConfig(Bounded):
     """The Q network: torso → core → head."""
 
+    _path = "network."
     torso: Literal["auto", "nature", "small", "mlp"] = "auto"
     """nature: conv 32-64-64 (DQN); small: conv 16-32-32; mlp: two layers; auto: nature for images, mlp otherwise."""
-    torso_units: int = 512
+    torso_units: Annotated[int, Within(1, 65_536)] = 512
     """Width of the torso's last layer, and of the MLP's layers (DQN: 512)."""
     core: Literal["gru", "lstm", "none"] = "gru"
     """Recurrent core; none makes it a plain DQN."""
-    core_units: int = 512
+    core_units: Annotated[int, Within(1, 65_536)] = 512
     """Hidden size of the core (DRQN, R2D2: 512). Ignored by core none and by head gru_q."""
     head: Literal["linear", "dueling", "gru_q"] = "dueling"
     """gru_q: the article's GRU whose hidden state is the Q value itself, which confines Q to (-1, 1)."""
-    head_units: int = 0
+    head_units: Annotated[int, Within(0, 65_536)] = 0
     """Width of one hidden layer in the head, or in each dueling stream (R2D2: 512); 0 = none."""
     last_action_and_reward: bool = False
     """Feed the previous action (one-hot) and reward into the core (R2D2: yes)."""
@@ -103,9 +117,7 @@ class NetworkConfig:
     """Of the torso, and of the core on a CPU; the rest stays fp32. auto: bf16 where the hardware has it."""
 
     def __post_init__(self) -> None:
-        _require_range("network", "torso_units", self.torso_units, 1, 65_536)
-        _require_range("network", "core_units", self.core_units, 1, 65_536)
-        _require_range("network", "head_units", self.head_units, 0, 65_536)
+        super().__post_init__()
         _require(
             self.head != "gru_q" or self.core == "gru",
             f"network.head gru_q needs network.core gru, not {self.core}: there the GRU is the Q value",
@@ -113,20 +125,21 @@ class NetworkConfig:
 
 
 @dataclass(frozen=True)
-class LearnerConfig:
+class LearnerConfig(Bounded):
     """How Q values are learnt from windows."""
 
-    batch_windows: int = 32
+    _path = "learner."
+    batch_windows: Annotated[int, Within(1, 65_536)] = 32
     """Windows per update (DRQN: 32, R2D2: 64)."""
-    unroll_steps: int = 10
+    unroll_steps: Annotated[int, Within(1, 100_000)] = 10
     """Trained steps per window, N_seq (DRQN: 10, R2D2: 80 with overlap 40)."""
-    burn_in_steps: int = 0
+    burn_in_steps: Annotated[int, Within(0, 100_000)] = 0
     """Steps unrolled before them without gradient (R2D2: 40)."""
     stored_state: bool = True
     """Windows start from the state the actor had (R2D2), otherwise from zero (DRQN)."""
-    n_step: int = 1
+    n_step: Annotated[int, Within(1, 10_000)] = 1
     """Steps summed before bootstrapping (R2D2: 5)."""
-    gamma: float = 0.99
+    gamma: Annotated[float, Within(0, 1)] = 0.99
     """Discount per agent step (R2D2: 0.997)."""
     double_q: bool = True
     """The online network picks the action that the target network values (van Hasselt et al. 2016)."""
@@ -141,52 +154,33 @@ class LearnerConfig:
     (R2D2 in Acme, SEED RL and deep_rl_zoo: sum); clip_gradient_at and optimizer_epsilon belong to one of them."""
     optimizer: Literal["adam", "rmsprop"] = "adam"
     """Optimizer (DQN: RMSprop, R2D2: Adam)."""
-    learning_rate: float = 1e-4
+    learning_rate: Annotated[float, Within(1e-12, 10)] = 1e-4
     """Step size of the optimizer."""
-    learning_rate_halving_updates: int | None = None
+    learning_rate_halving_updates: Annotated[int | None, Within(1, 10**12, "it stays")] = None
     """The step size halves, smoothly, with every so many updates, so that a policy settles; None: it stays."""
-    optimizer_epsilon: float = 1e-5
+    optimizer_epsilon: Annotated[float, Within(1e-20, 1)] = 1e-5
     """Added to the optimizer's denominator (R2D2: 1e-3)."""
-    rmsprop_alpha: float = 0.95
+    rmsprop_alpha: Annotated[float, Within(0, 1)] = 0.95
     """RMSprop's smoothing (DQN: 0.95)."""
     clip_gradient: Literal["norm", "value", "none"] = "norm"
     """Clip the gradient by its global norm, each entry by value, or not at all."""
-    clip_gradient_at: float = 10.0
+    clip_gradient_at: Annotated[float, Within(1e-9, 1e9)] = 10.0
     """Bound used by clip_gradient (Wang et al. 2016: norm 10; the article: value 1)."""
-    target_period_updates: int = 500
+    target_period_updates: Annotated[int, Within(1, 10**9)] = 500
     """The target network is copied every this many updates (R2D2: 2,500)."""
-    publish_period_updates: int = 20
+    publish_period_updates: Annotated[int, Within(1, 10**9)] = 20
     """New weights are offered to the actors every this many updates."""
-    batches_per_draw: int = 2
+    batches_per_draw: Annotated[int, Within(1, 1024)] = 2
     """Batches drawn in one call, from each shard as many more (Ray mode); about twice as many wait at the learner. A
     call costs the same whatever it carries, but what waits was drawn with older priorities."""
     frame_store: Literal["auto", "device", "host"] = "auto"
     """Where decoded frames lie: on the learner's device, in host memory, or wherever all of them fit."""
-    frame_store_bytes: int | None = None
+    frame_store_bytes: Annotated[int | None, Within(0, 2**50)] = None
     """Memory for decoded frames; None = a part of what is free. What does not fit is sent again when it is drawn."""
     device: str = "auto"
     """auto (a GPU where one is free), cpu, cuda, or in serial mode cuda:N."""
-    torch_threads: int = 1
+    torch_threads: Annotated[int, Within(1, 1024)] = 1
     """CPU threads of one training step."""
-
-    def __post_init__(self) -> None:
-        _require_range("learner", "batch_windows", self.batch_windows, 1, 65_536)
-        _require_range("learner", "unroll_steps", self.unroll_steps, 1, 100_000)
-        _require_range("learner", "burn_in_steps", self.burn_in_steps, 0, 100_000)
-        _require_range("learner", "n_step", self.n_step, 1, 10_000)
-        _require_range("learner", "gamma", self.gamma, 0, 1)
-        _require_range("learner", "learning_rate", self.learning_rate, 1e-12, 10)
-        halving = self.learning_rate_halving_updates
-        _require_open_range("learner.", "learning_rate_halving_updates", halving, 1, 10**12, "it stays")
-        _require_range("learner", "optimizer_epsilon", self.optimizer_epsilon, 1e-20, 1)
-        _require_range("learner", "rmsprop_alpha", self.rmsprop_alpha, 0, 1)
-        _require_range("learner", "clip_gradient_at", self.clip_gradient_at, 1e-9, 1e9)
-        _require_range("learner", "target_period_updates", self.target_period_updates, 1, 10**9)
-        _require_range("learner", "publish_period_updates", self.publish_period_updates, 1, 10**9)
-        _require_range("learner", "batches_per_draw", self.batches_per_draw, 1, 1024)
-        if self.frame_store_bytes is not None:
-            _require_range("learner", "frame_store_bytes", self.frame_store_bytes, 0, 2**50)
-        _require_range("learner", "torch_threads", self.torch_threads, 1, 1024)
 
     def learning_rate_at(self, updates: int) -> float:
         """The step size after so many updates; a function of them alone, so that a resumed run goes on alike."""
@@ -196,49 +190,40 @@ class LearnerConfig:
 
 
 @dataclass(frozen=True)
-class ReplayConfig:
+class ReplayConfig(Bounded):
     """What the replay keeps, and how windows are drawn from it."""
 
-    capacity_steps: int = 100_000
+    _path = "replay."
+    capacity_steps: Annotated[int, Within(1, 10**10)] = 100_000
     """Agent steps kept; the oldest fragments go first."""
-    capacity_bytes: int = 4 * 1024**3
+    capacity_bytes: Annotated[int, Within(1, 2**50)] = 4 * 1024**3
     """Compressed bytes kept, whichever bound is reached first."""
-    min_steps: int = 5_000
+    min_steps: Annotated[int, Within(1, 10**10)] = 5_000
     """Agent steps stored before the first update."""
-    samples_per_insert: float = 8.0
+    samples_per_insert: Annotated[float, Within(1e-6, 1e6)] = 8.0
     """Replay ratio: steps trained per step inserted (DQN: 8 = one batch of 32 every 4 steps)."""
-    rate_tolerance_steps: int | None = None
+    rate_tolerance_steps: Annotated[int | None, Within(1, 10**10, "automatic")] = None
     """Inserted steps that either side may run ahead of that ratio; None: automatic."""
-    window_stride_steps: int | None = None
+    window_stride_steps: Annotated[int | None, Within(1, 100_000, "automatic")] = None
     """Distance between the starts of neighbouring windows (R2D2: 40); None: unroll_steps, no overlap."""
     prioritized: bool = True
     """Draw windows in proportion to priority, otherwise uniformly (PER)."""
-    priority_exponent: float = 0.6
+    priority_exponent: Annotated[float, Within(0, 4)] = 0.6
     """Exponent on priorities (PER: 0.6, R2D2: 0.9)."""
-    priority_eta: float = 0.9
+    priority_eta: Annotated[float, Within(0, 1)] = 0.9
     """A window's priority is eta * max|td| + (1 - eta) * mean|td| (R2D2: 0.9)."""
     initial_priority: Literal["actor", "largest"] = "actor"
     """New windows enter with the actor's own estimate (Ape-X, R2D2), or with the largest priority of late (PER), which
     draws each of them soon and so learns more from fresh experience."""
-    importance_exponent: float = 0.4
+    importance_exponent: Annotated[float, Within(0, 4)] = 0.4
     """Exponent of the importance weights (PER: 0.4 to 1, R2D2: 0.6); 0 turns them off."""
-    shards: int = 1
+    shards: Annotated[int, Within(1, 4096)] = 1
     """Processes that hold equal parts of the capacity, fed by the actors in turn (Ray mode)."""
-    max_fragment_bytes: int = 64 * 1024**2
+    max_fragment_bytes: Annotated[int, Within(1, 2**40)] = 64 * 1024**2
     """A pushed fragment larger than this, packed or unpacked, is refused."""
 
     def __post_init__(self) -> None:
-        _require_range("replay", "capacity_steps", self.capacity_steps, 1, 10**10)
-        _require_range("replay", "capacity_bytes", self.capacity_bytes, 1, 2**50)
-        _require_range("replay", "min_steps", self.min_steps, 1, 10**10)
-        _require_range("replay", "samples_per_insert", self.samples_per_insert, 1e-6, 1e6)
-        _require_open_range("replay.", "rate_tolerance_steps", self.rate_tolerance_steps, 1, 10**10, "automatic")
-        _require_open_range("replay.", "window_stride_steps", self.window_stride_steps, 1, 100_000, "automatic")
-        _require_range("replay", "priority_exponent", self.priority_exponent, 0, 4)
-        _require_range("replay", "priority_eta", self.priority_eta, 0, 1)
-        _require_range("replay", "importance_exponent", self.importance_exponent, 0, 4)
-        _require_range("replay", "shards", self.shards, 1, 4096)
-        _require_range("replay", "max_fragment_bytes", self.max_fragment_bytes, 1, 2**40)
+        super().__post_init__()
         _require(
             self.min_steps <= self.capacity_steps,
             f"replay.min_steps ({self.min_steps:,}) exceeds replay.capacity_steps ({self.capacity_steps:,}): "
@@ -247,40 +232,36 @@ class ReplayConfig:
 
 
 @dataclass(frozen=True)
-class ActorConfig:
+class ActorConfig(Bounded):
     """How experience is gathered."""
 
-    envs_per_actor: int = 16
+    _path = "actor."
+    envs_per_actor: Annotated[int, Within(1, 65_536)] = 16
     """Environments stepped as one batch by each actor."""
-    env_threads: int = 1
+    env_threads: Annotated[int, Within(1, 1024)] = 1
     """Atari: emulator threads of each actor."""
-    torch_threads: int = 1
+    torch_threads: Annotated[int, Within(1, 1024)] = 1
     """CPU threads of each actor's network."""
-    fragment_steps: int | None = None
+    fragment_steps: Annotated[int | None, Within(1, 1_000_000, "automatic")] = None
     """Agent steps per pushed fragment; None: the smallest multiple of the window stride of at least 32 steps."""
-    epsilon_low: float = 0.01
+    epsilon_low: Annotated[float, Within(0, 1)] = 0.01
     """Lowest rung of the geometric ladder of exploration rates (Ape-X: 0.4^8)."""
-    epsilon_high: float = 0.4
+    epsilon_high: Annotated[float, Within(0, 1)] = 0.4
     """Highest rung (Ape-X: 0.4)."""
     epsilon_decay: Literal["none", "linear", "exponential"] = "none"
     """How every environment's rate falls from 1 to its rung, by agent steps of the whole run."""
-    epsilon_decay_steps: int = 20_000
+    epsilon_decay_steps: Annotated[int, Within(1, 10**12)] = 20_000
     """linear: rate = max(rung, 1 - step / this); exponential: rung + (1 - rung) exp(-step / this)."""
-    push_period_steps: int | None = None
+    push_period_steps: Annotated[int | None, Within(1, 1_000_000, "automatic")] = None
     """Batched environment steps between two pushes; what was completed meanwhile goes in one call, whose price hardly
     depends on what it carries. None: half a fragment; in serial mode, where a call costs nothing, 1."""
-    max_pushes_in_flight: int = 32
+    max_pushes_in_flight: Annotated[int, Within(1, 100_000)] = 32
     """Fragments sent but not yet acknowledged, per actor; beyond that the actor waits."""
-    weight_pull_period_steps: int = 20
+    weight_pull_period_steps: Annotated[int, Within(1, 10**9)] = 20
     """Batched environment steps between two requests for newer weights; an answer is used as soon as it is there."""
 
     def __post_init__(self) -> None:
-        _require_range("actor", "envs_per_actor", self.envs_per_actor, 1, 65_536)
-        _require_range("actor", "env_threads", self.env_threads, 1, 1024)
-        _require_range("actor", "torch_threads", self.torch_threads, 1, 1024)
-        _require_open_range("actor.", "fragment_steps", self.fragment_steps, 1, 1_000_000, "automatic")
-        _require_range("actor", "epsilon_low", self.epsilon_low, 0, 1)
-        _require_range("actor", "epsilon_high", self.epsilon_high, 0, 1)
+        super().__post_init__()
         _require(
             self.epsilon_low <= self.epsilon_high,
             f"actor.epsilon_low ({self.epsilon_low}) exceeds actor.epsilon_high ({self.epsilon_high})",
@@ -290,73 +271,61 @@ class ActorConfig:
             "actor.epsilon_low is 0: a geometric ladder cannot start there; use a small positive rate, "
             "or set actor.epsilon_high to 0 as well",
         )
-        _require_range("actor", "epsilon_decay_steps", self.epsilon_decay_steps, 1, 10**12)
-        _require_open_range("actor.", "push_period_steps", self.push_period_steps, 1, 1_000_000, "automatic")
-        _require_range("actor", "max_pushes_in_flight", self.max_pushes_in_flight, 1, 100_000)
-        _require_range("actor", "weight_pull_period_steps", self.weight_pull_period_steps, 1, 10**9)
 
 
 @dataclass(frozen=True)
-class EvalConfig:
+class EvalConfig(Bounded):
     """Greedy evaluation beside training."""
 
-    period_updates: int | None = 5_000
+    _path = "eval."
+    period_updates: Annotated[int | None, Within(1, 10**12, "never")] = 5_000
     """An evaluation starts every this many updates, unless the previous one still runs; None: never, but at the end."""
-    episodes: int = 20
+    episodes: Annotated[int, Within(1, 1_000_000)] = 20
     """Episodes of one evaluation."""
-    settled_evaluations: int = 5
+    settled_evaluations: Annotated[int, Within(1, 10_000)] = 5
     """Evaluations in a row whose mean must reach stop_at_return; a single one may be lucky."""
     settled_training_return: float | None = None
     """What the last training games, those that explore little, must reach on average before stop_at_return ends a run;
     they follow the greedy ones by a minute or two. None: they are not asked."""
-    final_episodes: int | None = None
+    final_episodes: Annotated[int | None, Within(1, 1_000_000, "as many as the others")] = None
     """Episodes of the evaluation that confirms stop_at_return or ends a run; None: as many as the others have."""
-    envs: int | None = None
+    envs: Annotated[int | None, Within(1, 65_536, "automatic")] = None
     """Environments stepped as one batch, each plays an equal share; None: one per episode, at most 32."""
-    max_steps: int = 27_000
+    max_steps: Annotated[int, Within(1, 10**9)] = 27_000
     """Agent steps after which a game that does not end counts as it stands (Atari's usual half an hour)."""
-    epsilon: float = 0.0
+    epsilon: Annotated[float, Within(0, 1)] = 0.0
     """Exploration rate while evaluating (DQN: 0.05)."""
-
-    def __post_init__(self) -> None:
-        _require_open_range("eval.", "period_updates", self.period_updates, 1, 10**12, "never")
-        _require_range("eval", "episodes", self.episodes, 1, 1_000_000)
-        _require_range("eval", "settled_evaluations", self.settled_evaluations, 1, 10_000)
-        _require_open_range("eval.", "final_episodes", self.final_episodes, 1, 1_000_000, "as many as the others")
-        _require_open_range("eval.", "envs", self.envs, 1, 65_536, "automatic")
-        _require_range("eval", "max_steps", self.max_steps, 1, 10**9)
-        _require_range("eval", "epsilon", self.epsilon, 0, 1)
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Bounded):
     """A whole run."""
 
     preset: str = "drqn"
     """The named configuration this one started from; see `drqn-dist presets`."""
     mode: Literal["ray", "serial"] = "ray"
     """ray: one process per role; serial: one process, no Ray, bit-for-bit repeatable (on a CPU)."""
-    seed: int = 0
+    seed: Annotated[int, Within(0, 2**31 - 1)] = 0
     """Seed of everything random in the run."""
-    actors: int | None = 1
+    actors: Annotated[int | None, Within(1, 100_000, "auto")] = 1
     """Actor processes; None, on the command line auto: as many as the cluster, or this machine, has CPUs for now. Those
     without a CPU wait for one, which an autoscaler sees. Serial mode steps that many actors in turn."""
-    total_steps: int = 10_000_000
+    total_steps: Annotated[int, Within(1, 10**15)] = 10_000_000
     """Stop after this many agent steps of all actors together."""
-    minutes: float | None = None
+    minutes: Annotated[float | None, Within(1e-3, 10**7, "no bound")] = None
     """Stop after this much wall-clock time; None: no bound."""
-    stop_at_return: float | None = None
+    stop_at_return: Annotated[float | None, Within(-1e12, 1e12)] = None
     """Stop once training has settled there: the last eval.settled_evaluations reach this on average, and so do other
     games with the weights of the last one, which are the result."""
     address: str | None = None
     """Ray cluster to join (auto, host:port, ray://host:port); none: a Ray of the run's own, guarded by a token."""
     run_dir: str = "runs"
     """Folder that receives the run's folder <env>__<preset>__<seed>__<time>."""
-    log_period_s: float = 5.0
+    log_period_s: Annotated[float, Within(0.01, 86_400)] = 5.0
     """Seconds between two lines of metrics."""
-    checkpoint_period_s: float = 120.0
+    checkpoint_period_s: Annotated[float, Within(0.01, 10**7)] = 120.0
     """Seconds between two checkpoints; one more is written at the end."""
-    checkpoints_kept: int = 2
+    checkpoints_kept: Annotated[int, Within(1, 10_000)] = 2
     """Newest checkpoints kept on disk."""
     env: EnvConfig = field(default_factory=EnvConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
@@ -366,15 +335,7 @@ class TrainConfig:
     eval: EvalConfig = field(default_factory=EvalConfig)
 
     def __post_init__(self) -> None:
-        _require_range("train", "seed", self.seed, 0, 2**31 - 1)
-        _require_open_range("", "actors", self.actors, 1, 100_000, "auto")
-        _require_range("train", "total_steps", self.total_steps, 1, 10**15)
-        _require_open_range("", "minutes", self.minutes, 1e-3, 10**7, "no bound")
-        _require_range("train", "log_period_s", self.log_period_s, 0.01, 86_400)
-        _require_range("train", "checkpoint_period_s", self.checkpoint_period_s, 0.01, 10**7)
-        _require_range("train", "checkpoints_kept", self.checkpoints_kept, 1, 10_000)
-        if self.stop_at_return is not None:
-            _require_range("train", "stop_at_return", self.stop_at_return, -1e12, 1e12)
+        super().__post_init__()
         shape = self.window
         _require(
             shape.stride <= shape.unroll,

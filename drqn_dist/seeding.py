@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
 _PARTS = ("network", "actor", "environment", "replay", "evaluation", "learner")
 
@@ -23,3 +24,11 @@ def derive_seed(
 
 EVALUATION_SEED = 1_000_003
 """Of games played after training: far from the seeds of training and its evaluations, so as not to repeat them."""
+
+
+def row_seeds(seed: int, num_envs: int) -> npt.NDArray[np.int64]:
+    """Seeds for the rows of a batch of environments: int64 [num_envs], in [0, 2**31).
+
+    Consecutive numbers would not do: row 1 of seed 0 would play the same games as row 0 of seed 1.
+    """
+    return (np.random.SeedSequence(seed).generate_state(num_envs) >> 1).astype(np.int64)

@@ -22,7 +22,7 @@ RUNS_THINGS = tuple(
 """Files that may know every role."""
 RUNNERS = tuple(place.removesuffix("/").removesuffix(".py").replace("/", ".") for place in RUNS_THINGS)
 ONLY_UNDER = {
-    "ray": ["drqn_dist/distributed/", "drqn_dist/bench/", "drqn_dist/scaling/"],
+    "ray": ["drqn_dist/distributed/", "drqn_dist/bench/"],
     "gymnasium": ["drqn_dist/envs/"],
     "ale_py": ["drqn_dist/envs/"],
     "msgpack": ["drqn_dist/codec.py"],
@@ -31,7 +31,6 @@ ONLY_UNDER = {
     "rich": list(RUNS_THINGS),
     "matplotlib": list(RUNS_THINGS),
     "scipy": list(RUNS_THINGS),
-    "simpy": list(RUNS_THINGS),
 }
 NEVER = ("pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "gym")
 

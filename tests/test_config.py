@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from drqn_dist.arguments import parse_train
 from drqn_dist.config import TrainConfig, from_dict, to_dict
 from drqn_dist.errors import ConfigError
-from drqn_dist.scaling.settings import with_settings
 from drqn_dist.settings import setting
 
 LEFT_OPEN = {
@@ -29,10 +29,10 @@ LEFT_OPEN = {
 
 @pytest.mark.parametrize(("name", "meaning"), LEFT_OPEN.items())
 def test_none_leaves_a_setting_open_and_0_is_refused_with_what_none_means(name: str, meaning: str) -> None:
-    config = with_settings(TrainConfig(), [f"{name}=null"])
+    config, _ = parse_train([f"--{name}=None"], "train")
     assert setting(config, name) is None
     with pytest.raises(ConfigError, match=rf"{name} is 0(\.0)?, but must .* None \({meaning}\)"):
-        with_settings(TrainConfig(), [f"{name}=0"])
+        parse_train([f"--{name}=0"], "train")
 
 
 def test_derived_values_stand_where_none_is() -> None:

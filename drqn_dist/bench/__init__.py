@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from drqn_dist.config import ActorConfig, NetworkConfig, TrainConfig
-from drqn_dist.errors import ConfigError
+from drqn_dist.config import ActorConfig, Bounded, NetworkConfig, TrainConfig, Within
 from drqn_dist.presets import preset
 
 Role = Literal["actor", "replay", "learner"]
@@ -23,66 +22,36 @@ larger batches give no more steps per second."""
 
 
 @dataclass(frozen=True)
-class BenchSettings:
+class BenchSettings(Bounded):
     """How long and how often each figure is measured."""
 
-    seconds: float = 2.0
+    _path = "--"
+
+    seconds: Annotated[float, Within(1e-3, 3600)] = 2.0
     """Seconds of one measurement."""
-    repeats: int = 5
+    repeats: Annotated[int, Within(1, 10_000)] = 5
     """Measurements of each figure; the two sides of a ratio are measured in turn."""
-    play_steps: int = 16_000
+    play_steps: Annotated[int, Within(1, 10**8)] = 16_000
     """Agent steps played to fill the replay with."""
-    memory_steps: int = 1_000_000
+    memory_steps: Annotated[int, Within(1, 10**10)] = 1_000_000
     """Agent steps that the replay holds while its memory is measured."""
 
-    def __post_init__(self) -> None:
-        for name, low, high in (
-            ("seconds", 1e-3, 3600),
-            ("repeats", 1, 10_000),
-            ("play_steps", 1, 10**8),
-            ("memory_steps", 1, 10**10),
-        ):
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise ConfigError(f"--{name.replace('_', '-')} is {value}, but must lie in [{low:g}, {high:g}]")
 
-
-def run_bench(
-    role: Role, preset_name: str | None = None, run: Path | None = None, settings: BenchSettings | None = None
-) -> dict[str, Any]:
+def run_bench(role: Role, preset_name: str | None = None, settings: BenchSettings | None = None) -> dict[str, Any]:
     """Measures one role.
 
     Args:
         role: actor, replay or learner.
         preset_name: configuration; None: `ACTOR_REFERENCE` for the actor, pong-cpu for the others.
-        run: take the configuration and the playing policy of this run instead.
         settings: None for the defaults.
 
     Returns:
         Figures by name, each the median of its repeats; `spread`: {name: [least, greatest]}; what they belong to.
 
     Raises:
-        ConfigError: preset and run exclude each other, or the configuration cannot run.
-        RunFolderError, CheckpointError: the run cannot be used.
+        ConfigError: there is no such preset, or it cannot run.
     """
-    settings = settings or BenchSettings()
-    if run is not None and preset_name is not None:
-        raise ConfigError("--run brings its own configuration; leave --preset out")
     config = ACTOR_REFERENCE if preset_name is None and role == "actor" else preset(preset_name or "pong-cpu")
-    weights = None
-    if run is not None:
-        from drqn_dist.experiments.evaluate import load_agent
-
-        agent = load_agent(run)
-        config, weights = agent.config, agent.weights
-    if role == "actor":
-        from drqn_dist.bench.actor import bench_actor
-
-        return bench_actor(config, settings, weights)
-    if role == "replay":
-        from drqn_dist.bench.replay import bench_replay
-
-        return bench_replay(config, settings, weights)
-    from drqn_dist.bench.learner import bench_learner
-
-    return bench_learner(config, settings, weights)
+    module = importlib.import_module(f"drqn_dist.bench.{role}")
+    measured: dict[str, Any] = module.bench(config, settings or BenchSettings())
+    return measured

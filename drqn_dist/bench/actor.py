@@ -14,14 +14,14 @@ import torch
 from actors.actor import Actor
 from drqn_dist.bench import BenchSettings
 from drqn_dist.bench.figures import Figures, rate
-from drqn_dist.bench.play import FixedWeights, fresh_weights
+from drqn_dist.bench.play import untrained
 from drqn_dist.config import TrainConfig
 from drqn_dist.envs.make import env_spec, make_batch_env
-from drqn_dist.interfaces import BatchEnv, WeightSnapshot
+from drqn_dist.interfaces import BatchEnv
 from drqn_dist.network.q_network import use_bf16
 
 
-def bench_actor(config: TrainConfig, settings: BenchSettings, weights: WeightSnapshot | None = None) -> dict[str, Any]:
+def bench(config: TrainConfig, settings: BenchSettings) -> dict[str, Any]:
     """Agent steps per second of a whole actor, whose fragments are encoded and then dropped, and of the same batch of
     environments with random actions; measured in turn on the same cores, as many as the actor has threads.
 
@@ -35,9 +35,9 @@ def bench_actor(config: TrainConfig, settings: BenchSettings, weights: WeightSna
     figures = Figures()
     cores = max(config.actor.env_threads, config.actor.torch_threads)
     with _pinned(cores):
-        weights = weights or fresh_weights(config, env_spec(config.env))
+        weights = untrained(config, env_spec(config.env))
         env = make_batch_env(config.env, config.actor.envs_per_actor, config.actor.env_threads)
-        with closing(env), closing(Actor(config, 0, _Nowhere(), FixedWeights(weights))) as actor:
+        with closing(env), closing(Actor(config, 0, _Nowhere(), weights)) as actor:
             bare = _RandomPlay(env)
             for step in (bare.step, actor.step):
                 rate(step, settings.seconds / 4)  # first calls allocate

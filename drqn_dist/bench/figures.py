@@ -19,12 +19,6 @@ class Figures:
         for name, value in values.items():
             self._values[name].append(value)
 
-    def joined(self, other: Figures) -> Figures:
-        """The measurements of both."""
-        both = Figures()
-        both._values = self._values | other._values
-        return both
-
     def result(self) -> dict[str, Any]:
         """{name: median of its measurements, ..., "spread": {name: [least, greatest]}}"""
         medians: dict[str, Any] = {name: statistics.median(values) for name, values in self._values.items()}

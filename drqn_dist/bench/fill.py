@@ -12,7 +12,7 @@ from multiprocessing import get_context
 import psutil
 
 from drqn_dist.codec import decode, encode
-from drqn_dist.config import ReplayConfig, TrainConfig, WindowShape
+from drqn_dist.config import ReplayConfig, WindowShape
 from replay_server.replay import Replay
 
 NEVER_BLOCKS_STEPS = 10**9
@@ -29,11 +29,6 @@ def unblocked(config: ReplayConfig, capacity_steps: int) -> ReplayConfig:
         min_steps=1,
         rate_tolerance_steps=NEVER_BLOCKS_STEPS,
     )
-
-
-def fragments_per_push(config: TrainConfig) -> int:
-    """As many as all environments of an actor complete in a push period."""
-    return max(1, round(config.actor.envs_per_actor * config.push_period / config.window.fragment))
 
 
 def copies(payloads: list[bytes], max_bytes: int) -> Iterator[list[bytes]]:

@@ -9,45 +9,24 @@ import torch
 
 from actors.actor import Actor
 from drqn_dist.config import TrainConfig
-from drqn_dist.interfaces import EnvSpec, WeightSnapshot
+from drqn_dist.interfaces import EnvSpec
 from drqn_dist.network.q_network import QNetwork
+from learner.weight_publisher import WeightPublisher
 
 
-class FixedWeights:
-    """A WeightSource of one snapshot."""
-
-    pending = False
-
-    def __init__(self, snapshot: WeightSnapshot) -> None:
-        self._snapshot = snapshot
-
-    def latest(self, known_version: int) -> WeightSnapshot | None:
-        return self._snapshot if self._snapshot.version > known_version else None
-
-
-def fresh_weights(config: TrainConfig, spec: EnvSpec) -> WeightSnapshot:
-    """Those of an untrained network."""
+def untrained(config: TrainConfig, spec: EnvSpec) -> WeightPublisher:
+    """Offers the weights of an untrained network."""
     torch.manual_seed(config.seed)
-    return WeightSnapshot(0, QNetwork(config.network, spec, config.env.stack_frames).to_vector())
+    publisher = WeightPublisher()
+    publisher.publish(QNetwork(config.network, spec, config.env.stack_frames), version=0, wait=True)
+    return publisher
 
 
-def frames_from(weights: WeightSnapshot | None) -> str:
-    """Says who plays."""
-    return "random policy" if weights is None else f"policy trained for {weights.version:,} updates"
-
-
-def play(config: TrainConfig, spec: EnvSpec, steps: int, weights: WeightSnapshot | None) -> list[bytes]:
-    """Encoded fragments that one actor pushes in about so many agent steps.
-
-    Args:
-        weights: play with these and the rates of the ε ladder; None: at random.
-    """
-    if weights is None:
-        rates = replace(config.actor, epsilon_low=1.0, epsilon_high=1.0, epsilon_decay="none")
-    else:
-        rates = replace(config.actor, epsilon_decay="none")
+def play(config: TrainConfig, spec: EnvSpec, steps: int) -> list[bytes]:
+    """Encoded fragments that one actor pushes in about so many agent steps, acting at random."""
+    rates = replace(config.actor, epsilon_low=1.0, epsilon_high=1.0, epsilon_decay="none")
     sink = _Collector()
-    actor = Actor(replace(config, actor=rates), 0, sink, FixedWeights(weights or fresh_weights(config, spec)))
+    actor = Actor(replace(config, actor=rates), 0, sink, untrained(config, spec))
     try:
         taken = 0
         while taken < steps or not sink.payloads:

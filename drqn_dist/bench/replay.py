@@ -12,17 +12,16 @@ import numpy as np
 from drqn_dist.bench import BenchSettings
 from drqn_dist.bench.figures import Figures, rate
 from drqn_dist.bench.fill import MAX_STEPS, copies, fill, measure_memory, unblocked
-from drqn_dist.bench.learner import bare_update, finished, lonely_learner
-from drqn_dist.bench.play import frames_from, play
-from drqn_dist.bench.shards import shard_costs
+from drqn_dist.bench.learner import bare_update, lonely_learner, rate_of
+from drqn_dist.bench.play import play
 from drqn_dist.codec import decode_header
 from drqn_dist.config import TrainConfig
 from drqn_dist.envs.make import env_spec
-from drqn_dist.interfaces import SHARD_STRIDE, Held, WeightSnapshot
+from drqn_dist.interfaces import SHARD_STRIDE, Held
 from replay_server.replay import Replay, make_replay
 
 
-def bench_replay(config: TrainConfig, settings: BenchSettings, weights: WeightSnapshot | None = None) -> dict[str, Any]:
+def bench(config: TrainConfig, settings: BenchSettings) -> dict[str, Any]:
     """One full replay in this process and thread, filled with copies of real play.
 
     A window drawn is a reference, as for a learner that has every fragment, and includes its priority sent back.
@@ -30,21 +29,15 @@ def bench_replay(config: TrainConfig, settings: BenchSettings, weights: WeightSn
     windows drawn over windows trained.
 
     Returns:
-        bytes_per_frame (everything stored, per agent step), raw_bytes_per_frame, pushes_per_s, windows_per_s,
-        learner_windows_per_s, ratio, those of `shard_costs`, spread; steps_per_push, frames_from, env; memory_steps,
-        memory_bytes (the whole process that holds them) and memory_bytes_per_million_steps (its growth, scaled).
+        pushes_per_s, windows_per_s, learner_windows_per_s, ratio, spread; bytes_per_frame (everything stored, per agent
+        step), raw_bytes_per_frame; steps_per_push, env; memory_steps, memory_bytes (the whole process that
+        holds them) and memory_bytes_per_million_steps (its growth, scaled).
     """
     spec = env_spec(config.env)
-    payloads = play(config, spec, settings.play_steps, weights)
+    payloads = play(config, spec, settings.play_steps)
     max_bytes = config.replay.max_fragment_bytes
     figures = Figures()
-    for part in np.array_split(np.arange(len(payloads)), min(settings.repeats, len(payloads))):
-        stored = [payloads[i] for i in part]
-        steps = sum(decode_header(payload, max_bytes).num_steps for payload in stored)
-        figures.add(bytes_per_frame=sum(map(len, stored)) / steps)
-    raw = math.prod(spec.observation_shape) * np.dtype(spec.observation_dtype).itemsize
-    figures.add(raw_bytes_per_frame=raw)
-
+    steps = sum(decode_header(payload, max_bytes).num_steps for payload in payloads)
     capacity = min(config.replay.capacity_steps, MAX_STEPS)
     bench_config = replace(config, replay=unblocked(config.replay, capacity))
     replay = make_replay(bench_config)
@@ -52,7 +45,7 @@ def bench_replay(config: TrainConfig, settings: BenchSettings, weights: WeightSn
     fill(replay, supply, capacity)
     windows = config.learner.batch_windows
     update = bare_update(lonely_learner(bench_config, spec, replay))
-    finished(update, settings.seconds / 4)  # the first updates allocate
+    rate_of(update, settings.seconds / 4)  # the first updates allocate
     held = Held(replay.sample([], Held(), 0).fresh.log, 0, SHARD_STRIDE)
     for _ in range(settings.repeats):
         pieces = next(supply)
@@ -61,15 +54,14 @@ def bench_replay(config: TrainConfig, settings: BenchSettings, weights: WeightSn
             replay.push(piece)
         pushes = len(pieces) / (time.perf_counter() - start)
         drawn = rate(lambda: _draw(replay, held, windows), settings.seconds)
-        updates, elapsed = finished(update, settings.seconds)
-        trained = windows * updates / elapsed
+        trained = windows * rate_of(update, settings.seconds)
         figures.add(pushes_per_s=pushes, windows_per_s=drawn, learner_windows_per_s=trained, ratio=drawn / trained)
 
-    costs = shard_costs(config, spec, supply, capacity, settings.repeats)
     before, after = measure_memory(payloads, config.replay, config.window, settings.memory_steps)
-    return figures.joined(costs).result() | {
+    return figures.result() | {
+        "bytes_per_frame": sum(map(len, payloads)) / steps,
+        "raw_bytes_per_frame": math.prod(spec.observation_shape) * np.dtype(spec.observation_dtype).itemsize,
         "steps_per_push": config.window.fragment,
-        "frames_from": frames_from(weights),
         "env": config.env.id,
         "memory_steps": settings.memory_steps,
         "memory_bytes": after,

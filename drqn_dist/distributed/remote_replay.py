@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,9 +20,6 @@ from replay_server.rate_limiter import Balance
 from replay_server.replay import ReplayStats, make_shard
 from replay_server.shards import ShardAnswer
 
-OPERATIONS = ("push", "sample", "priorities")
-"""What a replay is called for."""
-
 
 @dataclass(frozen=True)
 class ReplayPulse(Pulse):
@@ -33,29 +29,13 @@ class ReplayPulse(Pulse):
     state: dict[str, Any] | None = None
 
 
-@dataclass
-class ReplayWork:
-    """What a replay process has done since it was started."""
-
-    cpu_s: float = 0.0
-    """CPU seconds of the process, Ray's threads included."""
-    calls: int = 0
-    """Finished ones of other processes, but for pulses and the like."""
-    operations: dict[str, float] = field(default_factory=lambda: dict.fromkeys(OPERATIONS, 0.0))
-    """By kind: fragments pushed; batches sampled, or the part of each that this shard gave; calls with priorities."""
-    own_cpu_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(OPERATIONS, 0.0))
-    """CPU seconds of our own code in them, without Ray's."""
-
-
 class ReplayRole:
     """Replay, or a shard of it, in a process of its own. Pushes, samples and everything else have threads of their own,
     so that a push that waits for the rate limiter does not keep a sample from being answered."""
 
     def __init__(self, config: TrainConfig, shard: int) -> None:
         self._replay = make_shard(config, shard)
-        self._batch_windows = config.learner.batch_windows
         self._begun = threading.Event()
-        self._work, self._work_lock = ReplayWork(), threading.Lock()
 
     def begin(self, state: dict[str, Any] | None) -> Pulse:
         """Goes on from these counters, if there are any, and lets waiting pushes and samples in."""
@@ -68,10 +48,8 @@ class ReplayRole:
     @ray.method(concurrency_group="push")
     def push(self, payloads: Sequence[bytes]) -> None:
         self._begun.wait()
-        with self._counted("push") as work:
-            for payload in payloads:
-                self._replay.push(payload)
-                work.operations["push"] += 1
+        for payload in payloads:
+            self._replay.push(payload)
 
     @ray.method(concurrency_group="sample")
     def sample(
@@ -84,15 +62,10 @@ class ReplayRole:
         elsewhere: Balance | None,
     ) -> ShardAnswer:
         self._begun.wait()
-        with self._counted("sample") as work:
-            answer = self._replay.sample(counts, held, fresh_limit, timeout_s, call_steps, elsewhere)
-            work.operations["sample"] += sum(counts) / self._batch_windows if answer.draws is not None else 0
-        return answer
+        return self._replay.sample(counts, held, fresh_limit, timeout_s, call_steps, elsewhere)
 
     def update_priorities(self, ids: npt.NDArray[np.int64], priorities: npt.NDArray[np.float64]) -> None:
-        with self._counted("priorities") as work:
-            work.operations["priorities"] += 1
-            self._replay.update_priorities(ids, priorities)
+        self._replay.update_priorities(ids, priorities)
 
     def pulse(self) -> ReplayPulse | None:
         """None before `begin`."""
@@ -100,21 +73,9 @@ class ReplayRole:
             return None
         return ReplayPulse(stats=self._replay.stats(), state=self._replay.get_state())
 
-    def work(self) -> ReplayWork:
-        with self._work_lock:
-            done = self._work
-            return ReplayWork(time.process_time(), done.calls, dict(done.operations), dict(done.own_cpu_s))
-
-    @contextmanager
-    def _counted(self, kind: str) -> Iterator[ReplayWork]:
-        done = ReplayWork()
-        start = time.thread_time()  # which stands still while the rate limiter keeps a call waiting
-        yield done
-        spent = time.thread_time() - start
-        with self._work_lock:
-            self._work.calls += 1
-            self._work.operations[kind] += done.operations[kind]
-            self._work.own_cpu_s[kind] += spent
+    def cpu_s(self) -> float:
+        """CPU seconds of the process since it was started, Ray's threads included."""
+        return time.process_time()
 
 
 def start_replay(

@@ -55,10 +55,6 @@ class Role:
         return self.kind is not RoleKind.LEARNER
 
     @property
-    def restarted_by_ray(self) -> bool:
-        return self.waits_to_begin
-
-    @property
     def waits_to_begin(self) -> bool:
-        """It has to be told what to go on from."""
+        """Ray itself starts it again if it dies, and it has to be told what to go on from."""
         return self.kind in (RoleKind.LEARNER, RoleKind.REPLAY)

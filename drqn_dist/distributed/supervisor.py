@@ -148,19 +148,16 @@ class RaySession:
     def adopt(self, weights: WeightSnapshot) -> None:
         self._ask_learner(lambda learner: learner.adopt.remote(weights))
 
-    def work(self) -> list[remote_replay.ReplayWork]:
-        """What each shard of the replay has done since it was started.
+    def replay_cpu_s(self) -> float:
+        """CPU seconds of all shards of the replay since they were started.
 
         Raises:
             RoleFailedError: one does not answer.
         """
         try:
-            works: list[remote_replay.ReplayWork] = ray.get(
-                [role.handle.work.remote() for role in self._replay], timeout=self._hang_s
-            )
+            return float(sum(ray.get([role.handle.cpu_s.remote() for role in self._replay], timeout=self._hang_s)))
         except RayError as error:
             raise RoleFailedError(f"the replay did not answer: {_cause(error)}") from error
-        return works
 
     def close(self) -> None:
         if not self._ray.owned:  # nobody else ends them
@@ -283,7 +280,7 @@ class RaySession:
             self._fail(role, _cause(error), alive=True, error=error)
             return
         except ActorUnavailableError as error:
-            if role.restarted_by_ray and not role.begun and now - role.started_s < START_S:
+            if role.waits_to_begin and not role.begun and now - role.started_s < START_S:
                 role.not_before_s = now + 0.2  # Ray is still starting it
             else:
                 self._fail(role, _cause(error), alive=False, error=error)
@@ -339,7 +336,7 @@ class RaySession:
             self._report.events.append(f"{role.name} lost the {stats.stored_steps:,} steps that it held{others}")
             self._replay_stats[role.index] = replace(stats, stored_steps=0)  # it may die again before it tells more
         role.not_before_s = now + decision.delay_s
-        if not role.restarted_by_ray:
+        if not role.waits_to_begin:
             self._end(role)
         else:
             self._forget(role)

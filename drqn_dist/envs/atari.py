@@ -11,9 +11,9 @@ from ale_py import roms
 from ale_py.vector_env import AtariVectorEnv
 
 from drqn_dist.config import EnvConfig
-from drqn_dist.envs.seeds import row_seeds
 from drqn_dist.errors import EnvError, EnvFailedError
 from drqn_dist.interfaces import EnvSpec, StepBatch
+from drqn_dist.seeding import row_seeds
 
 PREFIX = "ALE/"
 SUFFIX = "-v5"

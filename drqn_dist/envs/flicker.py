@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 
@@ -44,13 +46,7 @@ class Flicker:
 
     def step(self, actions: npt.NDArray[np.int64]) -> StepBatch:
         batch = self.env.step(actions)
-        return StepBatch(
-            observations=self._blank(batch.observations),
-            rewards=batch.rewards,
-            terminated=batch.terminated,
-            truncated=batch.truncated,
-            reset_pending=batch.reset_pending,
-        )
+        return replace(batch, observations=self._blank(batch.observations))
 
     def close(self) -> None:
         self.env.close()

@@ -13,10 +13,10 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from drqn_dist.config import EnvConfig
 from drqn_dist.envs.atari import atari_ids
-from drqn_dist.envs.seeds import row_seeds
 from drqn_dist.envs.spaces import Observations, discrete_actions, observation_encoder
 from drqn_dist.errors import EnvError, EnvFailedError
 from drqn_dist.interfaces import EnvSpec, StepBatch
+from drqn_dist.seeding import row_seeds
 
 
 class GymBatch:

@@ -17,8 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from actors.evaluator import Evaluator
 from actors.policy import RecurrentPolicy
 from drqn_dist.config import TrainConfig
-from drqn_dist.envs.make import env_spec, make_render_env
-from drqn_dist.envs.single import SingleEnv, describe_single
+from drqn_dist.envs.make import SingleEnv, describe_single, env_spec, make_render_env
 from drqn_dist.errors import CheckpointError, ConfigError
 from drqn_dist.experiments.run_folder import open_run
 from drqn_dist.experiments.video import write_video
@@ -65,12 +64,9 @@ def load_agent(run: Path) -> Agent:
     return Agent(config, spec, network, checkpoint.updates, weights_sha256(checkpoint.tensors))
 
 
-def evaluate(run: str | Path, episodes: int = 20, seed: int = EVALUATION_SEED) -> dict[str, Any]:
-    """Plays whole games with a run's newest checkpoint; arguments and result as `evaluate_run`."""
-    return evaluate_run(Path(run), episodes, seed)
-
-
-def evaluate_run(run: Path, episodes: int, seed: int = EVALUATION_SEED, video: Path | None = None) -> dict[str, Any]:
+def evaluate(
+    run: str | Path, episodes: int = 20, seed: int = EVALUATION_SEED, video: Path | None = None
+) -> dict[str, Any]:
     """Plays whole games with a run's newest checkpoint, greedily but for `eval.epsilon`.
 
     Args:
@@ -90,7 +86,7 @@ def evaluate_run(run: Path, episodes: int, seed: int = EVALUATION_SEED, video: P
     if episodes < 1:
         raise ConfigError(f"episodes is {episodes}, but must be at least 1")
     _check_seed(seed)
-    agent = load_agent(run)
+    agent = load_agent(Path(run))
     torch.set_num_threads(agent.config.actor.torch_threads)  # more of them only wait for each other in small batches
     if video is not None:  # first, so that a file that cannot be written is known before the long part
         write_video(video, _pictures(agent, seed), describe_single(agent.config.env).steps_per_s)

@@ -28,7 +28,7 @@ from typing import Any
 import psutil
 
 import drqn_dist
-from drqn_dist.checkpoint import CheckpointFolder
+from drqn_dist.checkpoint import CheckpointFolder, write_atomically
 from drqn_dist.config import TrainConfig, from_dict, to_dict
 from drqn_dist.errors import ConfigError, RunFolderError
 from drqn_dist.training.memory import usable_cores
@@ -88,19 +88,16 @@ def create_run(config: TrainConfig, command_line: Sequence[str]) -> RunFolder:
         RunFolderError: it could not be made; nothing is left behind.
     """
     root = Path(config.run_dir)
-    made: list[Path] = []
+    missing = [folder for folder in (root, *root.parents) if not folder.exists()]
+    path = None
     try:
-        for folder in reversed([root, *root.parents]):
-            if not folder.exists():
-                folder.mkdir()
-                made.append(folder)
+        root.mkdir(parents=True, exist_ok=True)
         path = _make_unique(root, _run_name(config))
-        made.append(path)
         _write_json(path / CONFIG_NAME, _description(config, command_line))
     except OSError as error:
-        if made and made[-1] != root:
-            shutil.rmtree(made[-1], ignore_errors=True)
-        for folder in reversed(made):
+        if path is not None:
+            shutil.rmtree(path, ignore_errors=True)
+        for folder in missing:
             with contextlib.suppress(OSError):
                 folder.rmdir()  # only what is empty: another run may have moved in
         raise RunFolderError(
@@ -180,18 +177,7 @@ def _make_unique(root: Path, name: str) -> Path:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            json.dump(value, file, indent=2)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
+    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
 def _gpu() -> tuple[str | None, str | None]:

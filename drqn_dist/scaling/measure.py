@@ -20,8 +20,8 @@ from drqn_dist.envs.make import env_spec
 from drqn_dist.errors import ConfigError, RoleFailedError
 from drqn_dist.scaling.points import Point
 from drqn_dist.scaling.settings import point_config
-from drqn_dist.training.lag import PolicyLag
 from drqn_dist.training.memory import FRAGMENT_OVERHEAD_BYTES, check_memory
+from drqn_dist.training.monitor import PolicyLag
 from drqn_dist.training.session import Report
 from learner.learner import LearnerStats
 
@@ -151,8 +151,7 @@ def shares(pieces: Sequence[ActorStats] | Sequence[LearnerStats], parts: Sequenc
 
 def _cpu_s(session: RaySession) -> dict[str, float]:
     """CPU seconds so far, but for actors and learner, which report their own."""
-    replays = session.work()
-    return {"replay": sum(work.cpu_s for work in replays), "ray": _ray_cpu_s(), "machine": busy_cpu_s()}
+    return {"replay": session.replay_cpu_s(), "ray": _ray_cpu_s(), "machine": busy_cpu_s()}
 
 
 def busy_cpu_s() -> float:

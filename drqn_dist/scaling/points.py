@@ -63,17 +63,16 @@ class PointsFile:
             RunFolderError: it cannot be read or written.
         """
         self._path, sweep = folder / "points.jsonl", folder / "sweep.json"
+        self.points: list[Point] = []
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if sweep.exists():
-                _require_same(folder, json.loads(sweep.read_text(encoding="utf-8")), json.loads(json.dumps(settings)))
+                saved, self.points = read_sweep(folder)
+                _require_same(folder, saved, json.loads(json.dumps(settings)))
             else:
                 sweep.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-            self.points = self._read() if self._path.exists() else []
         except OSError as error:
             raise RunFolderError(f"cannot use {folder}: {error.strerror or error}; choose another --out") from error
-        except (ValueError, AttributeError) as error:  # no JSON, no text, or no table of settings
-            raise RunFolderError(f"{sweep} is damaged: {error}; choose another --out") from error
 
     def add(self, point: Point) -> None:
         """Appends a point, on disk when this returns."""
@@ -86,20 +85,24 @@ class PointsFile:
             raise RunFolderError(f"cannot write {self._path}: {error.strerror or error}") from error
         self.points.append(point)
 
-    def _read(self) -> list[Point]:
-        """The points so far; cuts off a last line that a kill left unfinished."""
-        whole, _, torn = self._path.read_bytes().rpartition(b"\n")
+
+def read_sweep(folder: Path) -> tuple[dict[str, Any], list[Point]]:
+    """The settings and the points of a sweep so far; cuts off a last line that a kill left unfinished.
+
+    Raises:
+        RunFolderError: there is no sweep, or it is damaged.
+    """
+    path = folder / "points.jsonl"
+    try:
+        settings = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
+        whole, _, torn = (path.read_bytes() if path.exists() else b"").rpartition(b"\n")
         if torn:
-            os.truncate(self._path, len(whole) + bool(whole))
-        found = []
-        for number, line in enumerate(whole.splitlines(), start=1):
-            try:
-                found.append(from_dict(Point, json.loads(line)))
-            except (ValueError, TypeError, AttributeError, ConfigError) as error:
-                raise RunFolderError(
-                    f"line {number} of {self._path} is no measured point: {error}; choose another --out"
-                ) from error
-        return found
+            os.truncate(path, len(whole) + bool(whole))
+        return dict(settings), [from_dict(Point, json.loads(line)) for line in whole.splitlines()]
+    except OSError as error:
+        raise RunFolderError(f"{folder} holds no measured points: {error.strerror}; measure some with --out") from error
+    except (ValueError, TypeError, AttributeError, ConfigError) as error:
+        raise RunFolderError(f"the points in {folder} are damaged: {error}; choose another --out") from error
 
 
 def _require_same(folder: Path, saved: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
@@ -110,8 +113,8 @@ def _require_same(folder: Path, saved: Mapping[str, Any], asked: Mapping[str, An
         if before.get(name) != now.get(name)
     ]
     if found:
-        shown, more = ", ".join(found[:5]), f" and {len(found) - 5} more" if len(found) > 5 else ""
-        raise ConfigError(f"{folder} holds points of another sweep: {shown}{more}; use those settings or another --out")
+        shown = ", ".join([*found[:5], *(["…"] if len(found) > 5 else [])])
+        raise ConfigError(f"{folder} holds points of another sweep: {shown}; use those settings or another --out")
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

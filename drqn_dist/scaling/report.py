@@ -1,4 +1,4 @@
-"""What a sweep comes to: a table, a summary with fits, and the bottleneck in one sentence."""
+"""What a sweep comes to: a table, a summary with its fits, and the bottleneck in one sentence."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from drqn_dist.errors import ConfigError, RunFolderError
-from drqn_dist.scaling.fits import PARAMETERS, Fit, fit
+from drqn_dist.scaling.fit import Fit, fit
 from drqn_dist.scaling.points import Key, Point
 
 BUSY = 0.9
@@ -36,8 +36,8 @@ def by_key(points: Sequence[Point]) -> dict[Key, list[Point]]:
     return groups
 
 
-def series(points: Sequence[Point]) -> dict[str, list[Point]]:
-    """The curves over the number of actors, one for each number of environments per actor."""
+def curves(points: Sequence[Point]) -> dict[str, list[Point]]:
+    """The points over the number of actors, one curve for each number of environments per actor."""
     found: dict[str, list[Point]] = {}
     for group in by_key(points).values():
         found.setdefault(f"{group[0].envs_per_actor} environments per actor", []).extend(group)
@@ -55,23 +55,18 @@ def median(points: Sequence[Point]) -> dict[str, Any]:
     return merged
 
 
-def fits(points: Sequence[Point]) -> dict[str, dict[str, Fit | str]]:
-    """Both laws for each curve, or the reason why one cannot be fitted."""
-    found: dict[str, dict[str, Fit | str]] = {}
-    for name, curve in series(points).items():
-        found[name] = {}
-        for law in PARAMETERS:
-            try:
-                found[name][law] = fit(law, [p.actors for p in curve], [p.agent_steps_per_s for p in curve])
-            except ConfigError as error:
-                found[name][law] = str(error)
-    return found
+def fit_curve(curve: Sequence[Point]) -> Fit | str:
+    """The law of a curve, or the reason why there is none."""
+    try:
+        return fit([point.actors for point in curve], [point.agent_steps_per_s for point in curve])
+    except ConfigError as error:
+        return str(error)
 
 
 def rows(points: Sequence[Point]) -> list[dict[str, Any]]:
     """The medians of each point with repeats, spread, and efficiency: throughput per actor over that of the fewest."""
     found = []
-    for curve in series(points).values():
+    for curve in curves(points).values():
         base = 0.0
         for group in by_key(curve).values():
             row, speeds = median(group), [point.agent_steps_per_s for point in group]
@@ -84,12 +79,13 @@ def rows(points: Sequence[Point]) -> list[dict[str, Any]]:
 
 def summary(points: Sequence[Point], machine: dict[str, Any], shards: int, samples_per_insert: float) -> dict[str, Any]:
     """All of it, JSON-able."""
-    laws = {
-        curve: {law: asdict(found) if isinstance(found, Fit) else found for law, found in both.items()}
-        for curve, both in fits(points).items()
+    laws = {name: fit_curve(curve) for name, curve in curves(points).items()}
+    return {
+        "bottleneck": bottleneck(points, int(machine["usable_cores"]), shards, samples_per_insert),
+        "points": rows(points),
+        "fits": {name: asdict(law) if isinstance(law, Fit) else law for name, law in laws.items()},
+        "machine": machine,
     }
-    said = bottleneck(points, int(machine["usable_cores"]), shards, samples_per_insert)
-    return {"bottleneck": said, "points": rows(points), "fits": laws, "machine": machine}
 
 
 def bottleneck(points: Sequence[Point], cores: int, shards: int, samples_per_insert: float) -> str:
@@ -132,6 +128,31 @@ def doubts(row: dict[str, Any], samples_per_insert: float) -> list[str]:
             "(--warmup-s, --seconds)."
         )
     return found
+
+
+def measured_text(result: dict[str, Any]) -> str:
+    """A `summary` for a person: the points, the fits, and the bottleneck."""
+    lines = ["actors  envs   steps/s            efficiency  updates/s  policy lag  samples/insert  cores busy"]
+    for row in result["points"]:
+        low, high = row["spread"]
+        lag, ratio = ("-" if row[name] is None else f"{row[name]:.2f}" for name in ("policy_lag", "samples_per_insert"))
+        lines.append(
+            f"{row['actors']:>6} {row['envs_per_actor']:>5} {row['agent_steps_per_s']:>9,.0f}"
+            f" {f'({low:,.0f}-{high:,.0f})':<14}{row['efficiency']:>7.2f}{row['updates_per_s']:>11.1f}"
+            f"{lag:>12}{ratio:>16}{row['cores.machine']:>12.2f}"
+        )
+    for name, law in result["fits"].items():
+        lines.append(f"Universal Scalability Law, {name}: {law if isinstance(law, str) else _law_text(law)}")
+    return "\n".join([*lines, result["bottleneck"]])
+
+
+def _law_text(law: dict[str, Any]) -> str:
+    shown = []
+    for name, value in law["parameters"].items():
+        low, high = law["intervals"][name] if law["intervals"] else (None, None)
+        interval = "no interval" if low is None else f"{low:,.4g} to {high:,.4g}"
+        shown.append(f"{name} {value:,.4g} ({interval})")
+    return ", ".join(shown)
 
 
 def write_table(points: Sequence[Point], path: Path) -> None:

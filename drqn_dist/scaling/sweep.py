@@ -6,24 +6,24 @@ import itertools
 import random
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-from drqn_dist.config import TrainConfig, to_dict
-from drqn_dist.errors import ConfigError, RunFolderError
-from drqn_dist.scaling.points import Key, Point, PointsFile
+from drqn_dist.config import to_dict
+from drqn_dist.errors import ConfigError
+from drqn_dist.scaling.points import Key, Point, PointsFile, read_sweep
 from drqn_dist.scaling.settings import ScaleArgs, base_config, counts, point_config
 
 
-def run_scale(args: ScaleArgs) -> dict[str, Any]:
-    """Does what the command asks for, writes its files, and answers what is printed: `report.summary` of a measurement,
-    `predict.simulate` of a simulation.
+def run_scale(args: ScaleArgs) -> tuple[dict[str, Any], str]:
+    """Does what the command asks for and writes its files.
+
+    Returns:
+        `report.summary` of a measurement or `predict.simulate` of a simulation, and the same as text.
 
     Raises:
         ConfigError, RunFolderError, RoleFailedError
     """
-    return _measure(args) if args.simulate is None else _simulate(args)
+    return _measure(args) if args.simulate is None else _simulate(args, args.simulate)
 
 
 def order(grid: Sequence[Key], repeats: int, done: Sequence[Point]) -> Iterator[tuple[Key, int]]:
@@ -39,19 +39,19 @@ def order(grid: Sequence[Key], repeats: int, done: Sequence[Point]) -> Iterator[
         yield from ((key, repeat) for key in shuffled if (key, repeat) not in known)
 
 
-def _measure(args: ScaleArgs) -> dict[str, Any]:
+def _measure(args: ScaleArgs) -> tuple[dict[str, Any], str]:
     config = base_config(args)
     actors = counts("--actors", args.actors)
     envs = counts("--envs-per-actor", args.envs_per_actor or str(config.actor.envs_per_actor))
     from drqn_dist.experiments.run_folder import machine_description
+    from drqn_dist.scaling import picture, report
     from drqn_dist.scaling.measure import check_point, measure
-    from drqn_dist.scaling.report import doubts
 
     grid = list(itertools.product(actors, envs))
     for n, e in grid:  # what cannot be measured is refused before anything is
         check_point(point_config(config, n, e, args.learner), args.learner)
     assert args.out is not None
-    machine = machine_description()
+    machine, ratio = machine_description(), config.replay.samples_per_insert
     settings = {
         "config": to_dict(config),
         "seconds": args.seconds,
@@ -67,48 +67,28 @@ def _measure(args: ScaleArgs) -> dict[str, Any]:
             file.add(point)
             speed = f"{point.agent_steps_per_s:,.0f} steps/s, {point.updates_per_s:.1f} updates/s"
             said = f"{done}/{len(left)}  {n} actors x {e} environments, repeat {repeat}: {speed}"
-            said = ". ".join([said, *doubts(point.flat(), config.replay.samples_per_insert)])
-            print(said, file=sys.stderr, flush=True)
+            print(". ".join([said, *report.doubts(point.flat(), ratio)]), file=sys.stderr, flush=True)
     except KeyboardInterrupt:
         kept = f"{len(file.points)} measurements are kept in {args.out}"
         print(f"interrupted; {kept}, and the same command goes on from there", file=sys.stderr, flush=True)
         raise
-    return _write(config, file.points, args.out, machine)
+    result = report.summary(file.points, machine, config.replay.shards, ratio)
+    report.write_table(file.points, args.out / "scale.csv")
+    report.write_json(result, args.out / "scale.json")
+    picture.draw(file.points, args.out / "scale.png")
+    return result, report.measured_text(result)
 
 
-def _write(config: TrainConfig, points: Sequence[Point], out: Path, machine: dict[str, Any]) -> dict[str, Any]:
-    from drqn_dist.envs.make import env_spec
-    from drqn_dist.scaling.picture import draw
-    from drqn_dist.scaling.profile import Profile, read_profile
-    from drqn_dist.scaling.report import summary, write_json, write_table
-    from drqn_dist.scaling.shard import measure_shard
-
-    result = summary(points, machine, config.replay.shards, config.replay.samples_per_insert)
-    write_table(points, out / "scale.csv")
-    write_json(result, out / "scale.json")
-    draw(points, out / "scale.png")
-    path = out / "profile.json"
-    try:  # once for a sweep
-        replay = read_profile(path).replay
-    except RunFolderError:
-        print("measuring what calls to the replay cost: a minute", file=sys.stderr, flush=True)
-        replay = measure_shard(config, env_spec(config.env))
-    write_json(asdict(Profile.of(config, points, replay, machine)), path)
-    return result
-
-
-def _simulate(args: ScaleArgs) -> dict[str, Any]:
-    actors = counts("--simulate", args.simulate or "")
-    from drqn_dist.scaling.predict import simulate
-    from drqn_dist.scaling.profile import read_profile
+def _simulate(args: ScaleArgs, simulated: str) -> tuple[dict[str, Any], str]:
+    actors = counts("--simulate", simulated)
+    from drqn_dist.scaling.predict import simulate, simulated_text
     from drqn_dist.scaling.report import write_json
 
-    assert args.profile is not None
-    profile = read_profile(args.profile)
-    envs = counts("--envs-per-actor", args.envs_per_actor or str(profile.envs_per_actor))
+    assert args.out is not None
+    settings, points = read_sweep(args.out)
+    envs = counts("--envs-per-actor", args.envs_per_actor or str(settings["config"]["actor"]["envs_per_actor"]))
     if len(envs) > 1:
         raise ConfigError(f"--envs-per-actor is {args.envs_per_actor}, but --simulate takes one number of environments")
-    result = simulate(profile, actors, envs[0], args.cluster)
-    if args.out is not None:
-        write_json(result, args.out / "simulation.json")
-    return result
+    result = simulate(settings, points, actors, envs[0], args.cluster)
+    write_json(result, args.out / "simulation.json")
+    return result, simulated_text(result)

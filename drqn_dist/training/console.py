@@ -26,10 +26,9 @@ class _Console(Console):
 class Progress:
     """Shows the newest values of a run; a context manager. Called from one thread.
 
-    Values it knows (all optional, None = not known yet): agent_steps, total_steps, frames, agent_steps_per_s,
-    updates, updates_per_s, replay_fill (0..1), samples_per_insert, policy_lag (updates), epsilon, episode_return
-    (mean of recent episodes), eval_return (mean of the last evaluation), elapsed_s, eta_s, and while an evaluation is
-    waited for, eval_episodes and eval_steps (played so far).
+    It shows these values (all optional, None = not known yet): agent_steps, total_steps, frames, updates, elapsed_s,
+    eta_s, and while an evaluation is waited for, eval_episodes and eval_steps (played so far); and of the tags of
+    `metrics` those in _SHOWN.
     """
 
     def __init__(
@@ -63,7 +62,9 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        """Stops drawing and leaves the last table on the screen."""
+        if self._live is not None:
+            self._live.stop()
 
     def update(self, values: Values) -> None:
         """Takes new values; those not named keep their last value."""
@@ -75,11 +76,6 @@ class Progress:
     def message(self, text: str) -> None:
         """Prints an event on a line of its own, above the table where there is one."""
         self._console.print(text, soft_wrap=True, markup=False)
-
-    def close(self) -> None:
-        """Stops drawing and leaves the last table on the screen."""
-        if self._live is not None:
-            self._live.stop()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         cells = _cells(self._values)
@@ -123,16 +119,16 @@ _SHOWN: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("steps", "agent_steps", "{:,.0f}".format),
     ("updates", "updates", "{:,.0f}".format),
     ("elapsed", "elapsed_s", _duration),
-    ("steps/s", "agent_steps_per_s", "{:,.0f}".format),
-    ("updates/s", "updates_per_s", "{:,.1f}".format),
+    ("steps/s", "charts/agent_steps_per_s", "{:,.0f}".format),
+    ("updates/s", "charts/updates_per_s", "{:,.1f}".format),
     ("left", "eta_s", _duration),
     ("frames", "frames", "{:,.0f}".format),
-    ("samples/insert", "samples_per_insert", "{:.2f}".format),
-    ("return", "episode_return", "{:.2f}".format),
-    ("replay", "replay_fill", "{:.0%}".format),
-    ("policy lag", "policy_lag", "{:.1f}".format),
-    ("eval", "eval_return", "{:.2f}".format),
-    ("epsilon", "epsilon", "{:.3f}".format),
+    ("samples/insert", "replay/samples_per_insert", "{:.2f}".format),
+    ("return", "charts/episodic_return", "{:.2f}".format),
+    ("replay", "replay/fill", "{:.0%}".format),
+    ("policy lag", "actors/policy_lag_updates", "{:.1f}".format),
+    ("eval", "eval/mean_return", "{:.2f}".format),
+    ("epsilon", "charts/epsilon", "{:.3f}".format),
     ("games played", "eval_episodes", "{:,.0f}".format),
     ("game steps", "eval_steps", "{:,.0f}".format),
 )

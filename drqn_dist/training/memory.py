@@ -14,6 +14,7 @@ import torch
 from drqn_dist.config import TrainConfig
 from drqn_dist.errors import ConfigError
 from drqn_dist.interfaces import EnvSpec
+from drqn_dist.network.q_network import QNetwork
 from learner.frame_store import StorePlan, plan_store
 from learner.learner import resolve_device
 
@@ -45,13 +46,8 @@ def estimate_memory(config: TrainConfig, spec: EnvSpec) -> dict[str, int]:
     pixels = math.prod(spec.observation_shape)
     # One training step: the input as float32, three layers of activations, the core's gates, and their gradients.
     activations = pixels * config.env.stack_frames + 2 * (3 * pixels + 3 * network.torso_units + 8 * network.core_units)
-    inputs = pixels * (1 if spec.is_image else config.env.stack_frames)  # convolutions leave no more than one frame
-    parameters = (inputs + network.torso_units) * network.torso_units
-    if network.core != "none":
-        parameters += (
-            (4 if network.core == "lstm" else 3) * (network.torso_units + network.core_units) * network.core_units
-        )
-    parameters += 2 * network.head_units * network.core_units
+    with torch.device("meta"):  # takes no memory
+        parameters = sum(p.numel() for p in QNetwork(network, spec, config.env.stack_frames).parameters())
     # The learner keeps online, target, gradient and two moments; every actor and the evaluator one copy and one
     # incoming; the published snapshot is one more.
     copies = 5 + 2 * (config.num_actors + 1) + 1

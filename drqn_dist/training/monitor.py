@@ -12,7 +12,6 @@ import numpy as np
 from actors.actor import ActorStats, Episode
 from actors.evaluator import Evaluation
 from drqn_dist.config import TrainConfig
-from drqn_dist.training.lag import PolicyLag
 from drqn_dist.training.session import Report
 from learner.learner import LearnerStats
 
@@ -75,7 +74,7 @@ class Monitor:
         """Counts a report in.
 
         Returns:
-            values for the log by tag, and figures for the screen by name.
+            values for the log by tag, and the same with the run's counters for the screen, as far as they are known.
         """
         now = time.monotonic()
         elapsed, self._last = max(now - self._last, 1e-9), now
@@ -116,19 +115,7 @@ class Monitor:
         return values, self._shown(values)
 
     def _shown(self, values: dict[str, float]) -> dict[str, float | None]:
-        tags = {
-            "agent_steps_per_s": "charts/agent_steps_per_s",
-            "updates_per_s": "charts/updates_per_s",
-            "replay_fill": "replay/fill",
-            "samples_per_insert": "replay/samples_per_insert",
-            "policy_lag": "actors/policy_lag_updates",
-            "epsilon": "charts/epsilon",
-            "episode_return": "charts/episodic_return",
-            "eval_return": "eval/mean_return",
-        }
-        shown: dict[str, float | None] = {
-            name: values[tag] for name, tag in tags.items() if math.isfinite(values.get(tag, math.nan))
-        }
+        shown: dict[str, float | None] = {tag: value for tag, value in values.items() if math.isfinite(value)}
         elapsed = time.monotonic() - self._started
         shown |= {
             "agent_steps": self.agent_steps,
@@ -202,3 +189,32 @@ def _actor_values(pieces: list[ActorStats]) -> dict[str, float]:
 def _mean(values: Iterable[float]) -> float:
     found = list(values)
     return float(np.mean(found)) if found else math.nan
+
+
+class PolicyLag:
+    """Compares actors and learner as of the moment at which each actor told its version.
+
+    They report pieces of about a second, each ending when it ends, and a fast learner makes hundreds of updates in that
+    time: with the learner's last piece alone, an actor that took weights over since would seem to be ahead of it. The
+    clocks of all nodes are taken to agree.
+    """
+
+    def __init__(self) -> None:
+        self._known: list[LearnerStats] = []
+
+    def of(self, report: Report) -> float | None:
+        """Mean over the actors' pieces of a report; None without any, or before the learner's first one."""
+        for piece in report.learner:
+            if self._known and piece.updates < self._known[-1].updates:
+                self._known.clear()  # a learner that died was set back
+            self._known.append(piece)
+        pieces, self._known = self._known, self._known[-2:]
+        acting = [piece for piece in report.actors if piece.agent_steps]
+        if not acting or not pieces:
+            return None
+        first, last = pieces[0], pieces[-1]
+        # Before the first end and after the last one the learner is taken to keep the pace of that piece.
+        times = [first.told_s - first.wall_s, *(p.told_s for p in pieces), last.told_s + last.wall_s]
+        done = [first.updates - first.new_updates, *(p.updates for p in pieces), last.updates + last.new_updates]
+        updates = np.interp([piece.told_s for piece in acting], times, done)
+        return float(np.mean(updates - [max(piece.weight_version, 0) for piece in acting]))

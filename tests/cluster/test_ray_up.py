@@ -23,8 +23,8 @@ from typing import Any
 import pytest
 
 from drqn_dist.arguments import parse_train
-from drqn_dist.bench.play import fresh_weights
 from drqn_dist.envs.make import env_spec
+from drqn_dist.network.q_network import QNetwork
 from tests.cluster.hosts import ROOT, RUNS, Host, Network, left_behind, why_not
 from tests.runs import tells_metrics, until
 
@@ -320,7 +320,7 @@ def test_one_copy_of_the_weights_crosses_the_network_to_each_host(place: tuple[L
     until(lambda: metrics(head)["time/updates"] > before["time/updates"] + more * period, "more", CUT_S)
     after, received_then = metrics(head), [host.received_bytes() for host in workers]
     versions = (after["time/updates"] - before["time/updates"]) / period
-    size = fresh_weights(config, env_spec(config.env)).vector.nbytes
+    size = QNetwork(config.network, env_spec(config.env), config.env.stack_frames).to_vector().nbytes
     copies = [(now - then) / versions / size for then, now in zip(received, received_then, strict=True)]
     lag = after["actors/policy_lag_updates"]
     print(

@@ -77,24 +77,6 @@ def test_a_new_replay_serves_nobody_before_it_has_its_counters(tmp_path: Path, p
     assert after.pulse() == second
 
 
-def test_a_replay_counts_its_calls_and_what_they_cost(tmp_path: Path, payloads: list[bytes]) -> None:
-    role = ReplayRole(maze_config(tmp_path, replay={"min_steps": 1}), 0)  # batches of 8 windows
-    role.begin(None)
-    role.push(payloads[:7])
-    role.push(payloads[7:10])
-    before = role.work()
-    draws = role.sample([8, 4], Held(), 0, 0.0, 0, None).draws
-    assert draws is not None
-    role.update_priorities(draws.ids, np.ones(len(draws.ids)))
-    role.sample([], Held(), 3, 0.0, 0, None)  # only what is new
-    after = role.work()
-    assert (before.calls, before.operations) == (2, {"push": 10, "sample": 0, "priorities": 0})
-    assert (after.calls, after.operations) == (5, {"push": 10, "sample": 1.5, "priorities": 1})
-    assert all(cost > 0 for cost in after.own_cpu_s.values())
-    assert after.own_cpu_s["push"] == before.own_cpu_s["push"]
-    assert after.cpu_s > before.cpu_s > before.own_cpu_s["push"]
-
-
 def test_a_replay_answers_what_it_is_told_of_others_and_of_the_learner(tmp_path: Path, payloads: list[bytes]) -> None:
     role = ReplayRole(maze_config(tmp_path, replay={"min_steps": 900, "shards": 2}, mode="ray", actors=2), 1)
     role.begin(None)

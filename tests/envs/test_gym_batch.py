@@ -9,8 +9,8 @@ import pytest
 from drqn_dist.config import EnvConfig
 from drqn_dist.envs.gym_batch import GymBatch
 from drqn_dist.envs.make import env_spec, make_batch_env
-from drqn_dist.envs.seeds import row_seeds
 from drqn_dist.errors import EnvError, EnvFailedError
+from drqn_dist.seeding import row_seeds
 
 ECHO = "tests.envs.fakes:drqn_test/Echo-v0"
 

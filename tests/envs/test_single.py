@@ -6,8 +6,7 @@ import pytest
 
 import tests.envs.fakes  # noqa: F401  registers drqn_test/*
 from drqn_dist.config import EnvConfig
-from drqn_dist.envs.make import env_spec
-from drqn_dist.envs.single import describe_single
+from drqn_dist.envs.make import describe_single, env_spec
 
 
 @pytest.mark.parametrize("space", ["hwc", "chw", "hw", "int_vector", "discrete", "multi_discrete", "multi_binary"])

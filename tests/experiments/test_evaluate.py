@@ -22,7 +22,7 @@ from drqn_dist.cli import EvalArgs, main
 from drqn_dist.config import ActorConfig, EnvConfig, EvalConfig, NetworkConfig, TrainConfig
 from drqn_dist.envs.make import env_spec
 from drqn_dist.errors import CheckpointError, ConfigError, RunFolderError
-from drqn_dist.experiments.evaluate import Agent, Policy, evaluate, evaluate_run, load_agent
+from drqn_dist.experiments.evaluate import Agent, Policy, evaluate, load_agent
 from drqn_dist.experiments.run_folder import create_run
 from drqn_dist.experiments.video import write_video
 from drqn_dist.network.q_network import NetworkInput, QNetwork
@@ -66,7 +66,7 @@ def test_the_result_describes_all_scores(run: Path) -> None:
     evaluator.close()
     assert len(set(scores)) > 1
     summary = json.loads((run / "summary.json").read_text())
-    assert evaluate_run(run, episodes=30, seed=5) == {
+    assert evaluate(run, episodes=30, seed=5) == {
         "mean_return": pytest.approx(statistics.fmean(scores)),
         "std_return": pytest.approx(statistics.pstdev(scores)),
         "median_return": statistics.median(scores),
@@ -85,14 +85,13 @@ def test_the_api_and_the_command_give_the_same(run: Path, capsys: pytest.Capture
 
 
 def test_the_api_plays_other_games_by_itself_than_those_that_chose_the_weights() -> None:
-    seeds = [inspect.signature(function).parameters["seed"].default for function in (evaluate, evaluate_run)]
-    assert seeds == [EVALUATION_SEED, EVALUATION_SEED]
+    assert inspect.signature(evaluate).parameters["seed"].default == EVALUATION_SEED
     assert EvalArgs(Path("run")).seed == EVALUATION_SEED > 1_000_000
 
 
 def test_the_video_shows_one_whole_episode_at_game_speed(run: Path, tmp_path: Path) -> None:
     video = tmp_path / "episode.mp4"
-    evaluate_run(run, episodes=1, video=video)
+    evaluate(run, episodes=1, video=video)
     frames, seconds = imageio_ffmpeg.count_frames_and_secs(video)
     assert frames >= 2
     assert seconds == pytest.approx(frames / 8, abs=0.05)
@@ -128,7 +127,7 @@ def test_pictures_are_enlarged_and_made_even_for_every_player(
 
 def test_a_video_that_cannot_be_written_is_a_clear_error_and_leaves_nothing(run: Path, tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match=r"could not write .*missing/a\.mp4: .*No such file"):
-        evaluate_run(run, episodes=1, video=tmp_path / "missing" / "a.mp4")
+        evaluate(run, episodes=1, video=tmp_path / "missing" / "a.mp4")
     (tmp_path / "folder.mp4").mkdir()
     with pytest.raises(RunFolderError, match="Is a directory"):
         write_video(tmp_path / "folder.mp4", _pictures(16, 16), 15.0)
@@ -162,9 +161,9 @@ def test_an_interrupted_video_leaves_what_was_there(tmp_path: Path) -> None:
 def test_runs_that_cannot_be_evaluated_are_clear_errors(tmp_path: Path) -> None:
     fresh = create_run(replace(preset("gridworld"), run_dir=str(tmp_path)), []).path
     with pytest.raises(CheckpointError, match="holds no checkpoint yet"):
-        evaluate_run(fresh, episodes=1)
+        evaluate(fresh, episodes=1)
     with pytest.raises(ConfigError, match="episodes is 0"):
-        evaluate_run(fresh, episodes=0)
+        evaluate(fresh, episodes=0)
     with pytest.raises(RunFolderError, match="is no run folder"):
         drqn_dist.load_policy(tmp_path)
 

@@ -1,17 +1,13 @@
-"""Points and profiles with round numbers."""
+"""Points and costs with round numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from drqn_dist.scaling.points import Point
-from drqn_dist.scaling.profile import Profile, ReplayCosts
+from drqn_dist.scaling.predict import Costs
 
 PARTS = ("env", "policy", "build", "encode", "push", "weights")
-REPLAY = ReplayCosts(
-    push_call_s=0.0008, fragment_s=0.0001, sample_call_s=0.001, priorities_call_s=0.0006, batches_per_call=2
-)
 
 
 def point(actors: int = 1, envs: int = 16, learner: bool = False, repeat: int = 0, **changes: Any) -> Point:
@@ -31,14 +27,15 @@ def point(actors: int = 1, envs: int = 16, learner: bool = False, repeat: int = 
     return Point(actors, envs, learner, repeat, **(values | changes))
 
 
-def profile(points: Sequence[Point], replay: ReplayCosts = REPLAY, **changes: Any) -> Profile:
-    """Two cores; fragments of 20 steps are pushed every 10 steps, updates have 80 steps at 8 samples per insert."""
-    values: dict[str, Any] = {
-        "cores": 2,
-        "shards": 1,
-        "envs_per_actor": 16,
-        "push_period_steps": 10,
-        "batch_steps": 80,
-        "samples_per_insert": 8.0,
+def settings(cores: int = 2) -> dict[str, Any]:
+    """A machine of so many cores; updates have 80 steps at 8 samples per insert."""
+    config = {
+        "learner": {"batch_windows": 8, "unroll_steps": 10},
+        "replay": {"samples_per_insert": 8.0, "shards": 1},
+        "actor": {"envs_per_actor": 16},
     }
-    return Profile(**(values | changes), replay=replay, points=points)
+    return {"config": config, "machine": {"usable_cores": cores}}
+
+
+def costs(*points: Point, cores: int = 2) -> Costs:
+    return Costs.of(settings(cores), points)

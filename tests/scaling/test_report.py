@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 
 from drqn_dist.errors import RunFolderError
-from drqn_dist.scaling.fits import Fit
+from drqn_dist.scaling.fit import Fit
 from drqn_dist.scaling.picture import draw
 from drqn_dist.scaling.points import Point
-from drqn_dist.scaling.report import bottleneck, fits, summary, write_table
-from drqn_dist.scaling.text import measured_text
+from drqn_dist.scaling.report import bottleneck, curves, fit_curve, measured_text, summary, write_table
 from tests.scaling.made_up import PARTS, point
 
 MACHINE = {"usable_cores": 2}
@@ -92,10 +91,10 @@ def test_efficiency_is_throughput_per_actor_over_that_of_the_fewest() -> None:
 
 
 def test_each_curve_is_fitted_or_says_why_not() -> None:
-    found = fits([point(1), point(2, agent_steps_per_s=1_800.0), point(1, envs=32)])
-    assert isinstance(found["16 environments per actor"]["amdahl"], Fit)
-    assert "usl needs 3 numbers" in str(found["16 environments per actor"]["usl"])
-    assert "amdahl needs 2 numbers" in str(found["32 environments per actor"]["amdahl"])
+    points = [point(1), point(2, agent_steps_per_s=1_800.0), point(4, agent_steps_per_s=3_000.0), point(1, envs=32)]
+    found = {name: fit_curve(curve) for name, curve in curves(points).items()}
+    assert isinstance(found["16 environments per actor"], Fit)
+    assert "needs three numbers of actors" in str(found["32 environments per actor"])
 
 
 def test_a_summary_is_json_and_can_be_read_by_people() -> None:
@@ -104,7 +103,7 @@ def test_a_summary_is_json_and_can_be_read_by_people() -> None:
     shown = measured_text(result).splitlines()
     assert shown[1].split()[:3] == ["1", "16", "1,000"]
     assert shown[-1] == result["bottleneck"]
-    assert any(line.startswith("usl, 16 environments per actor: x1 1,000 (") for line in shown)
+    assert any(line.startswith("Universal Scalability Law, 16 environments per actor: x1 1,000 (") for line in shown)
 
 
 def test_the_table_has_a_row_for_each_measurement(tmp_path: Path) -> None:

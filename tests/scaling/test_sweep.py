@@ -8,9 +8,9 @@ import pytest
 
 from drqn_dist.cli import main
 from drqn_dist.experiments import run_folder
-from drqn_dist.scaling import measure, shard
+from drqn_dist.scaling import measure
 from drqn_dist.scaling.points import Point
-from tests.scaling.made_up import REPLAY, point
+from tests.scaling.made_up import point
 
 
 @pytest.fixture
@@ -25,7 +25,6 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
         return point(actors, envs, learner, times[-1])
 
     monkeypatch.setattr(measure, "measure", made_up)
-    monkeypatch.setattr(shard, "measure_shard", lambda config, spec: REPLAY)
     return asked
 
 
@@ -50,13 +49,10 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(
     assert sorted(measured[:3] + measured[4:]) == [(n, r) for n in (1, 2, 3) for r in (0, 1)]
     result = json.loads(capsys.readouterr().out)
     assert [row["actors"] for row in result["points"]] == [1, 2, 3]
-    names = ["points.jsonl", "profile.json", "scale.csv", "scale.json", "scale.png", "sweep.json"]
+    names = ["points.jsonl", "scale.csv", "scale.json", "scale.png", "sweep.json"]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
     assert json.loads((tmp_path / "scale.json").read_text()) == result
-    profile = json.loads((tmp_path / "profile.json").read_text())
-    assert (profile["replay"], len(profile["points"])) == (vars(REPLAY), 6)
 
-    monkeypatch.setattr(shard, "measure_shard", None)  # it is measured once
     main(line)
     assert len(measured) == 7, "nothing was left to measure"
     assert capsys.readouterr().out.strip().endswith(result["bottleneck"])
@@ -77,12 +73,12 @@ def test_what_was_measured_can_be_simulated_with_its_error(
     sweep = tmp_path / "sweep"
     main(["scale", "--preset", "gridworld", "--actors", "1,2,4", "--repeats", "1", "--out", str(sweep)])
     capsys.readouterr()
-    line = ["scale", "--simulate", "4,16", "--profile", str(sweep / "profile.json")]
-    main([*line, "--json", "--out", str(tmp_path / "simulated")])
+    line = ["scale", "--simulate", "4,16", "--out", str(sweep)]
+    main([*line, "--json"])
     result = json.loads(capsys.readouterr().out)
     assert [p["actors"] for p in result["predictions"]] == [4, 16]
     assert [c["actors"] for c in result["comparisons"]] == [1, 2, 4]
-    assert json.loads((tmp_path / "simulated" / "simulation.json").read_text()) == result
+    assert json.loads((sweep / "simulation.json").read_text()) == result
     main(line)
     assert capsys.readouterr().out.splitlines()[-1] == result["error"]
     assert result["error"].startswith("Each of 3 measured points is predicted from the others")
@@ -105,6 +101,6 @@ def test_a_simulation_takes_one_number_of_environments(
 ) -> None:
     main(["scale", "--preset", "gridworld", "--actors", "1", "--repeats", "1", "--out", str(tmp_path)])
     with pytest.raises(SystemExit) as stopped:
-        main(["scale", "--simulate", "4", "--envs-per-actor", "8,16", "--profile", str(tmp_path / "profile.json")])
+        main(["scale", "--simulate", "4", "--envs-per-actor", "8,16", "--out", str(tmp_path)])
     assert stopped.value.code == 2
     assert "one number of environments" in capsys.readouterr().err

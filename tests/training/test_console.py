@@ -12,10 +12,10 @@ VALUES = {
     "agent_steps": 123_456.0,
     "total_steps": 1e6,
     "frames": 4 * 123_456.0,
-    "replay_fill": 0.61,
-    "epsilon": 0.0444,
-    "episode_return": -18.25,
-    "eval_return": None,
+    "replay/fill": 0.61,
+    "charts/epsilon": 0.0444,
+    "charts/episodic_return": -18.25,
+    "eval/mean_return": None,
     "eta_s": 3 * 3600 + 4 * 60 + 5.2,
 }
 
@@ -51,7 +51,7 @@ def test_plain_mode_prints_at_most_once_in_a_period() -> None:
 def test_values_that_are_not_named_again_stay() -> None:
     progress, stream, clock = _plain(period_s=1.0)
     with progress:
-        progress.update({"agent_steps": 1.0, "eval_return": -21.0})
+        progress.update({"agent_steps": 1.0, "eval/mean_return": -21.0})
         clock.now_s = 1.0
         progress.update({"agent_steps": 2.0})
     assert stream.getvalue().splitlines()[-1] == "steps 2  eval -21.00"

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from actors.actor import ActorStats
-from drqn_dist.training.lag import PolicyLag
+from drqn_dist.training.monitor import PolicyLag
 from drqn_dist.training.session import Report
 from learner.learner import LearnerStats
 

@@ -23,7 +23,7 @@ def piece(
     updates: int, new: int, loss: float = 0.0, wait_s: float = 0.0, train_s: float = 1.0, arrived: int | None = None
 ) -> LearnerStats:
     arrived = new if arrived is None else arrived
-    return LearnerStats(updates, new, 0, loss, 0.0, 0.0, 0.0, 0.0, wait_s, train_s, arrived)
+    return LearnerStats(updates, new, 0, loss, 0.0, 0.0, 0.0, 0.0, wait_s, train_s, arrived, wall_s=1.0)
 
 
 def test_counters_go_on_from_those_of_the_run_before(tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_actor_figures_count_actors_that_did_something(tmp_path: Path) -> None:
     report = Report(actors=[busy, ActorStats(epsilon=0.9)], learner=[piece(10, 10)])
     values, shown = monitor(tmp_path).take(report)
     assert values["charts/epsilon"] == 0.2
-    assert values["actors/policy_lag_updates"] == shown["policy_lag"] == 10 - 4
+    assert values["actors/policy_lag_updates"] == shown["actors/policy_lag_updates"] == 10 - 4
     assert (values["time/actor_env"], values["time/actor_policy"]) == (3 / 4, 1 / 4)
 
 
@@ -60,7 +60,7 @@ def test_training_returns_are_those_of_the_environments_that_explore_least(tmp_p
     episodes = [Episode(1.0, 10, 0.01), Episode(3.0, 20, 0.05), Episode(100.0, 1, 0.06)]
     low = {"epsilon_low": 0.01}
     values, shown = monitor(tmp_path, actor=low).take(Report(actors=[ActorStats(agent_steps=1, episodes=episodes)]))
-    assert values["charts/episodic_return"] == shown["episode_return"] == (1.0 + 3.0) / 2
+    assert values["charts/episodic_return"] == shown["charts/episodic_return"] == (1.0 + 3.0) / 2
     assert values["charts/episodic_length"] == (10 + 20) / 2
     # Where even the least explores more, that one counts.
     values, _ = monitor(tmp_path, actor={"epsilon_low": 0.06}).take(Report(actors=[ActorStats(episodes=episodes)]))
@@ -71,8 +71,8 @@ def test_replay_figures(tmp_path: Path) -> None:
     stats = ReplayStats(500, 9_000, 600, 60, 50, 700, 4_800, 600, 0, 0, 0, 200, 3, 0.0, 0.0)
     values, shown = monitor(tmp_path, replay={"capacity_steps": 2_000}).take(Report(replay=stats))
     assert (values["replay/steps"], values["replay/bytes"], values["replay/late_priorities"]) == (500, 9_000, 3)
-    assert values["replay/fill"] == shown["replay_fill"] == 500 / 2_000
-    assert values["replay/samples_per_insert"] == shown["samples_per_insert"] == 8.0
+    assert values["replay/fill"] == shown["replay/fill"] == 500 / 2_000
+    assert values["replay/samples_per_insert"] == shown["replay/samples_per_insert"] == 8.0
 
 
 def test_evaluations_are_described_and_the_last_one_is_kept(tmp_path: Path) -> None:
@@ -148,5 +148,5 @@ def test_the_time_left_follows_from_the_speed_since_this_start(tmp_path: Path) -
 
 def test_what_is_not_known_is_not_shown(tmp_path: Path) -> None:
     _, shown = monitor(tmp_path).take(Report())
-    assert not {"episode_return", "eval_return", "policy_lag", "replay_fill"} & shown.keys()
+    assert not {"charts/episodic_return", "eval/mean_return", "actors/policy_lag_updates", "replay/fill"} & shown.keys()
     assert all(value is not None and math.isfinite(value) for value in shown.values())
