@@ -9,14 +9,9 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
+from drqn_dist.envs import mazes
+from drqn_dist.envs.mazes import MOVES, Place, make_maze
 from drqn_dist.errors import EnvError
-
-MOVES = ((-1, 0), (0, 1), (1, 0), (0, -1))
-"""(row, column) of the actions up, right, down, left."""
-SIZES = (2, 100)
-
-Place = tuple[int, tuple[int, int]]
-"""Which of the two layouts, and the cell (row, column) in it."""
 
 _CELL_PX = 16
 _COLOURS = {"#": (50, 54, 66), ".": (236, 236, 230), "S": (236, 236, 230), "G": (96, 176, 96), "X": (200, 96, 88)}
@@ -25,74 +20,33 @@ _UNSEEN_SHADE = 0.6
 """Brightness of what lies outside the agent's 3x3 view."""
 
 
-class TMaze:
-    """A corridor of `size` cells that ends in a junction. A niche beside the start is on the side of the goal.
-
-    ::
-
-        #######     size 2; the other layout is its mirror image in niche and goal
-        #G...X#
-        ###.###     At the junction both layouts look the same and want different actions, and the niche is out of
-        ###.###     sight: no policy without memory, not even a random one, reaches the goal in more than half of
-        ##.S###     the episodes. One with memory always does, in size + 3 steps.
-        #######
-
-    # wall   . floor   S start   G goal   X wrong exit
-    """
-
-    def __init__(self, size: int) -> None:
-        left = ("#######", "#G...X#", "###.###", *("###.###",) * (size - 1), "##.S###", "#######")
-        self.layouts = (left, tuple(line[::-1] for line in left))
-
-    def starts(self) -> list[Place]:
-        """Where an episode may start; both equally likely."""
-        return [(which, (len(layout) - 2, 3)) for which, layout in enumerate(self.layouts)]
-
-    def move(self, place: Place, action: int) -> tuple[Place, float, bool]:
-        """Where an action leads, its reward (1 on reaching the goal, else 0), and whether that ends the episode.
-
-        A step into a wall stays in place.
-        """
-        which, (row, column) = place
-        row, column = row + MOVES[action][0], column + MOVES[action][1]
-        glyph = self.layouts[which][row][column]
-        return (place, 0.0, False) if glyph == "#" else ((which, (row, column)), float(glyph == "G"), glyph in "GX")
-
-    def view(self, place: Place) -> npt.NDArray[np.float32]:
-        """float32 [9]: 1 where a cell around the place is a wall, row by row. Goal and wrong exit look like floor."""
-        which, (row, column) = place
-        rows = self.layouts[which][row - 1 : row + 2]
-        return np.array([cell == "#" for line in rows for cell in line[column - 1 : column + 2]], np.float32)
-
-
 class GridWorld(gymnasium.Env[npt.NDArray[np.float32], int]):
-    """A T-maze (`TMaze`) of which the agent sees the 9 cells around it, walls or not, and must remember the rest.
+    """A walled maze of which the agent sees the 9 cells around it, walls or not, and must remember the rest.
 
     Actions: 0 up, 1 right, 2 down, 3 left; a step into a wall stays in place. Observations: float32 [9], 1 = wall,
-    row by row. Reward: 1 on reaching the goal, which ends the episode; 0 otherwise. The wrong exit ends it as well.
-    The time limit truncates. The best return is 1, without memory 0.5.
+    row by row. Reward: 1 on reaching the goal, which ends the episode; 0 otherwise. A wrong exit ends it as well.
+    Neither looks different from floor. The time limit truncates.
 
     Args:
-        size: length of the corridor.
-        time_limit_steps: steps until truncation; 0 = about ten times the way to the goal.
+        maze: tmaze (remember a sign), cheese (find out where you are) or crossings (count); see `mazes`.
+        size: length of corridors, or number of crossings; 0 = the maze's default.
+        time_limit_steps: steps until truncation; 0 = ten times the longest way.
         render_mode: None, ansi (text, the agent is @) or rgb_array.
 
     Raises:
-        EnvError: no such size, limit or render mode.
+        EnvError: no such maze, size, limit or render mode.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 8}  # type: ignore[misc]
 
-    def __init__(self, size: int = 6, time_limit_steps: int = 0, render_mode: str | None = None) -> None:
-        if not SIZES[0] <= size <= SIZES[1]:
-            raise EnvError(f"size of the maze is {size}, but must lie in {list(SIZES)}")
-        if time_limit_steps < 0:
-            raise EnvError(f"time_limit_steps is {time_limit_steps}, but must not be negative (0 = automatic)")
+    def __init__(
+        self, maze: str = "tmaze", size: int = 0, time_limit_steps: int = 0, render_mode: str | None = None
+    ) -> None:
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise EnvError(f"render_mode is {render_mode!r}; choose one of {self.metadata['render_modes']} or None")
-        self._maze, self._time_limit_steps = TMaze(size), time_limit_steps or 10 * (size + 2)
+        self._maze, self._time_limit_steps = make_maze(maze, size, time_limit_steps)
         self._starts = self._maze.starts()
-        self._place = self._starts[0]
+        self._place: Place = self._starts[0]
         self._steps = 0
         self.render_mode = render_mode
         self.action_space = spaces.Discrete(len(MOVES))  # type: ignore[assignment]
@@ -132,3 +86,12 @@ class GridWorld(gymnasium.Env[npt.NDArray[np.float32], int]):
         cells *= shade[:, :, None]
         cells[row, column] = _AGENT_COLOUR
         return np.kron(cells, np.ones((_CELL_PX, _CELL_PX, 1))).astype(np.uint8)
+
+
+def optimal_return(maze: str = "tmaze", size: int = 0, time_limit_steps: int = 0) -> float:
+    """Expected return of the best agent with memory in `GridWorld(maze, size, time_limit_steps)`, exactly.
+
+    Raises:
+        EnvError: as `GridWorld`.
+    """
+    return mazes.optimal_return(*make_maze(maze, size, time_limit_steps))

@@ -8,7 +8,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from drqn_dist.config import EnvConfig
-from drqn_dist.envs.gridworld import GridWorld
+from drqn_dist.envs.gridworld import GridWorld, optimal_return
 from drqn_dist.envs.make import env_spec, make_batch_env
 from drqn_dist.errors import EnvError
 
@@ -23,7 +23,7 @@ def seed_of_layout(which: int) -> int:
     return next(seed for seed, left in niche_is_left.items() if left == (which == 0))
 
 
-@pytest.mark.parametrize("kwargs", [{}, {"size": 2}], ids=str)
+@pytest.mark.parametrize("kwargs", [{}, {"maze": "cheese", "size": 5}, {"maze": "crossings"}, {"size": 2}], ids=str)
 @pytest.mark.parametrize("render_mode", [None, "ansi", "rgb_array"])
 def test_gymnasium_checker_has_no_complaint(kwargs: dict[str, Any], render_mode: str | None) -> None:
     check_env(gymnasium.make(ID, render_mode=render_mode, **kwargs).unwrapped)
@@ -81,6 +81,12 @@ def test_both_signs_are_drawn_equally_often_and_repeatably() -> None:
     np.testing.assert_array_equal(env.reset(seed=0), first)
 
 
+def test_optimal_return_takes_the_environments_own_arguments() -> None:
+    assert optimal_return() == 1
+    assert optimal_return(maze="tmaze", size=2, time_limit_steps=4) == 0
+    assert optimal_return(maze="cheese", size=3, time_limit_steps=1) == pytest.approx(1 / 13)
+
+
 def test_text_shows_the_maze_and_the_agent() -> None:
     env = GridWorld(size=2, render_mode="ansi")
     env.reset(seed=seed_of_layout(0))
@@ -112,7 +118,5 @@ def test_without_render_mode_nothing_is_drawn() -> None:
 def test_impossible_arguments_are_refused() -> None:
     with pytest.raises(EnvError, match="render_mode is 'human'"):
         GridWorld(render_mode="human")
-    with pytest.raises(EnvError, match=r"drqn_dist/GridWorld-v0: size of the maze is 1, but must lie in \[2, 100\]"):
-        env_spec(EnvConfig(id=ID, kwargs={"size": 1}))
-    with pytest.raises(EnvError, match="time_limit_steps is -1, but must not be negative"):
-        GridWorld(time_limit_steps=-1)
+    with pytest.raises(EnvError, match="drqn_dist/GridWorld-v0: unknown maze 'labyrinth'; choose one of tmaze"):
+        env_spec(EnvConfig(id=ID, kwargs={"maze": "labyrinth"}))

@@ -1,4 +1,4 @@
-"""What the T-maze must show: memory is needed, and enough."""
+"""What the GridWorld must show: memory is needed, and enough."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from drqn_dist.envs.gridworld import MOVES, Place, TMaze
+from drqn_dist.envs.mazes import FAMILIES, MOVES, Maze, Place, make_maze, optimal_return
+from drqn_dist.errors import EnvError
 
-_, RIGHT, _, LEFT = range(4)
+UP, RIGHT, DOWN, LEFT = range(4)
 
 
-def best_without_memory(maze: TMaze, time_limit_steps: int) -> float:
+def best_without_memory(maze: Maze, time_limit_steps: int) -> float:
     """The best return of any map from views to actions, by trying all that matter.
 
     Policies are completed lazily: all actions are tried for a view only when a rollout meets it.
@@ -37,7 +38,7 @@ def best_without_memory(maze: TMaze, time_limit_steps: int) -> float:
     return search({})
 
 
-def return_of_random_policy(maze: TMaze, time_limit_steps: int, rng: np.random.Generator) -> float:
+def return_of_random_policy(maze: Maze, time_limit_steps: int, rng: np.random.Generator) -> float:
     """Exact expected return of a policy that draws its actions, with probabilities drawn for each view."""
     policy: dict[bytes, npt.NDArray[np.float64]] = defaultdict(lambda: rng.dirichlet(np.full(len(MOVES), 0.3)))
     chances: dict[Place, float] = {start: 1 / len(maze.starts()) for start in maze.starts()}
@@ -54,7 +55,7 @@ def return_of_random_policy(maze: TMaze, time_limit_steps: int, rng: np.random.G
     return total
 
 
-def best_with_memory(maze: TMaze, places: list[Place], steps_left: int) -> float:
+def best_with_memory(maze: Maze, places: list[Place], steps_left: int) -> float:
     """Exhaustive search over histories; `places` are those consistent with one history. Exponential."""
     if steps_left == 0 or not places:
         return 0.0
@@ -71,31 +72,31 @@ def best_with_memory(maze: TMaze, places: list[Place], steps_left: int) -> float
     return best
 
 
-@pytest.mark.parametrize("size", [2, 3, 6, 8])
-def test_memory_is_needed_in_a_maze_of_every_size(size: int) -> None:
-    assert best_without_memory(TMaze(size), time_limit_steps=10 * (size + 2)) == 1 / 2
+def test_default_maze_needs_memory_and_memory_is_enough() -> None:
+    maze, time_limit_steps = make_maze("tmaze")
+    optimal = optimal_return(maze, time_limit_steps)
+    assert optimal == 1
+    assert best_without_memory(maze, time_limit_steps) == 1 / 2
+    assert best_without_memory(maze, time_limit_steps) <= 0.6 * optimal
 
 
-def test_chance_does_not_replace_memory() -> None:
+def test_chance_does_not_replace_memory_in_the_default_maze() -> None:
     rng = np.random.default_rng(0)
-    returns = [return_of_random_policy(TMaze(6), 80, rng) for _ in range(30)]
+    maze, time_limit_steps = make_maze("tmaze")
+    returns = [return_of_random_policy(maze, time_limit_steps, rng) for _ in range(30)]
     assert max(returns) <= 1 / 2
     assert max(returns) > 0.1
 
 
-@pytest.mark.parametrize("size", [2, 3])
-def test_memory_is_enough_and_needs_the_corridor_and_two_steps_aside(size: int) -> None:
-    maze = TMaze(size)
-    groups = defaultdict(list)
-    for start in maze.starts():
-        groups[tuple(maze.view(start))].append(start)
-    for steps, expected in ((size + 2, 0), (size + 3, 1)):
-        found = sum(best_with_memory(maze, group, steps) for group in groups.values())
-        assert found / len(maze.starts()) == expected
+@pytest.mark.parametrize("size", [2, 3, 5, 8])
+def test_tmaze_of_every_size_halves_the_return_without_memory(size: int) -> None:
+    maze, time_limit_steps = make_maze("tmaze", size)
+    assert optimal_return(maze, time_limit_steps) == 1
+    assert best_without_memory(maze, time_limit_steps) == 1 / 2
 
 
 def test_junction_looks_the_same_and_wants_different_actions() -> None:
-    maze = TMaze(2)
+    maze, _ = make_maze("tmaze", size=2)
     goal_left, goal_right = (0, (1, 3)), (1, (1, 3))
     np.testing.assert_array_equal(maze.view(goal_left), maze.view(goal_right))
     assert maze.view(goal_left).tolist() == [1, 1, 1, 0, 0, 0, 1, 0, 1]
@@ -107,15 +108,71 @@ def test_junction_looks_the_same_and_wants_different_actions() -> None:
 
 
 def test_sign_is_seen_at_the_start_and_out_of_sight_at_the_junction() -> None:
-    maze = TMaze(2)
+    maze, _ = make_maze("tmaze", size=2)
     left, right = maze.starts()
     assert maze.view(left).tolist() == [1, 0, 1, 0, 0, 1, 1, 1, 1]
     assert maze.view(right).tolist() == [1, 0, 1, 1, 0, 0, 1, 1, 1]
 
 
-@pytest.mark.parametrize("size", [2, 7])
-def test_the_maze_is_walled_all_round(size: int) -> None:
-    for layout in TMaze(size).layouts:
+def test_crossings_cannot_be_told_apart_without_counting() -> None:
+    for size in (2, 3):
+        maze, time_limit_steps = make_maze("crossings", size)
+        assert optimal_return(maze, time_limit_steps) == 1
+        assert best_without_memory(maze, time_limit_steps) == 0
+
+
+def test_legs_of_the_cheese_maze_look_the_same_and_want_different_actions() -> None:
+    maze, time_limit_steps = make_maze("cheese")
+    side_leg, middle_leg = (0, (3, 1)), (0, (3, 3))
+    np.testing.assert_array_equal(maze.view(side_leg), maze.view(middle_leg))
+    assert maze.move(middle_leg, DOWN)[1:] == (1.0, True)
+    assert optimal_return(maze, time_limit_steps) == 1
+    below, _, _ = maze.move(side_leg, DOWN)
+    dead_end = [maze.move(below, action)[0] for action in (RIGHT, DOWN, LEFT)]
+    assert dead_end == [below] * 3
+
+
+def test_optimal_return_is_what_visible_arithmetic_says() -> None:
+    tmaze, _ = make_maze("tmaze", size=2)
+    # Three steps up and two aside.
+    assert [optimal_return(tmaze, steps) for steps in (4, 5, 6)] == [0, 1, 1]
+    cheese, _ = make_maze("cheese", size=3)
+    # In one step only the cell above the goal gets there, in two steps also the cell above that; of 13 starts.
+    assert optimal_return(cheese, 1) == pytest.approx(1 / 13)
+    assert optimal_return(cheese, 2) == pytest.approx(2 / 13)
+
+
+@pytest.mark.parametrize(("name", "size"), [("tmaze", 2), ("cheese", 3), ("crossings", 2)])
+def test_optimal_return_equals_exhaustive_search(name: str, size: int) -> None:
+    maze, _ = make_maze(name, size)
+    by_view = defaultdict(list)
+    for start in maze.starts():
+        by_view[tuple(maze.view(start))].append(start)
+    for steps in range(6):
+        expected = sum(best_with_memory(maze, group, steps) for group in by_view.values()) / len(maze.starts())
+        assert optimal_return(maze, steps) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("size", [0, 3, 7])
+def test_mazes_are_walled_all_round(name: str, size: int) -> None:
+    maze, _ = make_maze(name, size)
+    for layout in maze.layouts:
         cells = np.array([list(line) for line in layout])
         for edge in (cells[0], cells[-1], cells[:, 0], cells[:, -1]):
             assert set(edge) == {"#"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("labyrinth",), "unknown maze 'labyrinth'; choose one of tmaze, cheese, crossings"),
+        (("tmaze", 1), r"size of the maze tmaze is 1, but must lie in \[2, 100\]"),
+        (("tmaze", -3), "is -3, but"),
+        (("cheese", 10**9), "is 1000000000, but"),
+        (("tmaze", 2, -1), "time_limit_steps is -1, but must not be negative"),
+    ],
+)
+def test_impossible_mazes_are_refused(arguments: tuple[str, int, int], message: str) -> None:
+    with pytest.raises(EnvError, match=message):
+        make_maze(*arguments)

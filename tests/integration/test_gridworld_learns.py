@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from drqn_dist.config import TrainConfig
+from drqn_dist.envs.gridworld import optimal_return
 from drqn_dist.experiments.evaluate import evaluate
 from drqn_dist.presets import preset
 from drqn_dist.training.train import train
@@ -29,7 +30,7 @@ def _config(run_dir: Path) -> TrainConfig:
 
 def _share_of_optimum(run_dir: Path) -> float:
     (folder,) = run_dir.iterdir()
-    return float(evaluate(folder, episodes=200, seed=7)["mean_return"])  # the optimum is 1
+    return evaluate(folder, episodes=200, seed=7)["mean_return"] / optimal_return("tmaze", SIZE)
 
 
 @pytest.mark.slow
