@@ -18,7 +18,7 @@ def untrained(config: TrainConfig, spec: EnvSpec) -> WeightPublisher:
     """Offers the weights of an untrained network."""
     torch.manual_seed(config.seed)
     publisher = WeightPublisher()
-    publisher.publish(QNetwork(config.network, spec, config.env.stack_frames), version=0, wait=True)
+    publisher.publish(QNetwork(config.network, spec, config.env.stack_frames), version=0)
     return publisher
 
 
