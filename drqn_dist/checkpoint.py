@@ -117,10 +117,10 @@ class CheckpointFolder:
         self.folder = folder
         self.kept = kept
 
-    def paths(self) -> list[Path]:
-        """All checkpoints, oldest first."""
-        found = [(int(m[1]), p) for p in self.folder.glob("checkpoint_*") if (m := _NAME.fullmatch(p.name))]
-        return [path for _, path in sorted(found)]
+    def paths(self) -> dict[int, Path]:
+        """All checkpoints by their updates, oldest first."""
+        found = {int(m[1]): p for p in self.folder.glob("checkpoint_*") if (m := _NAME.fullmatch(p.name))}
+        return dict(sorted(found.items()))
 
     def write(self, updates: int, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> Path:
         """Saves a checkpoint, then removes those that are too old.
@@ -135,10 +135,10 @@ class CheckpointFolder:
             raise CheckpointError(f"could not create {self.folder}: {error.strerror}; check its permissions") from error
         save(path, tensors, meta)
         # Newer ones than this belong to a future that was given up: a run that resumed from an older checkpoint.
-        until_now = [old for old in self.paths() if _updates(old) <= updates]
-        for old in set(self.paths()) - set(until_now[-self.kept :]):
+        paths = self.paths()
+        for old in paths.keys() - set([done for done in paths if done <= updates][-self.kept :]):
             with contextlib.suppress(OSError):
-                old.unlink(missing_ok=True)
+                paths[old].unlink(missing_ok=True)
         return path
 
     def latest(self) -> Checkpoint | None:
@@ -148,20 +148,14 @@ class CheckpointFolder:
             CheckpointError: there are checkpoints, but none is readable.
         """
         failure: CheckpointError | None = None
-        for path in reversed(self.paths()):
+        for updates, path in reversed(self.paths().items()):
             try:
                 tensors, meta = load(path)
             except CheckpointError as error:
                 _log.warning("skipped a checkpoint: %s", error)
                 failure = error
                 continue
-            return Checkpoint(path, _updates(path), tensors, meta)
+            return Checkpoint(path, updates, tensors, meta)
         if failure is not None:
             raise CheckpointError(f"no checkpoint in {self.folder} can be read; the oldest one: {failure}") from failure
         return None
-
-
-def _updates(path: Path) -> int:
-    match = _NAME.fullmatch(path.name)
-    assert match is not None, path
-    return int(match[1])

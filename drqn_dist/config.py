@@ -426,15 +426,7 @@ class TrainConfig(Bounded):
 
 @dataclass(frozen=True)
 class WindowShape:
-    """How episodes are cut, in agent steps.
-
-    ::
-
-        episode   0    stride  2·stride                             E (final observation)
-                  |------|-------|------- ... ----------------------|
-        window k         [burn_in)[ unroll        )[n_step)
-                                  ^ k·stride
-        fragment  [   fragment         )[   fragment         )[ last, shorter )
+    """How episodes are cut, in agent steps; drawn in ARCHITECTURE.md.
 
     Window k trains the steps [k·stride, k·stride + unroll). Its burn-in holds the steps before them, at most
     `burn_in` and none before the episode; its tail holds `n_step` more observations.

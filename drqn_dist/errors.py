@@ -1,18 +1,4 @@
-"""The exceptions of this project.
-
-    DrqnError
-    ├── ConfigError            a setting is wrong; nothing was started (exit code 2)
-    │   └── EnvError           an environment is unknown or its spaces are not supported
-    ├── EnvFailedError         an environment raised while it was played
-    ├── FragmentError          bytes or arrays that are not a valid fragment
-    ├── CheckpointError        a checkpoint could not be written, read or fitted to the network
-    ├── ReplayStopped          the replay was told to stop; whoever waited on it should leave its loop
-    ├── RunFolderError         a run folder is missing, not writable or not a run
-    ├── RayDiedError           a process of the run's own Ray ended; the run cannot go on
-    └── RoleFailedError        an actor, the replay or the learner failed more often than the policy allows
-
-Every message says what was wrong, with the value, and what to do about it.
-"""
+"""The exceptions of this project. Every message says what was wrong, with the value, and what to do about it."""
 
 from __future__ import annotations
 
@@ -22,7 +8,7 @@ class DrqnError(Exception):
 
 
 class ConfigError(DrqnError):
-    """A configuration that cannot run."""
+    """A configuration that cannot run; nothing was started."""
 
 
 class EnvError(ConfigError):

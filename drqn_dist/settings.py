@@ -9,15 +9,7 @@ from typing import Any
 from drqn_dist.config import TrainConfig
 
 RESUMABLE = frozenset(
-    {
-        "total_steps",
-        "minutes",
-        "stop_at_return",
-        "address",
-        "log_period_s",
-        "checkpoint_period_s",
-        "checkpoints_kept",
-    }
+    ["total_steps", "minutes", "stop_at_return", "address", "log_period_s", "checkpoint_period_s", "checkpoints_kept"]
 )
 """Settings that a resumed run may change: when to stop, where to run, how often to report and save."""
 

@@ -116,7 +116,7 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     folder = CheckpointFolder(tmp_path / "checkpoints", kept=2)
     for updates in (5, 1_000_000, 20_000_000):
         folder.write(updates, _tensors(), {"updates": updates})
-    assert [p.name for p in folder.paths()] == [
+    assert [p.name for p in folder.paths().values()] == [
         "checkpoint_0001000000.safetensors",
         "checkpoint_0020000000.safetensors",
     ]

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -55,3 +59,27 @@ def run_bench(role: Role, preset_name: str | None = None, settings: BenchSetting
     module = importlib.import_module(f"drqn_dist.bench.{role}")
     measured: dict[str, Any] = module.bench(config, settings or BenchSettings())
     return measured
+
+
+class Figures:
+    """Collects measurements by name."""
+
+    def __init__(self) -> None:
+        self._values: defaultdict[str, list[float]] = defaultdict(list)
+
+    def add(self, **values: float) -> None:
+        for name, value in values.items():
+            self._values[name].append(value)
+
+    def result(self) -> dict[str, Any]:
+        """{name: median of its measurements, ..., "spread": {name: [least, greatest]}}"""
+        medians: dict[str, Any] = {name: statistics.median(values) for name, values in self._values.items()}
+        return medians | {"spread": {name: [min(values), max(values)] for name, values in self._values.items()}}
+
+
+def rate(work: Callable[[], int], seconds: float) -> float:
+    """Units of work per second, over calls of `work`, each of which answers how many it did, for about `seconds`."""
+    start, done = time.perf_counter(), 0
+    while (elapsed := time.perf_counter() - start) < seconds or not done:
+        done += work()
+    return done / elapsed

@@ -12,8 +12,7 @@ import numpy as np
 import torch
 
 from actors.actor import Actor
-from drqn_dist.bench import BenchSettings
-from drqn_dist.bench.figures import Figures, rate
+from drqn_dist.bench import BenchSettings, Figures, rate
 from drqn_dist.bench.play import untrained
 from drqn_dist.config import TrainConfig
 from drqn_dist.envs.make import env_spec, make_batch_env

@@ -14,8 +14,7 @@ from typing import Any
 import ray
 import torch
 
-from drqn_dist.bench import BenchSettings
-from drqn_dist.bench.figures import Figures
+from drqn_dist.bench import BenchSettings, Figures
 from drqn_dist.bench.fill import MAX_STEPS, unblocked
 from drqn_dist.bench.play import play
 from drqn_dist.config import TrainConfig

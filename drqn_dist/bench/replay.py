@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from drqn_dist.bench import BenchSettings
-from drqn_dist.bench.figures import Figures, rate
+from drqn_dist.bench import BenchSettings, Figures, rate
 from drqn_dist.bench.fill import MAX_STEPS, copies, fill, measure_memory, unblocked
 from drqn_dist.bench.learner import bare_update, lonely_learner, rate_of
 from drqn_dist.bench.play import play

@@ -131,18 +131,7 @@ def _check_seed(seed: int) -> None:
 
 
 class Policy:
-    """An agent with memory that plays one environment, in a loop of the caller's own.
-
-    ::
-
-        policy = load_policy("runs/...")
-        observation, _ = env.reset()
-        policy.reset()
-        reward = 0.0
-        for _ in range(config.eval.max_steps):
-            action = policy.act(observation, reward)
-            observation, reward, terminated, truncated, _ = env.step(action)
-            over = terminated or truncated
+    """An agent with memory that plays one environment, in a loop of the caller's own (the README has an example).
 
     Feed it every observation of an episode once and in order: its memory, and its stack of frames if the run uses
     one, live here. Used from one thread.

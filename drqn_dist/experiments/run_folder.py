@@ -1,12 +1,4 @@
-"""The folder of one run.
-
-runs/<env>__<preset>__<seed>__<YYYYmmdd-HHMMSS>/
-    config.json       the configuration, versions, command line, machine
-    checkpoints/      the newest checkpoints
-    metrics.jsonl     one object a line
-    tensorboard/      the same for TensorBoard
-    summary.json      written at the end
-"""
+"""The folder of one run, `runs/<env>__<preset>__<seed>__<YYYYmmdd-HHMMSS>/`; the README tells what is in it."""
 
 from __future__ import annotations
 

@@ -43,8 +43,8 @@ class ScaleArgs(Bounded):
     out: Path | None = None
     """Folder of the sweep: points.jsonl, scale.csv, scale.json and scale.png; an interrupted one goes on there. A
     simulation reads its points and writes simulation.json."""
-    actors: str = "1,2"
-    """Numbers of actors, for example 1,2,4; three or more for a fit."""
+    actors: str = "1,2,4"
+    """Numbers of actors; a fit needs three."""
     envs_per_actor: str = ""
     """Numbers of environments per actor, for example 8,16; default: the preset's. A simulation takes one."""
     seconds: Annotated[float, Within(0.1, 86_400)] = 20.0

@@ -49,16 +49,7 @@ def unseen(played: Played) -> None:
 
 
 class Session(Protocol):
-    """The roles of one run.
-
-    ::
-
-        session = SerialSession(config, restored) or RaySession(config, restored)
-        while not done:
-            report = session.advance(seconds)
-            ... log, checkpoint session.save() ...
-        session.save(); session.evaluate(); session.close()
-    """
+    """The roles of one run: `advance` again and again, `save` for every checkpoint, `evaluate`, `close`."""
 
     def advance(self, seconds: float, stopping: Callable[[], bool] = never) -> Report:
         """Lets the roles work for about this long; returns earlier when `total_steps` are reached, when an evaluation

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from drqn_dist import bench
-from drqn_dist.bench import BenchSettings, actor, learner, replay, run_bench
-from drqn_dist.bench.figures import Figures, rate
+from drqn_dist.bench import BenchSettings, Figures, actor, learner, rate, replay, run_bench
 from drqn_dist.bench.fill import copies
 from drqn_dist.bench.learner import rate_of
 from drqn_dist.bench.play import play
