@@ -171,12 +171,13 @@ class LearnerConfig(Bounded):
     publish_period_updates: Annotated[int, Within(1, 10**9)] = 20
     """New weights are offered to the actors every this many updates."""
     batches_per_draw: Annotated[int, Within(1, 1024)] = 2
-    """Batches drawn in one call, from each shard as many more (Ray mode); about twice as many wait at the learner. A
-    call costs the same whatever it carries, but what waits was drawn with older priorities."""
+    """Batches drawn in one call, times the number of shards (Ray mode); up to twice as many wait at the learner. More
+    make fewer calls to the replay, but what waits was drawn with older priorities."""
     frame_store: Literal["auto", "device", "host"] = "auto"
-    """Where decoded frames lie: on the learner's device, in host memory, or wherever all of them fit."""
+    """Where the learner keeps decoded frames: auto takes its device if they all fit there, else host memory, and where
+    they fit in neither the newest part of them; device and host ask for one place."""
     frame_store_bytes: Annotated[int | None, Within(0, 2**50)] = None
-    """Memory for decoded frames; None = a part of what is free. What does not fit is sent again when it is drawn."""
+    """Memory for decoded frames; None: a part of what is free. What does not fit is sent again when it is drawn."""
     device: str = "auto"
     """auto (a GPU where one is free), cpu, cuda, or in serial mode cuda:N."""
     torch_threads: Annotated[int, Within(1, 1024)] = 1
@@ -283,10 +284,10 @@ class EvalConfig(Bounded):
     episodes: Annotated[int, Within(1, 1_000_000)] = 20
     """Episodes of one evaluation."""
     settled_evaluations: Annotated[int, Within(1, 10_000)] = 5
-    """Evaluations in a row whose mean must reach stop_at_return; a single one may be lucky."""
+    """So many evaluations in a row must reach stop_at_return on average; a single one may be lucky."""
     settled_training_return: float | None = None
-    """What the last training games, those that explore little, must reach on average before stop_at_return ends a run;
-    they follow the greedy ones by a minute or two. None: they are not asked."""
+    """The last 20 training games of environments that explore little must reach this on average, too, before
+    stop_at_return ends a run. None: they do not matter."""
     final_episodes: Annotated[int | None, Within(1, 1_000_000, "as many as the others")] = None
     """Episodes of the evaluation that confirms stop_at_return or ends a run; None: as many as the others have."""
     envs: Annotated[int | None, Within(1, 65_536, "automatic")] = None
@@ -308,8 +309,8 @@ class TrainConfig(Bounded):
     seed: Annotated[int, Within(0, 2**31 - 1)] = 0
     """Seed of everything random in the run."""
     actors: Annotated[int | None, Within(1, 100_000, "auto")] = 1
-    """Actor processes; None, on the command line auto: as many as the cluster, or this machine, has CPUs for now. Those
-    without a CPU wait for one, which an autoscaler sees. Serial mode steps that many actors in turn."""
+    """Actor processes; None (auto on the command line): as many as the cluster, or this machine, has CPUs for now. An
+    actor without a CPU waits for one, which an autoscaler sees. Serial mode steps that many actors in turn."""
     total_steps: Annotated[int, Within(1, 10**15)] = 10_000_000
     """Stop after this many agent steps of all actors together."""
     minutes: Annotated[float | None, Within(1e-3, 10**7, "no bound")] = None

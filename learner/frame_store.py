@@ -122,9 +122,13 @@ class StorePlan:
     """It holds all that the replay does; otherwise the newest part, and the rest of a window comes with its draw."""
 
     def __str__(self) -> str:
-        what = "all that the replay holds" if self.complete else "the newest part of what the replay holds"
+        what = (
+            "room for all that the replay holds"
+            if self.complete
+            else "room for the newest part of what the replay holds; the rest is sent again when it is drawn"
+        )
         where = "on the learner's device" if self.place == "device" else "in host memory, gathered there"
-        return f"frame store {where}: {self.bytes / 1e6:,.0f} MB, {self.capacity.rows:,} frames a shard, {what}"
+        return f"frame store {where}: up to {self.bytes / 1e6:,.0f} MB of decoded frames, {what}"
 
 
 def plan_store(

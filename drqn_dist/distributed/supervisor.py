@@ -307,6 +307,9 @@ class RaySession:
             self._played = result.played
         elif kind == "evaluate":
             self._report.evaluations.append(result)
+            # It played the weights that were the newest when it began, maybe later than those that made it due.
+            due = next_multiple(result.version, self._config.eval.period_updates)
+            self._next_eval = max(self._next_eval, due)
         elif kind == "run" and role is self._learner:
             self._updates = result.updates
             self._report.learner.append(result)
@@ -347,7 +350,12 @@ class RaySession:
         if role.kind is RoleKind.ACTOR:
             self._incarnations[role.index] += 1
         if role is self._learner:
+            before = self._updates
             self._updates = int(self._saved.meta["learner"]["updates"]) if self._saved else 0
+            self._report.events.append(
+                f"learner goes on from update {self._updates:,}, where it was saved last: {before - self._updates:,} "
+                "updates are lost"
+            )
             self._next_eval = next_multiple(self._updates, self._config.eval.period_updates)
 
     def _expect(self, role: Role, kind: Kind, ref: Any) -> None:

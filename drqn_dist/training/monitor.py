@@ -85,7 +85,9 @@ class Monitor:
         self._episodes.extend(e for a in report.actors for e in a.episodes if e.epsilon <= self._threshold)
         if report.evaluations:
             self.last_evaluation = report.evaluations[-1]
-            self._recent.extend(report.evaluations)
+            for evaluation in report.evaluations:
+                if not self._recent or evaluation.version > self._recent[-1].version:  # no weights count twice
+                    self._recent.append(evaluation)
         values = {
             "time/updates": float(self.updates),
             "charts/agent_steps_per_s": steps / elapsed,

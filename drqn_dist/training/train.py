@@ -143,6 +143,11 @@ class _Run:
             stack.callback(_close, log)
             progress = stack.enter_context(Progress(title, config.log_period_s))
             progress.message(f"run folder: {self._folder.path}")
+            if self._resumed_at is not None:
+                progress.message(
+                    f"goes on from update {self._monitor.updates:,}, {self._resumed_at:,} agent steps; first the replay "
+                    "fills again"
+                )
             while True:
                 while not (stopped_by := self._stopped_by()):
                     self._advance(log, progress)

@@ -218,5 +218,5 @@ def test_an_answer_brings_at_least_twice_what_arrives_between_two_draws_and_neve
 def test_a_plan_says_in_words_where_the_store_lies() -> None:
     plan = plan_store(store_config(), IMAGE, cuda=True, device_free_bytes=10**12, host_free_bytes=0)
     assert str(plan) == (
-        "frame store on the learner's device: 159 MB, 120,402 frames a shard, all that the replay holds"
+        "frame store on the learner's device: up to 159 MB of decoded frames, room for all that the replay holds"
     )
