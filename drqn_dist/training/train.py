@@ -145,8 +145,8 @@ class _Run:
             progress.message(f"run folder: {self._folder.path}")
             if self._resumed_at is not None:
                 progress.message(
-                    f"goes on from update {self._monitor.updates:,}, {self._resumed_at:,} agent steps; first the replay "
-                    "fills again"
+                    f"goes on from update {self._monitor.updates:,} at {self._resumed_at:,} agent steps; the replay "
+                    "fills again first"
                 )
             while True:
                 while not (stopped_by := self._stopped_by()):
