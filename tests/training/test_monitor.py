@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -90,8 +91,20 @@ def test_evaluations_are_described_and_the_last_one_is_kept(tmp_path: Path) -> N
     assert watching.last_evaluation == bad
 
 
+UPDATES = itertools.count(10, 10)
+
+
 def scored(*scores: float) -> Report:
-    return Report(evaluations=[Evaluation(int(score), (score,), (5,)) for score in scores])
+    """Evaluations of later and later weights."""
+    return Report(evaluations=[Evaluation(next(UPDATES), (score,), (5,)) for score in scores])
+
+
+def test_the_same_weights_played_twice_are_one_evaluation(tmp_path: Path) -> None:
+    watching = monitor(tmp_path, stop_at_return=18.0, eval={"settled_evaluations": 2})
+    again = scored(20.0)
+    watching.take(again)
+    watching.take(again)
+    assert watching.settled() is None
 
 
 def test_training_has_settled_once_the_last_evaluations_reach_the_return_on_average(tmp_path: Path) -> None:
