@@ -1,7 +1,5 @@
 """The actor: steps its environments, cuts fragments, pushes them."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import dataclass, field
 
@@ -14,10 +12,10 @@ from drqn_dist.codec import encode
 from drqn_dist.config import TrainConfig
 from drqn_dist.envs.make import make_batch_env
 from drqn_dist.interfaces import BatchEnv, FragmentSink, WeightSource
+from drqn_dist.metrics import Stopwatch
 from drqn_dist.network.q_network import QNetwork
 from drqn_dist.qlearning.exploration import decayed_epsilon, epsilon_ladder
 from drqn_dist.seeding import derive_seed
-from drqn_dist.stopwatch import Stopwatch
 
 
 @dataclass(frozen=True)
@@ -36,11 +34,8 @@ class ActorStats:
     """What an actor did since it was last asked."""
 
     agent_steps: int = 0
-    pushes: int = 0
-    """Calls, each with some fragments."""
     fragments: int = 0
     """Pushed ones."""
-    fragment_bytes: int = 0
     weight_version: int = -1
     epsilon: float = 1.0
     """Mean over its environments, now."""
@@ -53,8 +48,6 @@ class ActorStats:
     weights_s: float = 0.0
     index: int = -1
     """Of the actor."""
-    weight_bytes: int = 0
-    """Of the snapshots that it took over."""
     wall_s: float = 0.0
     """Since it was last asked."""
     cpu_s: float = 0.0
@@ -138,7 +131,8 @@ class Actor:
         payloads = [encode(fragment) for fragment in fragments]
         encoded = time.perf_counter()
         if payloads:
-            self._push(payloads)
+            self._sink.push(payloads)
+            stats.fragments += len(payloads)
         pushed = time.perf_counter()
         batch = self._env.step(decision.actions)
         stepped = time.perf_counter()
@@ -192,18 +186,11 @@ class Actor:
         actor = self._config.actor
         return decayed_epsilon(self._rungs, steps, actor.epsilon_decay, actor.epsilon_decay_steps)
 
-    def _push(self, payloads: list[bytes]) -> None:
-        self._sink.push(payloads)
-        self._stats.pushes += 1
-        self._stats.fragments += len(payloads)
-        self._stats.fragment_bytes += sum(map(len, payloads))
-
     def _pull_weights(self) -> None:
         snapshot = self._weights.latest(self._version)
         if snapshot is not None:
             self.policy.load_vector(snapshot.vector)
             self._version = snapshot.version
-            self._stats.weight_bytes += snapshot.vector.nbytes
 
     def _finish_games(self, over: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> None:
         if not over.any():

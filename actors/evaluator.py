@@ -1,7 +1,5 @@
 """Greedy episodes with a fixed network, beside training or after it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -25,10 +23,17 @@ class Evaluation:
     """Learner updates behind the weights."""
     scores: tuple[float, ...]
     """Unclipped sum of rewards of each episode."""
-    lengths: tuple[int, ...]
-    """Agent steps of each episode."""
     weights: WeightSnapshot | None = field(default=None, repr=False, compare=False)
     """The weights that played."""
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(self.scores))
+
+    @property
+    def std(self) -> float:
+        """Of the population."""
+        return float(np.std(self.scores))
 
 
 class Played(NamedTuple):
@@ -36,8 +41,6 @@ class Played(NamedTuple):
 
     episodes: int
     """Games that have ended."""
-    wanted: int
-    """Games of the whole evaluation."""
     steps: int
     """Agent steps so far, of all games."""
 
@@ -75,7 +78,7 @@ class Evaluator:
         self,
         weights: WeightSnapshot,
         seed: int,
-        progress: Callable[[Played], None] | None = None,
+        progress: Callable[[Played], object] | None = None,
         stopping: Callable[[], bool] = lambda: False,
     ) -> Evaluation:
         """Plays the episodes from `seed`, the same for the same seed and weights.
@@ -97,8 +100,7 @@ class Evaluator:
         share = np.full(n, self._episodes // n) + (np.arange(n) < self._episodes % n)
         games = share.copy()
         scores: list[list[float]] = [[] for _ in range(n)]
-        lengths: list[list[int]] = [[] for _ in range(n)]
-        score, length = np.zeros(n), np.zeros(n, np.int64)
+        score = np.zeros(n)
         epsilons = np.full(n, config.eval.epsilon)
         begins, idle, rewards = np.ones(n, np.bool_), np.zeros(n, np.bool_), np.zeros(n, np.float32)
         observations = self._env.reset(derive_seed(seed, "evaluation", 3))
@@ -109,13 +111,11 @@ class Evaluator:
             batch = self._env.step(decision.actions)
             active = ~idle
             score[active] += batch.rewards[active]
-            length[active] += 1
             steps_left -= active
             over = (batch.reset_pending | (steps_left == 0)) & (steps_left >= 0) & active
             for i in np.flatnonzero(over):
                 scores[i].append(float(score[i]))
-                lengths[i].append(int(length[i]))
-                score[i], length[i] = 0.0, 0
+                score[i] = 0.0
             ended = batch.terminated | batch.truncated
             begins = idle | (ended & ~batch.reset_pending & active)
             idle = over
@@ -123,16 +123,12 @@ class Evaluator:
             if progress is not None:
                 finished = sum(min(len(row), int(wanted)) for row, wanted in zip(scores, games, strict=True))
                 steps += int(active.sum())
-                progress(Played(finished, self._episodes, steps))
+                progress(Played(finished, steps))
             share[steps_left == 0] = 0
             if stopping():
                 raise EvaluationStopped
-        return Evaluation(
-            weights.version,
-            tuple(s for row, wanted in zip(scores, games, strict=True) for s in row[:wanted]),
-            tuple(s for row, wanted in zip(lengths, games, strict=True) for s in row[:wanted]),
-            weights,
-        )
+        counted = tuple(s for row, wanted in zip(scores, games, strict=True) for s in row[:wanted])
+        return Evaluation(weights.version, counted, weights)
 
     def close(self) -> None:
         self._env.close()

@@ -1,8 +1,6 @@
 """Cuts the steps of a batch of environments into fragments."""
 
-from __future__ import annotations
-
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,15 +15,6 @@ from drqn_dist.qlearning.returns import n_step_targets
 
 INCARNATION_STRIDE = 2**32
 """Sequence numbers of a restarted actor begin above all those of the actor it replaces."""
-
-
-class _Cut(NamedTuple):
-    """What one step completed in R rows."""
-
-    fragments: list[list[Fragment]]
-    """Of each row, in order; their priorities are not known yet."""
-    steps: tuple[npt.NDArray[Any], ...]
-    """What `_priorities` needs: its arguments, R rows of each."""
 
 
 class FragmentBuffer:
@@ -70,7 +59,9 @@ class FragmentBuffer:
         """Steps in each row, which is also the place of the next observation."""
         self._first_step = np.zeros(n, np.int64)
         self._terminated, self._truncated = np.zeros(n, np.bool_), np.zeros(n, np.bool_)
-        self._cuts: list[_Cut] = []
+        self._cuts: list[tuple[list[list[Fragment]], tuple[npt.NDArray[Any], ...]]] = []
+        """What each step completed in R rows: the fragments of each row, without priorities, and of `_priorities` the
+        arguments, R rows of each."""
         self._sequence_no = np.full(n, incarnation * INCARNATION_STRIDE)
         self._episode_id = self._sequence_no - 1
 
@@ -132,10 +123,10 @@ class FragmentBuffer:
         if not cuts:
             return []
         lengths, terminated, rewards, q_taken, q_greedy = map(
-            np.concatenate, zip(*(c.steps for c in cuts), strict=True)
+            np.concatenate, zip(*(steps for _, steps in cuts), strict=True)
         )
         priorities = self._priorities(lengths, terminated, rewards, q_taken, q_greedy)
-        fragments = [fragments for cut in cuts for fragments in cut.fragments]
+        fragments = [of_row for rows, _ in cuts for of_row in rows]
         for row, of_row in zip(priorities, fragments, strict=True):
             for fragment in of_row:
                 first = (fragment.first_step - of_row[0].first_step) // self._shape.stride
@@ -165,7 +156,7 @@ class FragmentBuffer:
             fragments.append([self._fragment(row, start, min(start + full, end)) for start in range(0, end, full)])
             if not ended:
                 self._advance(row)
-        self._cuts.append(_Cut(fragments, steps))
+        self._cuts.append((fragments, steps))
 
     def _fragment(self, row: int, start: int, stop: int) -> Fragment:
         """Steps [start, stop) of a row, without priorities yet."""

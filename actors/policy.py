@@ -1,7 +1,5 @@
 """The acting side of the network: one batched forward for all environments, a hidden state for each of them."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

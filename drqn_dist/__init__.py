@@ -10,8 +10,6 @@
 The three functions are imported when first used, so that reading a configuration needs neither torch nor Ray.
 """
 
-from __future__ import annotations
-
 import importlib
 import importlib.metadata
 from typing import Any
@@ -34,7 +32,3 @@ def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'drqn_dist' has no attribute {name!r}")
     return getattr(importlib.import_module(_LAZY[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_LAZY])

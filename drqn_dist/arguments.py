@@ -1,12 +1,10 @@
 """Command-line arguments as dataclasses, by tyro; every mistake is one ConfigError of one line."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -14,10 +12,9 @@ from typing import Annotated, Any, TypeVar
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from drqn_dist.config import TrainConfig
+from drqn_dist.config import RESUMABLE, TrainConfig, differences
 from drqn_dist.errors import ConfigError
 from drqn_dist.presets import preset
-from drqn_dist.settings import RESUMABLE, differences
 
 _T = TypeVar("_T")
 
@@ -90,16 +87,15 @@ def _value_of(flag: str, argv: Sequence[str]) -> str | None:
 
 
 def _require_same_run(saved: TrainConfig, asked: TrainConfig) -> None:
-    refused = [name for name in differences(saved, asked) if name not in RESUMABLE]
+    refused, allowed = (
+        [f"--{name.replace('_', '-')}" for name in names]
+        for names in ([name for name in differences(saved, asked) if name not in RESUMABLE], sorted(RESUMABLE))
+    )
     if refused:
         raise ConfigError(
-            f"--resume keeps the run's own configuration, so {_flag(refused[0])} cannot be changed; only "
-            f"{', '.join(_flag(name) for name in sorted(RESUMABLE))} can"
+            f"--resume keeps the run's own configuration, so {refused[0]} cannot be changed; only "
+            f"{', '.join(allowed)} can"
         )
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
 
 
 def _one_line(text: str) -> str:
@@ -126,42 +122,39 @@ def _one_line(text: str) -> str:
 _REGISTRY = ConstructorRegistry()
 
 
+def _one_word(
+    kind: type[_T], metavar: str, read: Callable[[str], _T], show: Callable[[_T], str]
+) -> PrimitiveConstructorSpec[_T]:
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=metavar,
+        instance_from_str=lambda words: read(words[0]),
+        is_instance=lambda value: isinstance(value, kind),
+        str_from_instance=lambda value: [show(value)],
+    )
+
+
 @_REGISTRY.primitive_rule
 def _json_table(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[dict[str, Any]] | None:
     """Tables of anything (env.kwargs) are given as JSON."""
-    if info.type != dict[str, Any]:
-        return None
 
-    def read(arguments: list[str]) -> dict[str, Any]:
-        value = json.loads(arguments[0])
+    def read(word: str) -> dict[str, Any]:
+        value = json.loads(word)
         if not isinstance(value, dict):
             raise ValueError("not a JSON object such as '{\"size\": 7}'")
         return value
 
-    return PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="JSON",
-        instance_from_str=read,
-        is_instance=lambda value: isinstance(value, dict),
-        str_from_instance=lambda value: [json.dumps(value)],
-    )
+    return _one_word(dict, "JSON", read, json.dumps) if info.type == dict[str, Any] else None
 
 
 @_REGISTRY.primitive_rule
 def _boolean(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[bool] | None:
     """Settings that are true or false take either word, in any case."""
-    if info.type is not bool or tyro.conf.FlagConversionOff not in info.markers:
-        return None
 
-    def read(arguments: list[str]) -> bool:
-        if arguments[0].lower() not in ("true", "false"):
-            raise ValueError(f"{arguments[0]!r} is neither true nor false")
-        return arguments[0].lower() == "true"
+    def read(word: str) -> bool:
+        if word.lower() not in ("true", "false"):
+            raise ValueError(f"{word!r} is neither true nor false")
+        return word.lower() == "true"
 
-    return PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="{true,false}",
-        instance_from_str=read,
-        is_instance=lambda value: isinstance(value, bool),
-        str_from_instance=lambda value: [str(value).lower()],
-    )
+    is_setting = info.type is bool and tyro.conf.FlagConversionOff in info.markers
+    return _one_word(bool, "{true,false}", read, lambda value: str(value).lower()) if is_setting else None

@@ -3,8 +3,6 @@
 safetensors holds raw arrays and a JSON header, so loading one cannot execute code.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import logging
@@ -39,6 +37,7 @@ def save(path: Path, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any
     # clone: safetensors refuses tensors that share memory, as tied or flattened parameters do.
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, safetensors.torch.save(plain, header))
     except OSError as error:
         raise CheckpointError(
@@ -129,10 +128,6 @@ class CheckpointFolder:
             CheckpointError: it could not be written; the earlier ones stay.
         """
         path = self.folder / f"checkpoint_{updates:010d}.safetensors"
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CheckpointError(f"could not create {self.folder}: {error.strerror}; check its permissions") from error
         save(path, tensors, meta)
         # Newer ones than this belong to a future that was given up: a run that resumed from an older checkpoint.
         paths = self.paths()

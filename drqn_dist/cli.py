@@ -3,9 +3,6 @@
 Exit codes: 0 done, 1 the run failed, 2 the command, its settings or its files are wrong, 130 interrupted.
 """
 
-from __future__ import annotations
-
-import difflib
 import json
 import os
 import signal
@@ -22,10 +19,10 @@ import tyro
 
 from drqn_dist.arguments import parse, parse_train
 from drqn_dist.bench import ROLES, BenchSettings, run_bench
-from drqn_dist.errors import CheckpointError, ConfigError, DrqnError, EnvFailedError, RoleFailedError, RunFolderError
+from drqn_dist.config import setting
+from drqn_dist.errors import ConfigError, DrqnError, did_you_mean
 from drqn_dist.scaling.settings import ScaleArgs
 from drqn_dist.seeding import EVALUATION_SEED
-from drqn_dist.settings import setting
 
 PROGRAM = "drqn-dist"
 
@@ -186,10 +183,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         with _terminable():
             _command(arguments[0])(arguments[1:])
-    except (ConfigError, RunFolderError, CheckpointError) as error:
-        _fail(error, 2)
     except DrqnError as error:
-        _fail(error, 1)
+        print(f"{PROGRAM}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        if error.shows_cause and error.__cause__ is not None:
+            print(*traceback.format_exception(error.__cause__), sep="", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     except BrokenPipeError:  # `| head` has read enough; nothing may be flushed into it at exit
@@ -214,16 +212,7 @@ def _terminable() -> Iterator[None]:
 def _command(name: str) -> Callable[[Sequence[str]], None]:
     if name in COMMANDS:
         return COMMANDS[name][0]
-    close = difflib.get_close_matches(name, COMMANDS, n=1)
-    hint = f"did you mean {close[0]}? " if close else ""
-    raise ConfigError(f"unknown command {name!r}; {hint}commands: {', '.join(COMMANDS)}")
-
-
-def _fail(error: DrqnError, code: int) -> None:
-    print(f"{PROGRAM}: error: {' '.join(str(error).split())}", file=sys.stderr)
-    if isinstance(error, EnvFailedError | RoleFailedError) and error.__cause__ is not None:
-        print(*traceback.format_exception(error.__cause__), sep="", file=sys.stderr)
-    raise SystemExit(code) from None
+    raise ConfigError(f"unknown command {name!r}; {did_you_mean(name, COMMANDS, 1)}commands: {', '.join(COMMANDS)}")
 
 
 def _usage() -> str:

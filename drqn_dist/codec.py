@@ -18,8 +18,6 @@ priorities and states as float32.
 Every function is thread-safe; decompression releases the GIL. Nothing read here can execute code.
 """
 
-from __future__ import annotations
-
 import math
 import struct
 import threading
@@ -44,7 +42,6 @@ _ACTION_TYPES = {name: np.dtype(name).newbyteorder("<") for name in ("uint8", "u
 _OBSERVATION_TYPES = {name: np.dtype(name).newbyteorder("<") for name in ("uint8", "float32")}
 _OBSERVATION_NAMES = tuple(_OBSERVATION_TYPES)
 _FLOAT32 = _OBSERVATION_TYPES["float32"]
-_MAX_INT = 2**63 - 1
 _MAX_DIMENSIONS = 16
 
 
@@ -121,7 +118,7 @@ def encode(fragment: Fragment) -> bytes:
     states = [fragment.states[step] for step in steps]
     if len({state.shape for state in states}) > 1:
         raise FragmentError(f"states must share one shape [S, H], got {[state.shape for state in states]}")
-    ids = [_bounded(name, getattr(fragment, name)) for name in _IDS]
+    ids = [int(getattr(fragment, name)) for name in _IDS]
     shape = fragment.observations.shape[1:]
     flags = bool(fragment.terminated) | bool(fragment.truncated) << 1
     kind = _OBSERVATION_NAMES.index(fragment.observations.dtype.name)
@@ -291,9 +288,3 @@ def _array(name: str, raw: bytes, dtype: np.dtype[Any], shape: tuple[int, ...]) 
         return np.frombuffer(raw, dtype).reshape(shape)
     except (ValueError, OverflowError) as error:  # an empty array of absurd shape
         raise FragmentError(f"{name} cannot have shape {shape}: {error}") from error
-
-
-def _bounded(name: str, value: int) -> int:
-    if not 0 <= value <= _MAX_INT:
-        raise FragmentError(f"{name} must lie in [0, 2^63), got {value}")
-    return int(value)

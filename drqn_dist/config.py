@@ -9,10 +9,8 @@ R2D2 = Kapturowski et al. 2019 (ICLR); Ape-X = Horgan et al. 2018 (arXiv:1803.00
 PER = Schaul et al. 2016 (arXiv:1511.05952).
 """
 
-from __future__ import annotations
-
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import NoneType, UnionType
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -299,6 +297,47 @@ class EvalConfig(Bounded):
 
 
 @dataclass(frozen=True)
+class WindowShape:
+    """How episodes are cut, in agent steps; drawn in ARCHITECTURE.md.
+
+    Window k trains the steps [k·stride, k·stride + unroll). Its burn-in holds the steps before them, at most
+    `burn_in` and none before the episode; its tail holds `n_step` more observations.
+    """
+
+    burn_in: int
+    unroll: int
+    n_step: int
+    stride: int
+    fragment: int
+    history: int
+    """Steps before a window's first one that its inputs need (frame stack, last action)."""
+
+    @property
+    def total(self) -> int:
+        """Observations of a window: burn-in + unroll + n-step tail."""
+        return self.burn_in + self.unroll + self.n_step
+
+    @property
+    def burst(self) -> int:
+        """The most steps that an environment's actor completes at once: a fragment, and at an episode's end also what
+        was held back because windows reach into it."""
+        return self.fragment + self.unroll - self.stride
+
+    @property
+    def most_fragments(self) -> int:
+        """The most fragments that one window reads, whatever its alignment.
+
+        The last observation needs no step of its own: step t brings the observations t and t + 1.
+        """
+        steps = self.history + self.total - 1
+        return 1 if steps == 1 else (steps - 2) // self.fragment + 2
+
+    def needs_state_at(self, step: int) -> bool:
+        """Whether some window starts at this episode step, so that the actor must store its state there."""
+        return step == 0 or (step + self.burn_in) % self.stride == 0
+
+
+@dataclass(frozen=True)
 class TrainConfig(Bounded):
     """A whole run."""
 
@@ -317,7 +356,7 @@ class TrainConfig(Bounded):
     """Stop after this much wall-clock time; None: no bound."""
     stop_at_return: Annotated[float | None, Within(-1e12, 1e12)] = None
     """Stop once training has settled there: the last eval.settled_evaluations reach this on average, and so do other
-    games with the weights of the last one, which are the result."""
+    games with the weights that are the result."""
     address: str | None = None
     """Ray cluster to join (auto, host:port, ray://host:port); none: a Ray of the run's own, guarded by a token."""
     run_dir: str = "runs"
@@ -425,54 +464,8 @@ class TrainConfig(Bounded):
         return 4 * int(max(self.total_envs * self.window.burst, batch * self.batches_per_draw, 1))
 
 
-@dataclass(frozen=True)
-class WindowShape:
-    """How episodes are cut, in agent steps; drawn in ARCHITECTURE.md.
-
-    Window k trains the steps [k·stride, k·stride + unroll). Its burn-in holds the steps before them, at most
-    `burn_in` and none before the episode; its tail holds `n_step` more observations.
-    """
-
-    burn_in: int
-    unroll: int
-    n_step: int
-    stride: int
-    fragment: int
-    history: int
-    """Steps before a window's first one that its inputs need (frame stack, last action)."""
-
-    @property
-    def total(self) -> int:
-        """Observations of a window: burn-in + unroll + n-step tail."""
-        return self.burn_in + self.unroll + self.n_step
-
-    @property
-    def burst(self) -> int:
-        """The most steps that an environment's actor completes at once: a fragment, and at an episode's end also what
-        was held back because windows reach into it."""
-        return self.fragment + self.unroll - self.stride
-
-    @property
-    def most_fragments(self) -> int:
-        """The most fragments that one window reads, whatever its alignment.
-
-        The last observation needs no step of its own: step t brings the observations t and t + 1.
-        """
-        steps = self.history + self.total - 1
-        return 1 if steps == 1 else (steps - 2) // self.fragment + 2
-
-    def needs_state_at(self, step: int) -> bool:
-        """Whether some window starts at this episode step, so that the actor must store its state there."""
-        return step == 0 or (step + self.burn_in) % self.stride == 0
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """The configuration as plain dictionaries, for JSON."""
-    return dataclasses.asdict(config)
-
-
 def from_dict(cls: type[_T], values: Mapping[str, Any], path: str = "") -> _T:
-    """Rebuilds a configuration from `to_dict`'s output.
+    """Rebuilds a configuration from what `dataclasses.asdict` made of it.
 
     Raises:
         ConfigError: a key is unknown or a value has the wrong type; the message names it.
@@ -507,3 +500,31 @@ def _read(hint: Any, value: Any, name: str) -> Any:
         _require(number or exact, f"{name} is {value!r}, but must be of type {wanted}")
         return hint(value)
     return value
+
+
+RESUMABLE = frozenset(
+    ["total_steps", "minutes", "stop_at_return", "address", "log_period_s", "checkpoint_period_s", "checkpoints_kept"]
+)
+"""Settings that a resumed run may change: when to stop, where to run, how often to report and save."""
+
+
+def setting(config: TrainConfig, name: str) -> Any:
+    """The value of, for example, `learner.gamma`."""
+    value: Any = config
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def differences(first: TrainConfig, second: TrainConfig) -> list[str]:
+    """Dotted names of the settings in which two configurations differ, in order of declaration."""
+    return list(_differences(first, second, ""))
+
+
+def _differences(first: Any, second: Any, prefix: str) -> Iterator[str]:
+    for name in (f.name for f in dataclasses.fields(first)):
+        one, other = getattr(first, name), getattr(second, name)
+        if dataclasses.is_dataclass(one):
+            yield from _differences(one, other, f"{prefix}{name}.")
+        elif one != other:
+            yield prefix + name

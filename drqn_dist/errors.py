@@ -1,14 +1,27 @@
 """The exceptions of this project. Every message says what was wrong, with the value, and what to do about it."""
 
-from __future__ import annotations
+import difflib
+from collections.abc import Iterable
+
+
+def did_you_mean(word: str, known: Iterable[str], most: int = 3) -> str:
+    """What of the known words may have been meant, as `did you mean a or b? `; empty where nothing comes close."""
+    close = difflib.get_close_matches(word, list(known), most)
+    return f"did you mean {' or '.join(close)}? " if close else ""
 
 
 class DrqnError(Exception):
     """Base of everything this project raises on purpose."""
 
+    exit_code = 1
+    shows_cause = False
+    """The traceback of its cause is worth showing."""
+
 
 class ConfigError(DrqnError):
     """A configuration that cannot run; nothing was started."""
+
+    exit_code = 2
 
 
 class EnvError(ConfigError):
@@ -18,6 +31,8 @@ class EnvError(ConfigError):
 class EnvFailedError(DrqnError):
     """An environment raised while it was played; its own error is the cause."""
 
+    shows_cause = True
+
 
 class FragmentError(DrqnError):
     """A fragment that is malformed, truncated, corrupted, too large or of another schema."""
@@ -25,6 +40,8 @@ class FragmentError(DrqnError):
 
 class CheckpointError(DrqnError):
     """A checkpoint that could not be written or read, or that belongs to another network."""
+
+    exit_code = 2
 
 
 class ReplayStopped(DrqnError):
@@ -34,6 +51,8 @@ class ReplayStopped(DrqnError):
 class RunFolderError(DrqnError):
     """A run folder that cannot be used."""
 
+    exit_code = 2
+
 
 class RayDiedError(DrqnError):
     """Ray itself died: not a role of the run, but one of the processes that hold them together."""
@@ -41,3 +60,5 @@ class RayDiedError(DrqnError):
 
 class RoleFailedError(DrqnError):
     """A process of the run failed and the failure policy decided to stop."""
+
+    shows_cause = True

@@ -1,7 +1,5 @@
 """Fragment: what actors push. NumPy only."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -79,8 +77,8 @@ class Fragment:
         if not np.isfinite(self.priorities).all() or (self.priorities < 0).any():
             raise FragmentError("priorities must be finite and not negative; the actor's Q values have diverged")
         for name in ("first_step", "actor_id", "env_id", "episode_id", "sequence_no", "weight_version"):
-            if getattr(self, name) < 0:
-                raise FragmentError(f"{name} must not be negative, got {getattr(self, name)}")
+            if not 0 <= getattr(self, name) < 2**63:
+                raise FragmentError(f"{name} must lie in [0, 2^63), got {getattr(self, name)}")
 
     def validate_contents(self) -> None:
         """Checks what `codec.decode` cannot know from the header and the sizes: the values of the steps' arrays.

@@ -9,8 +9,6 @@ crosses Ray.
               sometimes publish
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol

@@ -32,12 +32,12 @@ Every line of `metrics.jsonl` holds `agent_steps`, `frames` and `wall_s`, and an
 TensorBoard shows them over agent steps, with `time/frames` and `time/wall_s` beside them.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +81,9 @@ class MetricsLog:
             self._board.add_scalar(tag, value, global_step=agent_steps)
 
     def close(self) -> None:
-        self._file.close()
-        self._board.close()
+        with suppress(OSError):  # a full disk was reported when it was met
+            self._file.close()
+            self._board.close()
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
@@ -125,3 +126,16 @@ def _drop_partial_line(path: Path) -> None:
             file.truncate(end)
             file.flush()
             os.fsync(file.fileno())
+
+
+class Stopwatch:
+    """Runs from when it is made."""
+
+    def __init__(self) -> None:
+        self._began = (time.perf_counter(), time.process_time())
+
+    def lap(self) -> tuple[float, float]:
+        """Seconds by the clock, and CPU seconds of all threads of this process, since the last lap; starts the next."""
+        now = (time.perf_counter(), time.process_time())
+        (wall, cpu), self._began = self._began, now
+        return now[0] - wall, now[1] - cpu

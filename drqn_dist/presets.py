@@ -10,21 +10,10 @@ atari_r2d1.py; zoo = michaelnny/deep_rl_zoo, deep_rl_zoo/r2d2/run_atari.py and d
 dqn_zoo = google-deepmind/dqn_zoo, dqn_zoo/dqn/run_atari.py; Rainbow = Hessel et al. 2018 (arXiv:1710.02298).
 """
 
-from __future__ import annotations
-
-import difflib
 from dataclasses import dataclass, replace
 
-from drqn_dist.config import (
-    ActorConfig,
-    EnvConfig,
-    EvalConfig,
-    LearnerConfig,
-    NetworkConfig,
-    ReplayConfig,
-    TrainConfig,
-)
-from drqn_dist.errors import ConfigError
+from drqn_dist.config import ActorConfig, EnvConfig, EvalConfig, LearnerConfig, NetworkConfig, ReplayConfig, TrainConfig
+from drqn_dist.errors import ConfigError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -85,8 +74,7 @@ _ARTICLE_AGENT = Preset(
         "total_steps": f"{_ARTICLE}: 2 million steps in 30 hours on one GPU",
         "env.stack_frames": _ARTICLE,
         "network.head": f"{_ARTICLE}: conv 32-64-64, dense 512, GRU with one unit per action",
-        **_each("learner", "batch_windows unroll_steps optimizer learning_rate", _ARTICLE),
-        **_each("learner", "optimizer_epsilon rmsprop_alpha", _ARTICLE),
+        **_each("learner", "unroll_steps optimizer learning_rate optimizer_epsilon rmsprop_alpha", _ARTICLE),
         "learner.stored_state": "the article is silent; zero at each window's start, as in DRQN",
         "learner.double_q": f"{_ARTICLE}: max over the target network",
         **_each("learner", "clip_gradient clip_gradient_at", f"{_ARTICLE}: each entry clipped to ±1"),
@@ -130,16 +118,12 @@ _DQN = Preset(
     sources={
         "env.stack_frames": "DQN; dqn_zoo: 4",
         "env.life_loss_ends_episode": "DQN; dqn_zoo: yes",
-        "network.core": "DQN: no recurrence",
-        "network.head": "DQN; dqn_zoo",
-        "learner.unroll_steps": "DQN; dqn_zoo: single transitions",
-        "learner.stored_state": "DQN: there is no state",
+        **_each("network", "core head", "DQN; dqn_zoo: no recurrence, no dueling"),
+        **_each("learner", "unroll_steps stored_state", "DQN; dqn_zoo: single transitions, no state"),
         "learner.double_q": "DQN; dqn_zoo: single",
-        "learner.learning_rate": "Rainbow: Adam 6.25e-5 (DQN, dqn_zoo: RMSprop 2.5e-4)",
-        "learner.optimizer_epsilon": "Rainbow: 1.5e-4",
+        **_each("learner", "learning_rate optimizer_epsilon", "Rainbow: Adam (DQN, dqn_zoo: RMSprop 2.5e-4)"),
         "learner.target_period_updates": "DQN: 10,000 updates (dqn_zoo: 40,000 frames = 2,500 updates; zoo: 2,000)",
-        "replay.capacity_steps": "DQN; dqn_zoo: 1,000,000",
-        "replay.min_steps": "DQN; dqn_zoo: 5 % of capacity = 50,000",
+        **_each("replay", "capacity_steps min_steps", "DQN; dqn_zoo: 1,000,000, and 5 % of them first"),
         "replay.samples_per_insert": "DQN; dqn_zoo: one update of 32 every 4 agent steps",
         **_each("replay", "prioritized importance_exponent", "DQN; dqn_zoo: uniform sampling, which needs no weights"),
         **_each("actor", "epsilon_low epsilon_high", "DQN; dqn_zoo: final rate 0.1, one for all"),
@@ -224,8 +208,7 @@ _R2D2 = Preset(
         "total_steps": "R2D2: 10 billion frames = 2.5 billion agent steps",
         "env.stack_frames": "R2D2; SEED atari/r2d2_main.py, rlpyt: 4 (zoo: 1)",
         "network.core": "R2D2; SEED, rlpyt: LSTM 512",
-        "network.head": "R2D2; SEED, rlpyt: dueling",
-        "network.head_units": "R2D2; SEED, rlpyt: 512 in each stream",
+        **_each("network", "head head_units", "R2D2; SEED, rlpyt: dueling, 512 in each stream"),
         "network.last_action_and_reward": "R2D2; SEED, rlpyt: both enter the LSTM",
         "learner.batch_windows": "R2D2; Acme, SEED: 64 (rlpyt, zoo: 32)",
         "learner.unroll_steps": "R2D2; Acme, rlpyt, zoo: 80 (SEED: 100)",
@@ -245,12 +228,10 @@ _R2D2 = Preset(
         "replay.samples_per_insert": "SEED: 1.5, from R2D2 section 2.3: 5 updates/s of 64 x 80, 256 actors at "
         "260 frames/s (rlpyt reads 0.8 there)",
         "replay.window_stride_steps": "R2D2; Acme, rlpyt: 40",
-        "replay.priority_exponent": "R2D2; Acme, SEED, rlpyt, zoo: 0.9",
-        "replay.priority_eta": "R2D2; Acme, SEED, rlpyt, zoo: 0.9",
+        **_each("replay", "priority_exponent priority_eta", "R2D2; Acme, SEED, rlpyt, zoo: 0.9"),
         "replay.importance_exponent": "R2D2; Acme, SEED, rlpyt, zoo: 0.6",
         "actor.envs_per_actor": "ours: 8 x 32 = the paper's 256 environments",
-        "actor.epsilon_low": "Ape-X, R2D2; SEED, rlpyt (comment): 0.4^8",
-        "actor.epsilon_high": "Ape-X, R2D2; SEED, rlpyt (comment): 0.4",
+        **_each("actor", "epsilon_low epsilon_high", "Ape-X, R2D2; SEED, rlpyt (comment): 0.4^8 to 0.4"),
         "actor.weight_pull_period_steps": "R2D2; Acme, zoo: 400",
     },
 )
@@ -297,8 +278,7 @@ _R2D2_SMALL = Preset(
     | {
         "actors": "ours: a small machine",
         "total_steps": f"{_OURS_CARTPOLE}: 500 comes by two thirds of them, and the rest shows whether it stays",
-        "minutes": "ours: a bound for small machines",
-        "log_period_s": "ours: the run is short",
+        **dict.fromkeys(("minutes", "log_period_s"), "ours: a short run, and a bound for small machines"),
         "env.id": "POPGym (Morad et al. 2023): velocities must be remembered; episodes of 500 steps hold 50 windows",
         "env.stack_frames": "ours: none; the core is to remember",
         "network.torso": "ours: two numbers need no convolution",
@@ -306,22 +286,21 @@ _R2D2_SMALL = Preset(
         "network.precision": "ours: velocities are small differences of positions; in fp32 seed 0 stayed at 500, in "
         "bf16 it fell back once",
         "learner.batch_windows": f"{_OURS_CARTPOLE}: R2D2's 64 learnt no faster by the clock (one run each)",
-        "learner.unroll_steps": "R2D2: 80; a quarter",
-        "learner.burn_in_steps": "R2D2: 40; a quarter, half of the unroll as there",
+        **_each("learner", "unroll_steps burn_in_steps", "R2D2: 80 and 40; a quarter"),
         "learner.gamma": "ours: 0.99 (R2D2: 0.997); a pole falls within some tens of steps",
-        "learner.learning_rate": f"{_OURS_CARTPOLE}: 5e-4 with target copies every 50 updates and a replay of 100,000 "
-        "steps came to stay near 500; 1e-3 (Acme) with 100 and 50,000 fell back more often (one run each)",
+        **dict.fromkeys(
+            ("learner.learning_rate", "learner.target_period_updates", "replay.capacity_steps"),
+            f"{_OURS_CARTPOLE}: 5e-4, 50 and 100,000 came to stay near 500; 1e-3 (Acme), 100 and 50,000 fell back more "
+            "often (one run each)",
+        ),
         "learner.learning_rate_halving_updates": f"{_OURS_CARTPOLE}: without it one run stood at 500 from update 3,000 "
         "on and at 161 in its last evaluation",
-        "learner.target_period_updates": f"{_OURS_CARTPOLE}: tried together with learner.learning_rate",
         "learner.publish_period_updates": "ours: every 400 agent steps",
-        "replay.capacity_steps": f"{_OURS_CARTPOLE}: half of the run; tried together with learner.learning_rate",
         "replay.min_steps": "ours: a hundred random episodes",
         "replay.samples_per_insert": "ours: the environment costs more than the network",
         "replay.window_stride_steps": "R2D2: half of the unroll, so that windows overlap",
-        "actor.envs_per_actor": "ours: enough kinds of play for one process",
+        **_each("actor", "envs_per_actor epsilon_low", "ours: enough kinds of play for one process"),
         "actor.fragment_steps": "ours: one unroll",
-        "actor.epsilon_low": "ours: 16 rungs need no finer ones",
         "actor.weight_pull_period_steps": "ours: every 160 agent steps of the 16 environments",
         "eval.period_updates": "ours: the run is short",
         "eval.final_episodes": "ours: what a result is told by",
@@ -334,7 +313,7 @@ _PONG_CPU = Preset(
         preset="pong-cpu",
         minutes=60.0,
         stop_at_return=18.5,
-        env=EnvConfig(height_px=64, width_px=64, stack_frames=2, max_episode_frames=40_000),
+        env=EnvConfig(height_px=64, width_px=48, stack_frames=2, max_episode_frames=40_000),
         network=NetworkConfig(torso="small", torso_units=256, core="lstm", core_units=128, center_pixels=True),
         learner=LearnerConfig(
             batch_windows=32,
@@ -369,13 +348,12 @@ _PONG_CPU = Preset(
     sources={
         "minutes": "ours: the hour that this preset is tuned for",
         "stop_at_return": "ours: it wins nearly every rally; a perfect game is 21",
-        "env.height_px": f"{_OURS}: the ball stays clearly visible at 64 (contrast 113 of 255), hardly at 42",
-        "env.width_px": "as the height",
+        "env.height_px": f"{_OURS}: the ball stays clearly visible at 64, hardly at 42",
+        "env.width_px": "ours: as many screen pixels to one as in height; 64 take a third more work",
         "env.stack_frames": f"{_OURS}: costs next to nothing and shows the ball's direction at once",
         "env.max_episode_frames": "ours: five times a good game; a half-learnt greedy policy can rally for ever, which "
         "holds up its evaluation",
-        "network.torso": f"{_OURS}: conv 16-32-32; the Nature torso gets too few updates by the clock",
-        "network.torso_units": _OURS,
+        **_each("network", "torso torso_units", f"{_OURS}: the Nature torso gets too few updates by the clock"),
         "network.core": "ours: on a CPU an update is up to a quarter faster than with a GRU, whose kernel is not fused",
         "network.core_units": _OURS,
         "network.center_pixels": f"{_OURS}: the loss falls at 20 to 30 thousand steps instead of 60 to 120 thousand",
@@ -386,23 +364,20 @@ _PONG_CPU = Preset(
         "learner.learning_rate": f"{_OURS}: 5e-4; 3e-4 was slower, 1e-3 no faster; halved "
         "with time, three runs in six did not reach +18.5",
         "learner.target_period_updates": f"{_OURS}: 250; 1,000 was slower",
-        "replay.capacity_steps": "ours: recent play, a tenth of a run",
-        "replay.min_steps": "ours: some dozen games",
+        **_each("replay", "capacity_steps min_steps", "ours: recent play; first some dozen games"),
         "replay.samples_per_insert": "ours: 4 with batches of 32 x 10; fewer learn more slowly by the clock, and more "
         "train on what is known already",
-        "replay.priority_exponent": f"{_OURS}; PER: 0.6",
         "replay.initial_priority": "ours: with the actor's estimate one run stood at -17.5 after 13,000 updates, where "
         "others were at -11",
-        "replay.importance_exponent": f"{_OURS}; PER: 0.4",
+        **_each("replay", "priority_exponent importance_exponent", f"{_OURS}; PER"),
         "actor.envs_per_actor": "ours: more kinds of play in a batch, and fewer calls for each step",
-        "actor.fragment_steps": "ours: two windows",
-        "actor.max_pushes_in_flight": "ours: one for each environment; more would only be older",
+        **_each("actor", "fragment_steps max_pushes_in_flight", "ours: two windows, one push for each environment"),
         "actor.weight_pull_period_steps": "ours: about twice a second",
         "actor.epsilon_high": f"{_OURS}: 0.2 in the run that came furthest",
         **_each("actor", "epsilon_decay epsilon_decay_steps", _OURS),
         "eval.period_updates": "ours: two or three a minute; without sticky actions a greedy policy's games are nearly "
         "all the same one, whose score changes with every update, so five evaluations in a row decide",
-        "eval.episodes": "ours: the last five evaluations count together, and twenty other games confirm them; five games "
+        "eval.episodes": "ours: five evaluations count together, and twenty other games confirm them; five games "
         "each took a sixth of two cores",
         "eval.settled_training_return": "ours: with up to one random action in twenty, a settled policy still gets it",
         "eval.final_episodes": "ours: what a result is told by",
@@ -417,6 +392,7 @@ _PONG_GPU = Preset(
         minutes=15.0,
         actors=12,
         log_period_s=2.0,
+        env=replace(_PONG_CPU.config.env, width_px=64),
         learner=replace(_PONG_CPU.config.learner, learning_rate_halving_updates=10_000, batches_per_draw=8),
         actor=replace(_PONG_CPU.config.actor, envs_per_actor=24, max_pushes_in_flight=24),
         eval=replace(_PONG_CPU.config.eval, period_updates=1_000),
@@ -427,6 +403,7 @@ _PONG_GPU = Preset(
         "minutes": f"{_LAB}: settled after two minutes; a bound",
         "actors": "ours: 12 of 16 cores; learner, replay, evaluator and the driver have the rest",
         "log_period_s": "ours: the run is short",
+        "env.width_px": f"{_LAB}: 64",
         "learner.learning_rate_halving_updates": f"{_LAB}: +20 at two minutes with it and without; it settles sooner",
         "learner.batches_per_draw": "ours: a call to the replay for eight updates, some hundred calls a second fewer",
         "actor.envs_per_actor": f"{_LAB}: 256 environments in all; here 12 x 24",
@@ -471,17 +448,13 @@ _GRIDWORLD = Preset(
         "learner.unroll_steps": "ours: about the length of a good episode",
         "learner.n_step": "ours: one step carries the reward back too slowly",
         "learner.gamma": "ours: short paths must be worth more than long ones",
-        "learner.learning_rate": "ours: small network, dense signal",
-        "learner.target_period_updates": "ours: short horizon",
+        **_each("learner", "learning_rate target_period_updates", "ours: small network, short horizon"),
         **_each("replay", "capacity_steps min_steps", "ours: small and fast"),
         "replay.samples_per_insert": "ours: the environment costs more than the network",
-        "actor.envs_per_actor": "ours: small and fast",
-        "actor.fragment_steps": "ours: one window",
+        **_each("actor", "envs_per_actor fragment_steps", "ours: small and fast; a fragment is one window"),
         **_each("actor", "epsilon_low epsilon_high", "ours: mazes need exploration throughout"),
-        "actor.epsilon_decay": "ours",
-        "actor.epsilon_decay_steps": "ours: some hundreds of episodes",
-        "eval.period_updates": "ours: the run is short",
-        "eval.episodes": "ours: episodes are short, and the goal's side is drawn at random in each",
+        **_each("actor", "epsilon_decay epsilon_decay_steps", "ours: some hundreds of episodes"),
+        **_each("eval", "period_updates episodes", "ours: run and episodes are short; the goal's side is random"),
     },
 )
 
@@ -500,6 +473,4 @@ def preset(name: str) -> TrainConfig:
     """
     if name in PRESETS:
         return PRESETS[name].config
-    close = difflib.get_close_matches(name, PRESETS, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(close)}? " if close else ""
-    raise ConfigError(f"unknown preset {name!r}; {hint}known: {', '.join(PRESETS)}")
+    raise ConfigError(f"unknown preset {name!r}; {did_you_mean(name, PRESETS)}known: {', '.join(PRESETS)}")

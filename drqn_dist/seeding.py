@@ -1,7 +1,5 @@
 """One seed for a run, independent streams for its parts."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import numpy as np

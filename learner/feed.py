@@ -1,7 +1,5 @@
 """From the replay to batches that only need to be gathered: fragments are decoded once, windows are found by index."""
 
-from __future__ import annotations
-
 import queue
 import threading
 from collections import deque
@@ -196,7 +194,7 @@ class Feed:
         self.store = FrameStore(
             self.table.num_rows, self.table.num_states, tuple(probe.shape[1:]), probe.dtype, (slots, units), place
         )
-        self._source, self._intake = source, Intake(config, spec, torso, self.table, plan)
+        self._source, self.intake = source, Intake(config, spec, torso, self.table, plan)
         self._batches, self._windows = config.batches_per_draw, config.learner.batch_windows
         self._exponent = config.replay.importance_exponent
         self._ready: deque[Batch] = deque()
@@ -230,10 +228,6 @@ class Feed:
                 self._admit(item)
         return bool(self._ready)
 
-    def mean_frame(self) -> Tensor:
-        """float32 [*folded_shape], the mean of all frames that have come, which is no longer measured from now on."""
-        return self._intake.mean_frame()
-
     def close(self) -> None:
         """Stops the thread, after the call that it waits for."""
         self._stopped.set()
@@ -252,10 +246,10 @@ class Feed:
             self._queue.put(error)
 
     def _prepare(self) -> _Prepared:
-        draws = self._source.sample(self._batches, self._intake)
+        draws = self._source.sample(self._batches, self.intake)
         if draws is not None:
-            self._intake.receive_unheld(draws)
-        prepared = _Prepared(self._intake.take())
+            self.intake.receive_unheld(draws)
+        prepared = _Prepared(self.intake.take())
         if self._gathers:
             for staged in prepared.staged:
                 self.store.write(staged)

@@ -1,7 +1,5 @@
 """Where the learner keeps each fragment: the host's half of the frame store. NumPy only, no pixels."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -142,7 +140,7 @@ class FragmentTable:
     def place(self, shard: int, fragment: Fragment) -> Placement:
         """Takes in the next fragment of a shard."""
         ring, capacity = self._rings[shard], self._capacity
-        rows, states = fragment.num_steps + 1, self.states_of(fragment)
+        rows, states = fragment.num_steps + 1, len(self.state_steps(fragment))
         row = _fitting(ring.row, rows, capacity.rows)
         state = _fitting(ring.state, states, capacity.states)
         ring.row, ring.state = row + rows, state + states
@@ -175,13 +173,9 @@ class FragmentTable:
             self._shards * capacity.rows + self._extra_row, 1 + self._shards * capacity.states + self._extra_state
         )
         self._extra_row += fragment.num_steps + 1
-        self._extra_state += self.states_of(fragment)
+        self._extra_state += len(self.state_steps(fragment))
         self._enter(self._shards * capacity.fragments + index, int(self._unheld[index]), fragment, placement)
         return placement
-
-    def states_of(self, fragment: Fragment) -> int:
-        """How many stored states of a fragment are kept."""
-        return len(self.state_steps(fragment))
 
     def state_steps(self, fragment: Fragment) -> range:
         """Steps within a fragment at which some window's burn-in begins, but for an episode's first one, where the

@@ -1,7 +1,5 @@
 """The frame store: what the replay holds, decoded once, as ring tensors. Batches are gathered from it by index."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -85,10 +83,7 @@ class FrameStore:
 
     def write(self, staged: Staged) -> None:
         """Puts fragments where they belong; on a GPU the copies are only enqueued."""
-        frames, actions, rewards, states = (
-            x.to(self.device, non_blocking=True) for x in (staged.frames, staged.actions, staged.rewards, staged.states)
-        )
-        rows, state_rows = (x.to(self.device, non_blocking=True) for x in (staged.rows, staged.state_rows))
+        rows, frames, actions, rewards, state_rows, states = (x.to(self.device, non_blocking=True) for x in staged)
         self._words.index_copy_(0, rows, frames.flatten(1).view(self._words.dtype))
         self._actions.index_copy_(0, rows, actions)
         self._rewards.index_copy_(0, rows, rewards)

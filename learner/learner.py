@@ -1,7 +1,5 @@
 """The learner: batches in; weights and priorities out."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -14,9 +12,9 @@ from torch import Tensor
 
 from drqn_dist.config import TrainConfig
 from drqn_dist.errors import CheckpointError, ConfigError, DrqnError
-from drqn_dist.interfaces import EnvSpec, PrioritySink, WeightSnapshot, WindowSource
+from drqn_dist.interfaces import EnvSpec, PrioritySink, WindowSource
+from drqn_dist.metrics import Stopwatch
 from drqn_dist.network.torso import make_torso
-from drqn_dist.stopwatch import Stopwatch
 from learner.feed import Batch, Feed
 from learner.frame_store import StorePlan
 from learner.outbox import Array, Outbox
@@ -147,17 +145,13 @@ class Learner:
         self._outbox.collect()
         self._check_diverged()
         means = self._sums / self._arrived if self._arrived else np.full(len(STATISTICS), np.nan)
-        loss, td_error, q_value, grad_norm = means.tolist()
         count = self.state.updates - self._stats_from
         wall_s, cpu_s = self._watch.lap()
         stats = LearnerStats(
             updates=self.state.updates,
             new_updates=count,
             inserted_steps=self._inserted_steps,
-            td_loss=loss,
-            td_error=td_error,
-            q_value=q_value,
-            grad_norm=grad_norm,
+            **dict(zip(STATISTICS, means.tolist(), strict=True)),
             sample_age=self._age / count if count else float("nan"),
             wait_s=self._wait_s,
             train_s=self._train_s,
@@ -191,16 +185,10 @@ class Learner:
             raise CheckpointError(f"the checkpoint lacks {error}; it was not written by a learner") from error
         self.state.load_tensors(tensors, updates)
         if updates and self._config.network.center_pixels:
-            self.feed.mean_frame()  # the centre came with the weights
+            self.feed.intake.mean_frame()  # the centre came with the weights
         self._inserted_steps = inserted_steps
         self._reset_stats()
         self._publisher.publish(self.state.network, updates)
-
-    def adopt(self, weights: WeightSnapshot) -> None:
-        """Goes on with these weights of an earlier update, in both networks; the optimizer keeps its moments."""
-        self.state.network.load_vector(weights.vector)
-        self.state.copy_target()
-        self._publisher.publish(self.state.network, self.state.updates)
 
     def close(self) -> None:
         """Ends the thread that prepares draws."""
@@ -244,7 +232,7 @@ class Learner:
 
     def _center(self) -> None:
         """Sets the mean picture in both networks; actors get it with the next weights."""
-        self.state.network.center_pixels(self.feed.mean_frame())
+        self.state.network.center_pixels(self.feed.intake.mean_frame())
         self.state.copy_target()
 
     def _reset_stats(self) -> None:

@@ -1,7 +1,5 @@
 """The recurrent double-Q loss of a batch of windows."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

@@ -1,7 +1,5 @@
 """What leaves the learner's device, without ever waiting for it."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable
 

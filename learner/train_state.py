@@ -1,7 +1,5 @@
 """Everything the learner must keep to go on later."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -34,9 +32,7 @@ class TrainState:
 
     def trained_tensors(self) -> list[Tensor]:
         """All that an update changes, in a fixed order: weights and the optimizer's moments."""
-        parameters = list(self.network.parameters())
-        moments = [self.optimizer.state[p][slot] for p in parameters for slot in self._slots]
-        return [*parameters, *moments]
+        return [*self.network.parameters(), *self._moments().values()]
 
     def copy_target(self) -> None:
         """The target network becomes the online network; in place."""
@@ -59,17 +55,19 @@ class TrainState:
             parameter.grad = torch.zeros_like(parameter)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        for parameter in self.network.parameters():
-            for slot in self._slots:
-                self.optimizer.state[parameter][slot].zero_()
+        for moment in self._moments().values():
+            moment.zero_()
+
+    def _moments(self) -> dict[str, Tensor]:
+        """What the optimizer keeps, by names such as 3.exp_avg."""
+        parameters = enumerate(self.network.parameters())
+        return {f"{index}.{slot}": self.optimizer.state[p][slot] for index, p in parameters for slot in self._slots}
 
     def to_tensors(self) -> dict[str, Tensor]:
         """All tensors, on the CPU, by names such as network.core.rnn.weight_ih_l0 and optimizer.3.exp_avg."""
         tensors = {f"network.{k}": v for k, v in self.network.state_dict().items()}
         tensors |= {f"target.{k}": v for k, v in self.target.state_dict().items()}
-        for index, parameter in enumerate(self.network.parameters()):
-            slots = self.optimizer.state[parameter]
-            tensors |= {f"optimizer.{index}.{slot}": slots[slot] for slot in self._slots}
+        tensors |= {f"optimizer.{name}": moment for name, moment in self._moments().items()}
         return {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
 
     def load_tensors(self, tensors: dict[str, Tensor], updates: int) -> None:
@@ -80,34 +78,16 @@ class TrainState:
         """
         network = _network_part(self.network, tensors, "network.")
         target = _network_part(self.target, tensors, "target.")
-        moments = self._optimizer_part(tensors)
+        mine = self._moments()
+        moments = _matching(mine, tensors, "optimizer.", "optimizer")
         self.network.load_state_dict(network)
         self.target.load_state_dict(target)
-        for mine, other in moments:  # in place: the fused optimizer needs their memory's order, a graph their addresses
-            mine.copy_(other)
+        for (
+            name,
+            moment,
+        ) in mine.items():  # in place: the fused optimizer needs their order in memory, a graph their places
+            moment.copy_(moments[name])
         self.updates = updates
-
-    def _optimizer_part(self, tensors: dict[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
-        """Moments here and the values that they are to get."""
-        wanted = {
-            f"optimizer.{index}.{slot}": self.optimizer.state[parameter][slot]
-            for index, parameter in enumerate(self.network.parameters())
-            for slot in self._slots
-        }
-        mine = {name: t for name, t in tensors.items() if name.startswith("optimizer.")}
-        if mine.keys() != wanted.keys():
-            name = sorted(mine.keys() ^ wanted.keys())[0]
-            raise CheckpointError(
-                f"the checkpoint belongs to another optimizer: {name} is in only one of the two; "
-                "use the configuration that it was written with"
-            )
-        for name, tensor in mine.items():
-            if tensor.shape != wanted[name].shape:
-                raise CheckpointError(
-                    f"the checkpoint belongs to another network: {name} has shape {tuple(tensor.shape)} there and "
-                    f"{tuple(wanted[name].shape)} here; use the configuration that it was written with"
-                )
-        return [(wanted[name], tensor) for name, tensor in mine.items()]
 
 
 def load_network(network: QNetwork, tensors: dict[str, Tensor], prefix: str) -> None:
@@ -120,21 +100,20 @@ def load_network(network: QNetwork, tensors: dict[str, Tensor], prefix: str) -> 
 
 
 def _network_part(network: QNetwork, tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    mine = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-    wanted = network.state_dict()
-    if mine.keys() != wanted.keys():
-        name = sorted(mine.keys() ^ wanted.keys())[0]
-        raise CheckpointError(
-            f"the checkpoint belongs to another network: {name} is in only one of the two; "
-            "use the configuration that it was written with"
-        )
-    for name, tensor in wanted.items():
-        if mine[name].shape != tensor.shape:
+    return _matching(network.state_dict(), tensors, prefix, "network")
+
+
+def _matching(wanted: dict[str, Tensor], tensors: dict[str, Tensor], prefix: str, whose: str) -> dict[str, Tensor]:
+    """The tensors named `prefix`…, under their names without it, which must be just those wanted."""
+    found = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+    for name in sorted(found.keys() | wanted.keys()):
+        there, here = (f"of shape {tuple(part[name].shape)}" if name in part else "missing" for part in (found, wanted))
+        if there != here:
             raise CheckpointError(
-                f"the checkpoint belongs to another network: {name} has shape {tuple(mine[name].shape)} there and "
-                f"{tuple(tensor.shape)} here; use the configuration that it was written with"
+                f"the checkpoint belongs to another {whose}: {prefix}{name} is {there} there and {here} here; use the "
+                "configuration that it was written with"
             )
-    return mine
+    return found
 
 
 def _optimizer(network: QNetwork, config: LearnerConfig, device: torch.device) -> torch.optim.Optimizer:

@@ -1,7 +1,5 @@
 """One update as one function of static shape: on a GPU a CUDA graph, elsewhere a call."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

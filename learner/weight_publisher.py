@@ -1,7 +1,5 @@
 """One snapshot per version, for whoever asks."""
 
-from __future__ import annotations
-
 from drqn_dist.interfaces import WeightSnapshot
 from drqn_dist.network.q_network import QNetwork
 from learner.outbox import Array, Outbox

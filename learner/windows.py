@@ -1,7 +1,5 @@
 """From gathered columns to what the loss reads. Shapes depend on the configuration alone."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

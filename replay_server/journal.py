@@ -1,7 +1,5 @@
 """Where the replay tells what it keeps, so that a record on disk can follow it."""
 
-from __future__ import annotations
-
 from typing import Protocol
 
 
@@ -18,13 +16,3 @@ class Journal(Protocol):
     def evict(self, fragments: int) -> None:
         """The oldest `fragments` fragments still stored are gone."""
         ...
-
-
-class NullJournal:
-    """Keeps no record."""
-
-    def append(self, payload: bytes) -> None:
-        pass
-
-    def evict(self, fragments: int) -> None:
-        pass

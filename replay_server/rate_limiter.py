@@ -1,10 +1,7 @@
 """Holds the replay ratio: who is too far ahead waits."""
 
-from __future__ import annotations
-
 import math
 import threading
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -24,7 +21,7 @@ class Balance:
     drawable: bool = False
     """Whether anything can be sampled."""
 
-    def __add__(self, other: Balance) -> Balance:
+    def __add__(self, other: "Balance") -> "Balance":
         return Balance(self.filled_steps + other.filled_steps, self.debt + other.debt, self.drawable or other.drawable)
 
 
@@ -87,10 +84,6 @@ class RateLimiter:
         """Those of them that count towards the ratio."""
         self.sampled_steps = 0
         """Steps sampled over the whole run."""
-        self.blocked_insert_s = 0.0
-        """Seconds that inserts have waited, of all threads together."""
-        self.blocked_sample_s = 0.0
-        """Seconds that samples have waited."""
         self._ratio = ratio
         self._per_insert, self._per_sample = ratio.numerator, ratio.denominator
         self._tolerance = tolerance_steps * self._per_insert
@@ -119,12 +112,7 @@ class RateLimiter:
         Raises:
             ReplayStopped: `stop` was called.
         """
-        with self.condition:
-            began = time.monotonic()
-            try:
-                return self._await(lambda: self.can_insert(steps) or unless(), timeout_s)
-            finally:
-                self.blocked_insert_s += time.monotonic() - began
+        return self._await(lambda: self.can_insert(steps) or unless(), timeout_s)
 
     def await_sample(self, steps: int, timeout_s: float | None = None) -> bool:
         """Waits until `can_sample(steps)`; False if that did not come true in time.
@@ -132,12 +120,7 @@ class RateLimiter:
         Raises:
             ReplayStopped: `stop` was called.
         """
-        with self.condition:
-            began = time.monotonic()
-            try:
-                return self._await(lambda: self.can_sample(steps), timeout_s)
-            finally:
-                self.blocked_sample_s += time.monotonic() - began
+        return self._await(lambda: self.can_sample(steps), timeout_s)
 
     def record_insert(self, steps: int, drawable: bool = True) -> None:
         """Counts an insert; `drawable` tells whether anything can be sampled after it."""
@@ -203,7 +186,8 @@ class RateLimiter:
         return balance.drawable and balance.filled_steps >= self._min_steps
 
     def _await(self, predicate: Callable[[], bool], timeout_s: float | None) -> bool:
-        held = self.condition.wait_for(lambda: self._stopped or predicate(), timeout_s)
+        with self.condition:
+            held = self.condition.wait_for(lambda: self._stopped or predicate(), timeout_s)
         if self._stopped:
             raise ReplayStopped("the replay was stopped")
         return held

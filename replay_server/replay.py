@@ -1,7 +1,5 @@
 """The replay: takes encoded fragments, answers batches of windows, never decompresses an observation."""
 
-from __future__ import annotations
-
 import secrets
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -13,11 +11,11 @@ import numpy.typing as npt
 
 from drqn_dist.codec import FragmentHeader, decode_header
 from drqn_dist.config import ReplayConfig, TrainConfig, WindowShape
-from drqn_dist.errors import ConfigError, FragmentError
+from drqn_dist.errors import FragmentError
 from drqn_dist.interfaces import SHARD_STRIDE, FragmentInbox, Fresh, Held, WindowDraws
 from drqn_dist.seeding import derive_seed
 from replay_server import windows
-from replay_server.journal import Journal, NullJournal
+from replay_server.journal import Journal
 from replay_server.rate_limiter import Balance, RateLimiter
 from replay_server.sampler import WindowSampler
 from replay_server.seen import SeenNumbers
@@ -32,8 +30,6 @@ class ReplayStats:
     stored_steps: int
     stored_bytes: int
     """Compressed."""
-    stored_frames: int
-    """Observations held; the one that two neighbouring fragments share counts in both."""
     fragments: int
     windows: int
     """Windows that can be drawn now."""
@@ -48,13 +44,8 @@ class ReplayStats:
     """Fragments that have not come (yet) though a later one of the same environment has."""
     rejected: int
     """Pushes that were not a valid fragment."""
-    evicted_steps: int
     late_priorities: int
     """Priorities that came back after their window was evicted."""
-    blocked_push_s: float
-    """Seconds that pushes waited for the rate limiter since this start, of all threads together."""
-    blocked_sample_s: float
-    """Seconds that samples waited."""
 
     @property
     def samples_per_insert(self) -> float:
@@ -92,18 +83,9 @@ class Replay:
             batches_per_draw: of one `sample`, at most.
 
         Raises:
-            ConfigError: a window does not fit the capacity, or the rate limiter would deadlock.
+            ConfigError: the rate limiter would deadlock.
         """
-        fragments = window.most_fragments
         capacity_steps = config.capacity_steps // shards
-        if fragments * window.fragment > capacity_steps:
-            raise ConfigError(
-                f"a window reads {window.total + window.history - 1:,} steps, which can lie in {fragments} fragments "
-                f"of {window.fragment:,} steps = {fragments * window.fragment:,}, but replay.capacity_steps is "
-                f"{config.capacity_steps:,}"
-                f"{f' in {shards} shards' if shards > 1 else ''}; raise it, or shorten the window or "
-                "actor.fragment_steps"
-            )
         self._config = config
         self._window = window
         self._back, self._ahead = windows.reach(window)
@@ -129,9 +111,9 @@ class Replay:
             enter_at_largest=config.initial_priority == "largest",
             first_id=shard * SHARD_STRIDE,
         )
-        self._journal: Journal = NullJournal() if journal is None else journal
+        self._journal = journal
         self._seen: defaultdict[tuple[int, int], SeenNumbers] = defaultdict(SeenNumbers)
-        self._counts = {"duplicates": 0, "rejected": 0, "evicted_steps": 0, "late_priorities": 0}
+        self._counts = {"duplicates": 0, "rejected": 0, "late_priorities": 0}
 
     def push(self, payload: bytes) -> bool:
         """Stores a fragment; waits while inserts are too far ahead of samples.
@@ -252,15 +234,12 @@ class Replay:
             return ReplayStats(
                 stored_steps=self._store.steps,
                 stored_bytes=self._store.bytes,
-                stored_frames=self._store.observations,
                 fragments=len(self._store),
                 windows=self._sampler.population,
                 inserted_steps=self._limiter.inserted_steps,
                 sampled_steps=self._limiter.sampled_steps,
                 counted_steps=self._limiter.counted_steps,
                 missing=sum(seen.missing for seen in self._seen.values()),
-                blocked_push_s=self._limiter.blocked_insert_s,
-                blocked_sample_s=self._limiter.blocked_sample_s,
                 **self._counts,
             )
 
@@ -279,18 +258,6 @@ class Replay:
             self._limiter.set_state(state["limiter"])
             self._sampler.set_state(state["sampler"])
             self._counts = {name: int(state["counts"][name]) for name in self._counts}
-
-    def check_valid(self) -> None:
-        """Raises AssertionError unless all parts agree with each other; O(everything stored), for tests."""
-        with self._lock:
-            self._store.check_valid()
-            self._sampler.check_valid()
-            drawable = 0
-            for serial in range(self._store.next_serial - len(self._store), self._store.next_serial):
-                fragment = self._store[serial]
-                assert fragment.drawable == self._drawable_windows(fragment), "replay: drawable windows are stale"
-                drawable += fragment.drawable[1] - fragment.drawable[0]
-            assert drawable == self._sampler.population, "replay: population"
 
     def _check_header(self, header: FragmentHeader) -> None:
         full = self._window.fragment
@@ -316,7 +283,8 @@ class Replay:
                 return False
             self._store.check_fits(header, len(payload))
             self._make_room(header.num_steps, len(payload))
-            self._journal.append(payload)
+            if self._journal is not None:
+                self._journal.append(payload)
             first_window = self._sampler.append(self._store.next_serial, header.priorities)
             fragment = self._store.add(payload, header, first_window, len(header.priorities))
             self._refresh(fragment)
@@ -331,9 +299,8 @@ class Replay:
             self._sampler.set_drawable(*fragment.drawable, drawable=False)
             self._sampler.forget_before(fragment.first_window + fragment.num_windows)
             self._refresh(fragment)
-            self._counts["evicted_steps"] += fragment.num_steps
             evicted += 1
-        if evicted:
+        if evicted and self._journal is not None:
             self._journal.evict(evicted)
 
     def _refresh(self, changed: StoredFragment) -> None:
@@ -371,17 +338,8 @@ class LocalSource:
         return answer.draws
 
 
-def make_replay(config: TrainConfig) -> Replay:
-    """The replay that this configuration asks for, as a whole.
-
-    Raises:
-        ConfigError: its rate limiter would deadlock.
-    """
-    return Replay(config.replay, config.window, config.learner.batch_windows, config.rate_tolerance_steps, config.seed)
-
-
-def make_shard(config: TrainConfig, shard: int) -> Replay:
-    """One of its `replay.shards` parts.
+def make_replay(config: TrainConfig, shard: int | None = None) -> Replay:
+    """The replay that this configuration asks for, as a whole or as one of its `replay.shards` parts.
 
     Raises:
         ConfigError: its rate limiter would deadlock.
@@ -391,10 +349,10 @@ def make_shard(config: TrainConfig, shard: int) -> Replay:
         config.window,
         config.learner.batch_windows,
         config.rate_tolerance_steps,
-        derive_seed(config.seed, "replay", shard),
-        shard=shard,
-        shards=config.replay.shards,
-        batches_per_draw=config.batches_per_draw,
+        config.seed if shard is None else derive_seed(config.seed, "replay", shard),
+        shard=shard or 0,
+        shards=1 if shard is None else config.replay.shards,
+        batches_per_draw=1 if shard is None else config.batches_per_draw,
     )
 
 

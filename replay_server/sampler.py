@@ -1,7 +1,5 @@
 """Windows by id: their weights, which of them can be drawn, and drawing them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -144,16 +142,6 @@ class WindowSampler:
         if self.oldest_id == self.next_id:
             # The state may be older than the last ids given out: priorities of those must not find new windows.
             self.oldest_id = self.next_id = max(self.next_id, int(state["next_id"]) + ID_STRIDE)
-
-    def check_valid(self) -> None:
-        """Raises AssertionError unless tree, weights and counts agree."""
-        self._flush()
-        self._tree.check_valid()
-        slots = np.arange(self._tree.capacity)
-        living = (slots - self.oldest_id) % self._tree.capacity < self.next_id - self.oldest_id
-        assert not self._drawable[~living].any(), "sampler: a forgotten window can be drawn"
-        assert self.population == int(self._drawable.sum()), "sampler: population"
-        assert np.array_equal(self._tree.get(slots), np.where(self._drawable, self._weights, 0)), "sampler: weights"
 
     def _to_weights(self, priorities: Floats) -> Floats:
         if not self._prioritized:

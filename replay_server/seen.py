@@ -1,7 +1,5 @@
 """Which sequence numbers were seen, in bounded memory."""
 
-from __future__ import annotations
-
 from bisect import bisect_right
 
 FRESH_BASE = 2**31

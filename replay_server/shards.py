@@ -5,8 +5,6 @@ of them at once, and tells each what the others have counted; so the rate limite
 ratio, as of the last call.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 

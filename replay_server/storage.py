@@ -1,17 +1,14 @@
 """Compressed fragments in order of arrival, and the episodes they form."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from drqn_dist.codec import FragmentHeader
 from drqn_dist.errors import FragmentError
+from replay_server.sum_tree import Ints
 
 EpisodeKey = tuple[int, int, int, int]
-Ints = npt.NDArray[np.int64]
 
 _LINKS = np.dtype([("first_step", np.int64), ("first_window", np.int64), ("before", np.int64), ("after", np.int64)])
 """Of a fragment: as in `StoredFragment`, and the serial numbers of its neighbours in the episode, -1 where none is
@@ -28,7 +25,6 @@ class StoredFragment:
     """Place in its episode: first_step // configured fragment length."""
     first_step: int
     num_steps: int
-    num_observations: int
     ends_episode: bool
     serial: int
     """Counts fragments in order of arrival."""
@@ -64,7 +60,6 @@ class FragmentStore:
         self._next = first_serial
         self.steps = 0
         self.bytes = 0
-        self.observations = 0
 
     def __len__(self) -> int:
         return len(self._fragments)
@@ -117,7 +112,6 @@ class FragmentStore:
             index=header.first_step // self._fragment_steps,
             first_step=header.first_step,
             num_steps=header.num_steps,
-            num_observations=header.num_observations,
             ends_episode=header.ends_episode,
             serial=self._next,
             first_window=first_window,
@@ -197,21 +191,6 @@ class FragmentStore:
         end = episode[last]
         return episode[first].first_step, end.first_step + end.num_steps, end.ends_episode
 
-    def check_valid(self) -> None:
-        """Raises AssertionError unless totals, bounds and episodes agree with the fragments."""
-        stored = list(self._fragments.values())
-        assert list(self._fragments) == list(range(self._oldest, self._next)), "store: serials are not contiguous"
-        assert self.steps == sum(f.num_steps for f in stored) <= self._capacity_steps, "store: steps"
-        assert self.bytes == sum(len(f.payload) for f in stored) <= self._capacity_bytes, "store: bytes"
-        assert self.observations == sum(f.num_observations for f in stored), "store: observations"
-        in_episodes = [f.serial for episode in self._episodes.values() for f in episode.values()]
-        assert sorted(in_episodes) == list(self._fragments), "store: episodes and fragments differ"
-        for fragment in stored:
-            episode = self._episodes[fragment.key]
-            neighbours = [self._serial_of(episode, fragment.index + side) for side in (-1, 1)]
-            links = (fragment.first_step, fragment.first_window, *neighbours)
-            assert self._links[fragment.serial % len(self._links)].tolist() == links, "store: links"
-
     @staticmethod
     def _serial_of(episode: dict[int, StoredFragment], index: int) -> int:
         fragment = episode.get(index)
@@ -230,7 +209,6 @@ class FragmentStore:
     def _account(self, fragment: StoredFragment, sign: int) -> None:
         self.steps += sign * fragment.num_steps
         self.bytes += sign * len(fragment.payload)
-        self.observations += sign * fragment.num_observations
 
     def _key(self, header: FragmentHeader) -> EpisodeKey:
         base = header.sequence_no - header.first_step // self._fragment_steps

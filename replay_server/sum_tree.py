@@ -1,7 +1,5 @@
 """A sum tree over float64 weights, vectorised over slots."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
@@ -79,9 +77,3 @@ class SumTree:
         sizes = np.asarray(counts, np.int64)
         place = np.arange(sizes.sum()) - np.repeat(sizes.cumsum() - sizes, sizes)
         return self.find((place + rng.random(len(place))) * (self.total / np.repeat(sizes, sizes)))
-
-    def check_valid(self) -> None:
-        """Raises AssertionError unless every inner node is the sum of its children and no weight is negative."""
-        inner = self._nodes[1 : self.capacity]
-        assert np.array_equal(inner, self._nodes[2::2] + self._nodes[3::2]), "sum tree: inner sums are stale"
-        assert (self._nodes[self.capacity :] >= 0).all(), "sum tree: negative weight"

@@ -11,14 +11,10 @@ Window k of an episode of E steps starts at k * stride < E. Where windows overla
 its predecessor does not train as well, (k - 1) * stride + unroll >= E, does not exist.
 """
 
-from __future__ import annotations
-
 import numpy as np
-import numpy.typing as npt
 
 from drqn_dist.config import WindowShape
-
-Ints = npt.NDArray[np.int64]
+from replay_server.sum_tree import Ints
 
 
 def owned_windows(shape: WindowShape, num_steps: int) -> int:

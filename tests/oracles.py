@@ -50,11 +50,25 @@ def input_at(episode: PlainEpisode, step: int, stack_frames: int) -> NetworkInpu
     )
 
 
+def unroll(network: QNetwork, inputs: NetworkInput, state: Tensor) -> tuple[Tensor, Tensor]:
+    """Raw inputs [B, T, ...] → Q values float32 [B, T, A], state [S, B, H]."""
+    batch, steps = inputs.last_actions.shape
+    folded = network.torso.fold(inputs.observations.flatten(0, 1))
+    prepared = network.prepare(folded).view(batch, steps, *folded.shape[1:])
+    return network.recur(network.features(inputs._replace(observations=prepared)), state)
+
+
+def step_once(network: QNetwork, inputs: NetworkInput, state: Tensor) -> tuple[Tensor, Tensor]:
+    """One step: raw inputs [B, ...] → Q values float32 [B, A], state [S, B, H]."""
+    q_values, state = unroll(network, NetworkInput(*(x.unsqueeze(1) for x in inputs)), state)
+    return q_values[:, 0], state
+
+
 Steps = tuple[dict[int, list[float]], dict[int, Tensor]]
 
 
 def step_through(network: QNetwork, episode: PlainEpisode, steps: range, state: Tensor, stack_frames: int) -> Steps:
-    """Q values of each of these steps and the state before it, one `network.step` at a time.
+    """Q values of each of these steps and the state before it, one call at a time.
 
     The final observation counts as a step here: it has Q values too.
     """
@@ -62,7 +76,7 @@ def step_through(network: QNetwork, episode: PlainEpisode, steps: range, state: 
     with torch.no_grad():
         for step in steps:
             states[step] = state
-            q, state = network.step(input_at(episode, step, stack_frames), state)
+            q, state = step_once(network, input_at(episode, step, stack_frames), state)
             q_values[step] = q[0].tolist()
     return q_values, states
 

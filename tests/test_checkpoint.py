@@ -74,7 +74,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint_and_no_rubbish(tmp_path: Pa
 
 def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match="could not create"):
+    with pytest.raises(CheckpointError, match="could not write checkpoint"):
         CheckpointFolder(tmp_path / "file" / "checkpoints", kept=1).write(1, _tensors(), {})
 
 

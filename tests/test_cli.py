@@ -203,6 +203,6 @@ def test_reading_arguments_needs_neither_torch_nor_ray() -> None:
 
 
 def test_the_package_offers_its_functions_lazily() -> None:
-    assert {"train", "evaluate", "load_policy"} <= set(dir(drqn_dist))
+    assert set(drqn_dist.__all__) >= {"train", "evaluate", "load_policy"}
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         _ = drqn_dist.trian

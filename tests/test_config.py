@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from drqn_dist.arguments import parse_train
-from drqn_dist.config import TrainConfig, from_dict, to_dict
+from drqn_dist.config import TrainConfig, from_dict, setting
 from drqn_dist.errors import ConfigError
-from drqn_dist.settings import setting
 
 LEFT_OPEN = {
     "actors": "auto",
@@ -65,7 +64,7 @@ def test_whole_numbers_are_read_where_none_or_a_fraction_is_allowed() -> None:
     config = from_dict(TrainConfig, {"minutes": 3, "stop_at_return": -5, "actors": None})
     assert (config.minutes, config.stop_at_return, config.actors) == (3.0, -5.0, None)
     assert isinstance(config.minutes, float)
-    assert from_dict(TrainConfig, json.loads(json.dumps(to_dict(config)))) == config
+    assert from_dict(TrainConfig, json.loads(json.dumps(asdict(config)))) == config
 
 
 def _refusal(path: Path) -> str:

@@ -55,7 +55,7 @@ def images_with(value: float, dtype: type) -> np.ndarray[Any, Any]:
         ({"states": {0: np.zeros(2, np.float32)}}, "state at step 0"),
         ({"states": {0: np.zeros((1, 2))}}, "state at step 0"),
         *(
-            ({name: -1}, f"{name} must not be negative, got -1")
+            ({name: -1}, rf"{name} must lie in \[0, 2\^63\), got -1")
             for name in ("first_step", "actor_id", "env_id", "episode_id", "sequence_no", "weight_version")
         ),
     ],

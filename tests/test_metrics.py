@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from drqn_dist.errors import RunFolderError
-from drqn_dist.metrics import MetricsLog, read_metrics
+from drqn_dist.metrics import MetricsLog, Stopwatch, read_metrics
 
 
 def test_a_line_is_on_disk_as_soon_as_it_is_written(tmp_path: Path) -> None:
@@ -63,3 +64,16 @@ def test_a_folder_without_metrics_or_that_is_missing_is_a_clear_error(tmp_path: 
         read_metrics(tmp_path)
     with pytest.raises(RunFolderError, match="cannot write metrics"):
         MetricsLog(tmp_path / "none")
+
+
+def test_each_lap_begins_where_the_one_before_ended() -> None:
+    began = time.perf_counter()
+    watch = Stopwatch()
+    deadline = time.process_time() + 0.05
+    while time.process_time() < deadline:
+        pass
+    wall, cpu = watch.lap()
+    second_wall, second_cpu = watch.lap()
+    assert cpu >= 0.04
+    assert second_cpu < 0.04
+    assert 0 < wall + second_wall <= time.perf_counter() - began

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import pytest
 
-from drqn_dist.config import TrainConfig, from_dict, to_dict
+from drqn_dist.config import TrainConfig, differences, from_dict, setting
 from drqn_dist.errors import ConfigError
 from drqn_dist.presets import PRESETS, preset
-from drqn_dist.settings import differences, setting
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -23,7 +24,7 @@ def test_every_source_is_of_a_real_setting(name: str) -> None:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_survives_the_way_through_json(name: str) -> None:
-    assert from_dict(TrainConfig, to_dict(preset(name))) == preset(name)
+    assert from_dict(TrainConfig, asdict(preset(name))) == preset(name)
     assert preset(name).preset == name
 
 

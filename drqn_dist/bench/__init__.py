@@ -1,7 +1,5 @@
 """Measures actor, replay and learner on this machine. Light to import: each role's bench is imported when run."""
 
-from __future__ import annotations
-
 import importlib
 import statistics
 import time
@@ -37,8 +35,6 @@ class BenchSettings(Bounded):
     """Measurements of each figure; the two sides of a ratio are measured in turn."""
     play_steps: Annotated[int, Within(1, 10**8)] = 16_000
     """Agent steps played to fill the replay with."""
-    memory_steps: Annotated[int, Within(1, 10**10)] = 1_000_000
-    """Agent steps that the replay holds while its memory is measured."""
 
 
 def run_bench(role: Role, preset_name: str | None = None, settings: BenchSettings | None = None) -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """The actor beside its bare environments: what inference, fragments and compression cost."""
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Iterator, Sequence

@@ -1,34 +1,29 @@
 """The learner in the full pipeline beside the same update on one batch that is always there."""
 
-from __future__ import annotations
-
 import math
 import sys
 import time
 import uuid
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from typing import Any
 
+import psutil
 import ray
 import torch
 
 from drqn_dist.bench import BenchSettings, Figures
-from drqn_dist.bench.fill import MAX_STEPS, unblocked
-from drqn_dist.bench.play import play
+from drqn_dist.bench.play import MAX_STEPS, play, unblocked
 from drqn_dist.config import TrainConfig
 from drqn_dist.distributed import remote, remote_replay
 from drqn_dist.distributed.channels import RAY
 from drqn_dist.distributed.local_ray import LocalRay
 from drqn_dist.distributed.placement import learner_gpus
 from drqn_dist.envs.make import env_spec
-from drqn_dist.interfaces import EnvSpec
-from drqn_dist.training.memory import STORE_BYTES, plan_frame_store
+from drqn_dist.training.memory import STORE_BYTES
 from learner.feed import WAITING_DRAWS
 from learner.learner import Learner
-from learner.weight_publisher import WeightPublisher
-from replay_server.replay import LocalSource, Replay
 
 
 def bench(config: TrainConfig, settings: BenchSettings) -> dict[str, Any]:
@@ -37,7 +32,8 @@ def bench(config: TrainConfig, settings: BenchSettings) -> dict[str, Any]:
 
     Returns:
         updates_per_s, bare_updates_per_s, ratio (of the one over the other), transitions_per_s (of batch_windows ·
-        unroll_steps an update), spread; env, device, batch_windows, unroll_steps.
+        unroll_steps an update), cpu_s_per_1000_transitions (of all processes, Ray's too, in the full pipeline), spread;
+        env, device, batch_windows, unroll_steps.
     """
     capacity = min(config.replay.capacity_steps, MAX_STEPS)
     config = replace(config, mode="ray", replay=replace(unblocked(config.replay, capacity), shards=1))
@@ -55,9 +51,15 @@ def bench(config: TrainConfig, settings: BenchSettings) -> dict[str, Any]:
         device = ray.get(learner.catch_up.remote(len(payloads)))
         for _ in range(settings.repeats):
             bare = ray.get(learner.bare_updates_per_s.remote(settings.seconds))
+            begun, cpu_s = ray.get(learner.updates.remote()), _cpu_s()
             full = ray.get(learner.updates_per_s.remote(settings.seconds))
+            trained, cpu_s = transitions * (ray.get(learner.updates.remote()) - begun), _cpu_s() - cpu_s
             figures.add(
-                updates_per_s=full, bare_updates_per_s=bare, ratio=full / bare, transitions_per_s=full * transitions
+                updates_per_s=full,
+                bare_updates_per_s=bare,
+                ratio=full / bare,
+                transitions_per_s=full * transitions,
+                cpu_s_per_1000_transitions=1_000 * cpu_s / trained,
             )
     return figures.result() | {
         "env": config.env.id,
@@ -77,6 +79,10 @@ class _LearnerRole(remote.LearnerRole):
         device = next(self._learner.state.network.parameters()).device
         return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
+    def updates(self) -> int:
+        """So far."""
+        return self._learner.state.updates
+
     def updates_per_s(self, seconds: float) -> float:
         """In the full pipeline."""
         self._train_draws(WAITING_DRAWS + 2)  # those prepared while the bare update ran would flatter it
@@ -94,6 +100,16 @@ class _LearnerRole(remote.LearnerRole):
             self._learner.update()
 
 
+def _cpu_s() -> float:
+    """CPU seconds so far of this process and of all that it has started."""
+    found, driver = 0.0, psutil.Process()
+    for process in (driver, *driver.children(recursive=True)):
+        with suppress(psutil.Error):  # it has just ended
+            times = process.cpu_times()
+            found += times.user + times.system
+    return found
+
+
 def bare_update(learner: Learner) -> Callable[[], object]:
     """This learner's update on its next batch, again and again; its priorities go nowhere."""
     batch = learner.feed.next()
@@ -102,13 +118,6 @@ def bare_update(learner: Learner) -> Callable[[], object]:
     gathered = batch.gathered and type(batch.gathered)(*(x.to(device) for x in batch.gathered))
     resident = batch._replace(places=places, weights=weights, gathered=gathered)
     return lambda: learner.step(resident)
-
-
-def lonely_learner(config: TrainConfig, spec: EnvSpec, replay: Replay) -> Learner:
-    """A learner beside this replay, in the same process and thread."""
-    config = replace(config, mode="serial")
-    source = LocalSource(replay, config.learner.batch_windows)
-    return Learner(config, spec, source, replay, WeightPublisher(), plan_frame_store(config, spec))
 
 
 def rate_of(update: Callable[[], object], seconds: float) -> float:

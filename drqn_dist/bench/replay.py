@@ -1,6 +1,4 @@
-"""The replay: how small its frames are, how fast it takes and gives them, what it needs in memory."""
-
-from __future__ import annotations
+"""The replay: how small its frames are, and how fast it takes and gives them."""
 
 import math
 import time
@@ -10,9 +8,7 @@ from typing import Any
 import numpy as np
 
 from drqn_dist.bench import BenchSettings, Figures, rate
-from drqn_dist.bench.fill import MAX_STEPS, copies, fill, measure_memory, unblocked
-from drqn_dist.bench.learner import bare_update, lonely_learner, rate_of
-from drqn_dist.bench.play import play
+from drqn_dist.bench.play import MAX_STEPS, copies, fill, play, unblocked
 from drqn_dist.codec import decode_header
 from drqn_dist.config import TrainConfig
 from drqn_dist.envs.make import env_spec
@@ -24,13 +20,10 @@ def bench(config: TrainConfig, settings: BenchSettings) -> dict[str, Any]:
     """One full replay in this process and thread, filled with copies of real play.
 
     A window drawn is a reference, as for a learner that has every fragment, and includes its priority sent back.
-    Windows and the bare update, with the threads that the learner is configured for, are measured in turn; `ratio` is
-    windows drawn over windows trained.
 
     Returns:
-        pushes_per_s, windows_per_s, learner_windows_per_s, ratio, spread; bytes_per_frame (everything stored, per agent
-        step), raw_bytes_per_frame; steps_per_push, env; memory_steps, memory_bytes (the whole process that
-        holds them) and memory_bytes_per_million_steps (its growth, scaled).
+        pushes_per_s, windows_per_s, spread; bytes_per_frame (everything stored, per agent step), raw_bytes_per_frame;
+        steps_per_push, env.
     """
     spec = env_spec(config.env)
     payloads = play(config, spec, settings.play_steps)
@@ -43,8 +36,6 @@ def bench(config: TrainConfig, settings: BenchSettings) -> dict[str, Any]:
     supply = copies(payloads, max_bytes)
     fill(replay, supply, capacity)
     windows = config.learner.batch_windows
-    update = bare_update(lonely_learner(bench_config, spec, replay))
-    rate_of(update, settings.seconds / 4)  # the first updates allocate
     held = Held(replay.sample([], Held(), 0).fresh.log, 0, SHARD_STRIDE)
     for _ in range(settings.repeats):
         pieces = next(supply)
@@ -53,18 +44,13 @@ def bench(config: TrainConfig, settings: BenchSettings) -> dict[str, Any]:
             replay.push(piece)
         pushes = len(pieces) / (time.perf_counter() - start)
         drawn = rate(lambda: _draw(replay, held, windows), settings.seconds)
-        trained = windows * rate_of(update, settings.seconds)
-        figures.add(pushes_per_s=pushes, windows_per_s=drawn, learner_windows_per_s=trained, ratio=drawn / trained)
+        figures.add(pushes_per_s=pushes, windows_per_s=drawn)
 
-    before, after = measure_memory(payloads, config.replay, config.window, settings.memory_steps)
     return figures.result() | {
         "bytes_per_frame": sum(map(len, payloads)) / steps,
         "raw_bytes_per_frame": math.prod(spec.observation_shape) * np.dtype(spec.observation_dtype).itemsize,
         "steps_per_push": config.window.fragment,
         "env": config.env.id,
-        "memory_steps": settings.memory_steps,
-        "memory_bytes": after,
-        "memory_bytes_per_million_steps": (after - before) * 1_000_000 / settings.memory_steps,
     }
 
 

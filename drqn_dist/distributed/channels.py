@@ -4,8 +4,6 @@ A call to a role that is being started again is tried again, for as long as that
 whether a role stays away, and its callers are not to blame.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import time
@@ -20,6 +18,7 @@ import ray
 from ray.exceptions import ActorUnavailableError, ObjectLostError, RayActorError, RayTaskError
 
 from drqn_dist.interfaces import SHARD_STRIDE, FragmentInbox, Held, WeightSnapshot, WindowDraws
+from replay_server.replay import ReplayStats
 from replay_server.shards import ShardAnswer, ShardLedger, Split
 
 RAY: Any = ray
@@ -42,10 +41,18 @@ def _node_id() -> str:
 
 @dataclass(frozen=True)
 class Pulse:
-    """A sign of life of a role."""
+    """A sign of life of a role, and what it tells with it."""
 
     process: int = field(default_factory=os.getpid)
     node: str = field(default_factory=_node_id)
+    note: str = ""
+    """Learner: where its frame store lies."""
+    played: Any = None
+    """Evaluator: how far its evaluation is (`Played`, which would import torch); None between two."""
+    stats: ReplayStats | None = None
+    """Replay: what it holds."""
+    state: dict[str, Any] | None = None
+    """Replay: what a new one would need to go on counting."""
 
 
 def await_restart(error: RayActorError) -> None:

@@ -1,7 +1,5 @@
 """The Ray that a run uses: its own on this machine, one that is there already, or a cluster's."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import logging

@@ -1,7 +1,5 @@
 """Where the roles of a run live in the cluster: all but the actors together, the actors wherever there is a CPU."""
 
-from __future__ import annotations
-
 import sys
 import time
 from collections.abc import Callable
@@ -52,7 +50,6 @@ class Placement:
         others = config.replay.shards + 1
         bundles = [{"CPU": 1.0, "GPU": float(self.gpus)} if self.gpus else {"CPU": 1.0}]
         bundles += [{"CPU": 1.0}] * others
-        self._evaluator = len(bundles) - 1
         self._group: PlacementGroup | None = None
         try:
             self._find_room(bundles, say)
@@ -81,15 +78,17 @@ class Placement:
 
     def learner(self) -> dict[str, Any]:
         """Ray options of the learner."""
-        return {"num_gpus": self.gpus, **self._in_bundle(0)}
+        return {"num_gpus": self.gpus, **self.other(-1)}
 
-    def replay(self, shard: int) -> dict[str, Any]:
-        """Ray options of a replay shard."""
-        return self._in_bundle(1 + shard)
-
-    def evaluator(self) -> dict[str, Any]:
-        """Ray options of the evaluator."""
-        return self._in_bundle(self._evaluator)
+    def other(self, index: int) -> dict[str, Any]:
+        """Ray options of a replay shard, or, after the last of them, of the evaluator."""
+        assert self._group is not None
+        strategy = PlacementGroupSchedulingStrategy(
+            placement_group=self._group,
+            placement_group_bundle_index=1 + index,
+            placement_group_capture_child_tasks=False,
+        )
+        return {"scheduling_strategy": strategy}
 
     def has_room(self) -> bool:
         """Whether all of it is there; not while Ray looks for other nodes in place of one that left."""
@@ -100,13 +99,6 @@ class Placement:
         if self._group is not None:
             with suppress(RayError, ValueError):
                 remove_placement_group(self._group)
-
-    def _in_bundle(self, index: int) -> dict[str, Any]:
-        assert self._group is not None
-        strategy = PlacementGroupSchedulingStrategy(
-            placement_group=self._group, placement_group_bundle_index=index, placement_group_capture_child_tasks=False
-        )
-        return {"scheduling_strategy": strategy}
 
 
 def check_device(config: TrainConfig) -> None:
@@ -160,11 +152,6 @@ def fitting_actors(config: TrainConfig) -> int:
             others = 2 + config.replay.shards
             free = int(RAY.available_resources().get("CPU", 0)) - others
     return max(free, config.replay.shards)
-
-
-def has_free_cpu() -> bool:
-    """Whether an actor that has not begun could have done so."""
-    return float(RAY.available_resources().get("CPU", 0)) >= 1
 
 
 def _head_cpus() -> float:

@@ -5,11 +5,9 @@ Replay and learner are started again by Ray itself under the same handle, so tha
 A new replay or learner must not serve anyone before it has what the one before it left: it waits for `begin`.
 """
 
-from __future__ import annotations
-
 import os
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -40,14 +38,6 @@ EVALUATOR_NICENESS = 4
 """Added to the 15 that Ray gives its workers; 19 is the end of the scale."""
 
 
-@dataclass(frozen=True)
-class LearnerPulse(Pulse):
-    """A learner that has begun."""
-
-    note: str = ""
-    """Where its frame store lies."""
-
-
 class LearnerRole:
     """Learner in a process of its own; weights are served from a thread beside the training."""
 
@@ -67,7 +57,7 @@ class LearnerRole:
         self._plan = plan_frame_store(config, spec)
         self._learner = Learner(config, spec, source, priorities, self._publisher, self._plan, threaded=True)
 
-    def begin(self, saved: Saved | None) -> LearnerPulse:
+    def begin(self, saved: Saved | None) -> Pulse:
         """Goes on from there, or from fresh weights.
 
         Raises:
@@ -76,7 +66,7 @@ class LearnerRole:
         if saved is not None:
             self._learner.load(saved.tensors, saved.meta["learner"])
         self._begun = True
-        return LearnerPulse(note=str(self._plan))
+        return Pulse(note=str(self._plan))
 
     def run(self, seconds: float) -> LearnerStats | None:
         """Trains for about this long, also where no batch comes; None before `begin`."""
@@ -88,12 +78,6 @@ class LearnerRole:
     def save(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
         """None before `begin`."""
         return self._learner.save() if self._begun else None
-
-    def adopt(self, weights: WeightSnapshot) -> bool:
-        """False before `begin`."""
-        if self._begun:
-            self._learner.adopt(weights)
-        return self._begun
 
     @ray.method(concurrency_group="weights")
     def latest(self, known_version: int) -> list[ray.ObjectRef[WeightSnapshot]]:
@@ -130,14 +114,6 @@ class ActorRole:
         return Pulse()
 
 
-@dataclass(frozen=True)
-class EvaluatorPulse(Pulse):
-    """A sign of life of the evaluator."""
-
-    played: Played | None = None
-    """How far its evaluation is; None between two."""
-
-
 class EvaluatorRole:
     """Evaluator in a process of its own."""
 
@@ -163,9 +139,9 @@ class EvaluatorRole:
         self._played = played
 
     @ray.method(concurrency_group="pulse")
-    def pulse(self) -> EvaluatorPulse:
+    def pulse(self) -> Pulse:
         """A sign of life while games are played, and how far they are."""
-        return EvaluatorPulse(played=self._played)
+        return Pulse(played=self._played)
 
 
 def start_learner(config: TrainConfig, spec: EnvSpec, run: str, where: Placement) -> Any:
@@ -185,4 +161,4 @@ def start_actor(config: TrainConfig, index: int, replay: Any, learner: Any, agen
 def start_evaluator(config: TrainConfig, where: Placement) -> Any:
     """An evaluator process; if it dies the supervisor starts another one."""
     remote = RAY.remote(num_cpus=1, concurrency_groups={"pulse": 1})(EvaluatorRole)
-    return remote.options(**where.evaluator()).remote(config)
+    return remote.options(**where.other(config.replay.shards)).remote(config)

@@ -1,11 +1,7 @@
 """The replay behind Ray: like `remote.py`, but without torch, which would take three times as long to start."""
 
-from __future__ import annotations
-
 import threading
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,16 +13,8 @@ from drqn_dist.distributed.channels import RAY, Pulse
 from drqn_dist.distributed.placement import Placement
 from drqn_dist.interfaces import Held
 from replay_server.rate_limiter import Balance
-from replay_server.replay import ReplayStats, make_shard
+from replay_server.replay import make_replay
 from replay_server.shards import ShardAnswer
-
-
-@dataclass(frozen=True)
-class ReplayPulse(Pulse):
-    """What the replay holds, and what a new one would need to go on counting."""
-
-    stats: ReplayStats | None = None
-    state: dict[str, Any] | None = None
 
 
 class ReplayRole:
@@ -34,7 +22,7 @@ class ReplayRole:
     so that a push that waits for the rate limiter does not keep a sample from being answered."""
 
     def __init__(self, config: TrainConfig, shard: int) -> None:
-        self._replay = make_shard(config, shard)
+        self._replay = make_replay(config, shard)
         self._begun = threading.Event()
 
     def begin(self, state: dict[str, Any] | None) -> Pulse:
@@ -67,15 +55,11 @@ class ReplayRole:
     def update_priorities(self, ids: npt.NDArray[np.int64], priorities: npt.NDArray[np.float64]) -> None:
         self._replay.update_priorities(ids, priorities)
 
-    def pulse(self) -> ReplayPulse | None:
+    def pulse(self) -> Pulse | None:
         """None before `begin`."""
         if not self._begun.is_set():
             return None
-        return ReplayPulse(stats=self._replay.stats(), state=self._replay.get_state())
-
-    def cpu_s(self) -> float:
-        """CPU seconds of the process since it was started, Ray's threads included."""
-        return time.process_time()
+        return Pulse(stats=self._replay.stats(), state=self._replay.get_state())
 
 
 def start_replay(
@@ -96,7 +80,7 @@ def start_replay(
     remote = RAY.remote(num_cpus=1, max_restarts=-1, concurrency_groups=groups)(ReplayRole)
     shards = []
     for shard in range(config.replay.shards):
-        options = where.replay(shard) if where else {}
+        options = where.other(shard) if where else {}
         named = remote.options(name=_replay_name(run, shard), **options)
         handle = named.remote(config, shard)
         handle.begin.remote(states[shard] if states is not None else None)

@@ -1,7 +1,5 @@
 """Drives the roles through Ray: hands out work in short pieces, collects what was done, replaces what died or hangs."""
 
-from __future__ import annotations
-
 import contextlib
 import time
 import uuid
@@ -15,18 +13,17 @@ from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError, Ray
 from actors.evaluator import Evaluation, Played
 from drqn_dist.config import TrainConfig
 from drqn_dist.distributed import remote, remote_replay
-from drqn_dist.distributed.channels import Pulse
-from drqn_dist.distributed.failure_policy import decide
+from drqn_dist.distributed.channels import RAY, Pulse
 from drqn_dist.distributed.local_ray import LocalRay
-from drqn_dist.distributed.placement import Placement, check_device, has_free_cpu, living_nodes
-from drqn_dist.distributed.role import Kind, Role, RoleKind
+from drqn_dist.distributed.placement import Placement, check_device, living_nodes
+from drqn_dist.distributed.role import Kind, Role, RoleKind, decide
 from drqn_dist.envs.make import env_spec
 from drqn_dist.errors import DrqnError, EnvFailedError, RoleFailedError
 from drqn_dist.interfaces import WeightSnapshot
 from drqn_dist.network.q_network import QNetwork
 from drqn_dist.training.memory import STORE_BYTES, processes
 from drqn_dist.training.serial import next_multiple
-from drqn_dist.training.session import Report, Saved, never, unseen
+from drqn_dist.training.session import Report, Saved, never
 from learner.train_state import load_network
 from replay_server.replay import ReplayStats, total_stats
 
@@ -48,7 +45,7 @@ class RaySession:
     A dead actor is replaced by one of the same index, hence the same rungs of the ε ladder, and the next incarnation.
     A dead replay, or shard of it, comes back empty with the counters of its last pulse, a dead learner with the last
     saved state (`save`, called for every checkpoint). A role that hangs is killed first. Failures that repeat end the
-    run (`failure_policy`), but not those of a node that left the cluster: what was there starts again elsewhere, as
+    run (`role.decide`), but not those of a node that left the cluster: what was there starts again elsewhere, as
     soon as there is room. Used from one thread.
     """
 
@@ -124,40 +121,21 @@ class RaySession:
         self._saved = Saved(tensors, meta)
         return self._saved
 
-    def evaluate(
-        self, seed: int, weights: WeightSnapshot | None = None, progress: Callable[[Played], None] = unseen
-    ) -> Evaluation:
-        # Training goes on beside other weights than its last.
-        beside = weights is not None and self.agent_steps < self._config.total_steps
-        if weights is None:
-            assert self._saved is not None, "save first"
-            network = QNetwork(self._config.network, self._spec, self._config.env.stack_frames)
-            load_network(network, self._saved.tensors, "network.")
-            weights = WeightSnapshot(int(self._saved.meta["learner"]["updates"]), network.to_vector())
+    def evaluate(self, seed: int, progress: Callable[[Played], object] = never) -> Evaluation:
+        assert self._saved is not None, "save first"
+        network = QNetwork(self._config.network, self._spec, self._config.env.stack_frames)
+        load_network(network, self._saved.tensors, "network.")
+        weights = WeightSnapshot(int(self._saved.meta["learner"]["updates"]), network.to_vector())
         if self._evaluator.under_way["evaluate"]:  # with older weights: it would only be waited for
             self._end(self._evaluator)
         self._report.evaluations.clear()
         self._played = None
         while not self._report.evaluations:
             self._play(weights, seed, self._config.eval.final_episodes or self._config.eval.episodes)
-            self._turn(self._roles if beside else [self._evaluator], PULSE_S)
+            self._turn([self._evaluator], PULSE_S)
             if self._played is not None:
                 progress(self._played)
         return self._report.evaluations.pop()
-
-    def adopt(self, weights: WeightSnapshot) -> None:
-        self._ask_learner(lambda learner: learner.adopt.remote(weights))
-
-    def replay_cpu_s(self) -> float:
-        """CPU seconds of all shards of the replay since they were started.
-
-        Raises:
-            RoleFailedError: one does not answer.
-        """
-        try:
-            return float(sum(ray.get([role.handle.cpu_s.remote() for role in self._replay], timeout=self._hang_s)))
-        except RayError as error:
-            raise RoleFailedError(f"the replay did not answer: {_cause(error)}") from error
 
     def close(self) -> None:
         if not self._ray.owned:  # nobody else ends them
@@ -225,7 +203,7 @@ class RaySession:
         if self._config.address is None:  # a Ray of our own has a CPU for everyone
             return ""
         if role.kind is RoleKind.ACTOR:
-            return "" if has_free_cpu() else "a CPU; add a node, or lower actors"
+            return "a CPU; add a node, or lower actors" if RAY.available_resources().get("CPU", 0) < 1 else ""
         assert self._placement is not None
         return "" if self._placement.has_room() else "room on another node after its own left; add one"
 
@@ -298,8 +276,8 @@ class RaySession:
         role.seen_s, role.begun = now, True
         if pulse is not None:
             role.process, role.node = pulse.process, pulse.node
-        if isinstance(result, remote.LearnerPulse):
-            self._report.notes.append(result.note)
+        if pulse is not None and pulse.note:
+            self._report.notes.append(pulse.note)
         if kind == "pulse" and role.kind is RoleKind.REPLAY:
             self._replay_stats[role.index], self._replay_states[role.index] = result.stats, result.state
             self._report.replay = total_stats([stats for stats in self._replay_stats if stats is not None])

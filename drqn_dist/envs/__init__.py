@@ -3,8 +3,6 @@
 Importing it registers `drqn_dist/GridWorld-v0` and `drqn_dist/PositionOnlyCartPole-v0` with Gymnasium.
 """
 
-from __future__ import annotations
-
 import gymnasium
 
 gymnasium.register(id="drqn_dist/GridWorld-v0", entry_point="drqn_dist.envs.gridworld:GridWorld")

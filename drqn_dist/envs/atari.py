@@ -1,7 +1,5 @@
 """Atari games through ale-py's native vector environment."""
 
-from __future__ import annotations
-
 import difflib
 from typing import Any
 
@@ -50,11 +48,8 @@ class LifeWatch:
     exactly the end of a game, and lost lives are found here.
     """
 
-    def __init__(self, num_envs: int) -> None:
-        self._lives = np.zeros(num_envs, dtype=np.int32)
-
-    def restart(self, lives: npt.NDArray[np.int32]) -> None:
-        """Every game begins anew with `lives` int32 [N]."""
+    def __init__(self, lives: npt.NDArray[np.int32]) -> None:
+        """Every game begins with `lives` int32 [N]."""
         self._lives = lives.copy()
 
     def lost(self, lives: npt.NDArray[np.int32], over: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
@@ -86,7 +81,6 @@ class AtariBatch:
         self._envs = _make(config, num_envs, num_threads, (config.height_px, config.width_px), grayscale=True)
         self._id = config.id
         self._life_loss_ends_episode = config.life_loss_ends_episode
-        self._life_watch = LifeWatch(num_envs)
         self.num_envs = num_envs
         self.spec = EnvSpec(
             observation_shape=(1, config.height_px, config.width_px),
@@ -97,7 +91,7 @@ class AtariBatch:
 
     def reset(self, seed: int) -> npt.NDArray[np.uint8]:
         observations, info = self._envs.reset(seed=row_seeds(seed, self.num_envs))
-        self._life_watch.restart(info["lives"])
+        self._life_watch = LifeWatch(info["lives"])
         return _typed(observations)
 
     def step(self, actions: npt.NDArray[np.int64]) -> StepBatch:

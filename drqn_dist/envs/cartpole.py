@@ -1,7 +1,5 @@
 """CartPole of which only positions can be seen, registered as `drqn_dist/PositionOnlyCartPole-v0`."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,8 +1,7 @@
 """Flicker: a fully observed game made partially observable (DRQN paper, section 5)."""
 
-from __future__ import annotations
-
 from dataclasses import replace
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -47,6 +46,11 @@ class Flicker:
     def step(self, actions: npt.NDArray[np.int64]) -> StepBatch:
         batch = self.env.step(actions)
         return replace(batch, observations=self._blank(batch.observations))
+
+    def render(self) -> npt.NDArray[np.uint8]:
+        """The picture behind the observation, not flickered, of an environment that can be watched."""
+        picture: npt.NDArray[np.uint8] = cast(Any, self.env).render()
+        return picture
 
     def close(self) -> None:
         self.env.close()

@@ -1,7 +1,5 @@
 """A partially observable GridWorld, registered as `drqn_dist/GridWorld-v0`."""
 
-from __future__ import annotations
-
 from typing import Any, ClassVar
 
 import gymnasium
@@ -9,7 +7,6 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from drqn_dist.envs import mazes
 from drqn_dist.envs.mazes import MOVES, Place, make_maze
 from drqn_dist.errors import EnvError
 
@@ -31,13 +28,13 @@ class GridWorld(gymnasium.Env[npt.NDArray[np.float32], int]):
         maze: tmaze (remember a sign), cheese (find out where you are) or crossings (count); see `mazes`.
         size: length of corridors, or number of crossings; 0 = the maze's default.
         time_limit_steps: steps until truncation; 0 = ten times the longest way.
-        render_mode: None, ansi (text, the agent is @) or rgb_array.
+        render_mode: None or rgb_array.
 
     Raises:
         EnvError: no such maze, size, limit or render mode.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 8}  # type: ignore[misc]
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 8}  # type: ignore[misc]
 
     def __init__(
         self, maze: str = "tmaze", size: int = 0, time_limit_steps: int = 0, render_mode: str | None = None
@@ -67,18 +64,9 @@ class GridWorld(gymnasium.Env[npt.NDArray[np.float32], int]):
         return self._maze.view(self._place), reward, terminated, truncated, {}
 
     def render(self) -> Any:
-        """str for ansi, uint8 [16 · rows, 16 · columns, 3] for rgb_array, None without a render mode."""
-        if self.render_mode == "ansi":
-            return self._as_text()
-        return self._as_picture() if self.render_mode == "rgb_array" else None
-
-    def _as_text(self) -> str:
-        which, (row, column) = self._place
-        lines = [line.replace("S", ".") for line in self._maze.layouts[which]]
-        lines[row] = lines[row][:column] + "@" + lines[row][column + 1 :]
-        return "\n".join(lines) + "\n"
-
-    def _as_picture(self) -> npt.NDArray[np.uint8]:
+        """uint8 [16 · rows, 16 · columns, 3] for rgb_array, None without a render mode."""
+        if self.render_mode is None:
+            return None
         which, (row, column) = self._place
         cells = np.array([[_COLOURS[glyph] for glyph in line] for line in self._maze.layouts[which]], np.float64)
         shade = np.full(cells.shape[:2], _UNSEEN_SHADE)
@@ -86,12 +74,3 @@ class GridWorld(gymnasium.Env[npt.NDArray[np.float32], int]):
         cells *= shade[:, :, None]
         cells[row, column] = _AGENT_COLOUR
         return np.kron(cells, np.ones((_CELL_PX, _CELL_PX, 1))).astype(np.uint8)
-
-
-def optimal_return(maze: str = "tmaze", size: int = 0, time_limit_steps: int = 0) -> float:
-    """Expected return of the best agent with memory in `GridWorld(maze, size, time_limit_steps)`, exactly.
-
-    Raises:
-        EnvError: as `GridWorld`.
-    """
-    return mazes.optimal_return(*make_maze(maze, size, time_limit_steps))

@@ -1,7 +1,5 @@
 """Any registered Gymnasium environment with Discrete actions, stepped as a batch."""
 
-from __future__ import annotations
-
 import difflib
 from contextlib import closing
 from typing import Any

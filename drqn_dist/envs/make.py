@@ -1,11 +1,9 @@
 """The front door of the environments: configuration in, `BatchEnv` out."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar, cast
 
 import gymnasium
 import numpy as np
@@ -44,6 +42,9 @@ class RenderEnv(BatchEnv, Protocol):
     def render(self) -> npt.NDArray[np.uint8]:
         """The picture uint8 [H, W, 3] behind the present observation, not flickered."""
         ...
+
+
+_Env = TypeVar("_Env", bound=BatchEnv)
 
 
 def make_batch_env(config: EnvConfig, num_envs: int, num_threads: int = 1, seed: int = 0) -> BatchEnv:
@@ -86,12 +87,9 @@ def make_render_env(config: EnvConfig, seed: int = 0) -> RenderEnv:
     Raises:
         EnvError: as `make_batch_env`, or the environment has no render mode rgb_array.
     """
-    env: RenderEnv
     if config.id.startswith(atari.PREFIX):
-        env = atari.AtariRender(config)
-    else:
-        env = GymBatch(config, num_envs=1, render_mode="rgb_array")
-    return _Watched(env, _with_flicker(env, config, seed))
+        return _with_flicker(atari.AtariRender(config), config, seed)
+    return _with_flicker(GymBatch(config, num_envs=1, render_mode="rgb_array"), config, seed)
 
 
 def describe_single(config: EnvConfig) -> SingleEnv:
@@ -109,20 +107,11 @@ def describe_single(config: EnvConfig) -> SingleEnv:
         )
 
 
-class _Watched:
-    """Steps the wrapped environment, renders the bare one."""
-
-    def __init__(self, bare: RenderEnv, wrapped: BatchEnv) -> None:
-        self.spec, self.num_envs = wrapped.spec, wrapped.num_envs
-        self.reset, self.step, self.close = wrapped.reset, wrapped.step, wrapped.close
-        self.render = bare.render
-
-
-def _with_flicker(env: BatchEnv, config: EnvConfig, seed: int) -> BatchEnv:
+def _with_flicker(env: _Env, config: EnvConfig, seed: int) -> _Env:
     if config.flicker_probability == 0:
         return env
     try:
-        return Flicker(env, config.flicker_probability, seed)
+        return cast(_Env, Flicker(env, config.flicker_probability, seed))
     except Exception:
         env.close()
         raise

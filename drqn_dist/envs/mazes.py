@@ -1,12 +1,9 @@
-"""Mazes whose places look alike, and the best return that an agent with memory can reach in them.
+"""Mazes whose places look alike.
 
 A maze is drawn in text:  # wall   . floor   S floor where an episode may start   G goal   X wrong exit
 The agent sees which of the 3 × 3 cells around it are walls and nothing else: goal and wrong exits look like floor.
 """
 
-from __future__ import annotations
-
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,7 +18,6 @@ MOVES = ((-1, 0), (0, 1), (1, 0), (0, -1))
 Cell = tuple[int, int]
 Place = tuple[int, Cell]
 """Which of a maze's layouts, and where in it."""
-Belief = tuple[Place, ...]
 
 
 @dataclass(frozen=True)
@@ -61,43 +57,6 @@ class Maze:
         which, (row, column) = place
         rows = self.layouts[which][row - 1 : row + 2]
         return np.array([cell == "#" for line in rows for cell in line[column - 1 : column + 2]], np.float32)
-
-
-def optimal_return(maze: Maze, time_limit_steps: int) -> float:
-    """Expected undiscounted return of the best agent with memory, exactly.
-
-    Value iteration over beliefs: the places where the agent may be, after all that it did and saw. Moves are
-    deterministic and all starts equally likely, so a belief is a multiset of places that weigh the same.
-    """
-    first_beliefs = _split_by_view(maze, maze.starts())
-    outcomes: dict[Belief, list[tuple[float, list[Belief]]]] = {}
-    frontier = list(first_beliefs)
-    while frontier:
-        belief = frontier.pop()
-        if belief not in outcomes:
-            outcomes[belief] = [_outcome(maze, belief, action) for action in range(len(MOVES))]
-            frontier += [after for _, afters in outcomes[belief] for after in afters]
-    values = dict.fromkeys(outcomes, 0.0)
-    for _ in range(time_limit_steps):
-        values = {
-            belief: max(reward + sum(values[after] for after in afters) for reward, afters in actions)
-            for belief, actions in outcomes.items()
-        }
-    return sum(values[belief] for belief in first_beliefs) / len(maze.starts())
-
-
-def _outcome(maze: Maze, belief: Belief, action: int) -> tuple[float, list[Belief]]:
-    """The reward summed over a belief's places, and the beliefs that the next view tells apart."""
-    moved = [maze.move(place, action) for place in belief]
-    going_on = [place for place, _, ended in moved if not ended]
-    return sum(reward for _, reward, _ in moved), _split_by_view(maze, going_on)
-
-
-def _split_by_view(maze: Maze, places: list[Place]) -> list[Belief]:
-    groups: dict[bytes, list[Place]] = defaultdict(list)
-    for place in places:
-        groups[maze.view(place).tobytes()].append(place)
-    return [tuple(sorted(group)) for group in groups.values()]
 
 
 def tmaze(size: int) -> Maze:

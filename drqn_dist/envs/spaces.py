@@ -1,7 +1,5 @@
 """Gymnasium spaces → what the networks take."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """What a finished or running run has learnt: scores of whole games, a video, a policy for a loop of one's own."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -39,10 +37,6 @@ class Agent:
     updates: int
     """Learner updates behind the network."""
     weights_sha256: str
-
-    @property
-    def weights(self) -> WeightSnapshot:
-        return WeightSnapshot(self.updates, self.network.to_vector())
 
 
 def load_agent(run: Path) -> Agent:
@@ -97,8 +91,9 @@ def evaluate(
         Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress,
     ):
         bar = progress.add_task("episodes", total=episodes)
+        weights = WeightSnapshot(agent.updates, agent.network.to_vector())
         scores = evaluator.evaluate(
-            agent.weights, seed, lambda played: progress.update(bar, completed=played.episodes)
+            weights, seed, lambda played: progress.update(bar, completed=played.episodes)
         ).scores
     return {
         "mean_return": float(np.mean(scores)),
@@ -108,21 +103,6 @@ def evaluate(
         "env": agent.config.env.id,
         "weights_sha256": agent.weights_sha256,
     }
-
-
-def load_policy(run: str | Path, epsilon: float = 0.0, seed: int = 0) -> Policy:
-    """The policy of a run's newest checkpoint.
-
-    Args:
-        run: the run's folder.
-        epsilon: probability of a random action.
-        seed: of those random actions.
-
-    Raises:
-        RunFolderError, EnvError, CheckpointError: as `load_agent`.
-    """
-    _check_seed(seed)
-    return Policy(load_agent(Path(run)), epsilon, seed)
 
 
 def _check_seed(seed: int) -> None:
@@ -195,6 +175,21 @@ class Policy:
             f"the observation is {raw.dtype} {list(raw.shape)}, but this run takes {self.spec.observation_dtype} "
             f"{list(self.spec.observation_shape)}, or {list(self._single.raw_shape)} as the environment gives it"
         )
+
+
+def load_policy(run: str | Path, epsilon: float = 0.0, seed: int = 0) -> Policy:
+    """The policy of a run's newest checkpoint.
+
+    Args:
+        run: the run's folder.
+        epsilon: probability of a random action.
+        seed: of those random actions.
+
+    Raises:
+        RunFolderError, EnvError, CheckpointError: as `load_agent`.
+    """
+    _check_seed(seed)
+    return Policy(load_agent(Path(run)), epsilon, seed)
 
 
 def _pictures(agent: Agent, seed: int) -> Iterator[npt.NDArray[np.uint8]]:

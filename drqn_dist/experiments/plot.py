@@ -1,21 +1,18 @@
 """Learning curves: runs that differ in their seed alone become one line with its spread."""
 
-from __future__ import annotations
-
 import csv
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from drqn_dist.config import TrainConfig
+from drqn_dist.config import RESUMABLE, TrainConfig, differences, setting
 from drqn_dist.errors import RunFolderError
 from drqn_dist.experiments.run_folder import open_run
 from drqn_dist.metrics import read_metrics
-from drqn_dist.settings import RESUMABLE, differences, setting
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,14 +32,11 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 Points = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Curve:
-    """One run's points."""
+class Curve(NamedTuple):
+    """One run's points, float64 [P, 2] and [E, 2]: x, mean return of recent training episodes or of an evaluation."""
 
     training: Points
-    """float64 [P, 2]: x, mean return of recent training episodes."""
     evaluation: Points
-    """float64 [E, 2]: x, mean return of a greedy evaluation."""
 
 
 def read_curve(run: Path, x: XAxis) -> Curve:
@@ -73,19 +67,14 @@ def plot_runs(runs: Sequence[Path], out: Path, x: XAxis = "steps") -> None:
     Raises:
         RunFolderError: a run cannot be read, or `out` cannot be written.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-    from matplotlib.ticker import EngFormatter
+    from matplotlib.ticker import EngFormatter  # takes a second to import
 
     groups: dict[str, list[Curve]] = {}
     labels = label_runs([open_run(run).config for run in runs])
     for run, label in zip(runs, labels, strict=True):
         groups.setdefault(label, []).append(read_curve(run, x))
 
-    figure, axes = pyplot.subplots(figsize=(8, 4.5), dpi=150, layout="constrained")
-    try:
+    with figure(out, 1, (8, 4.5), 150) as (axes,):
         for index, (label, curves) in enumerate(sorted(groups.items())):
             _draw_group(axes, label, curves, _COLOURS[index % len(_COLOURS)])
         axes.set_xlabel(_X_LABELS[x])
@@ -95,11 +84,28 @@ def plot_runs(runs: Sequence[Path], out: Path, x: XAxis = "steps") -> None:
         axes.grid(alpha=0.25, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, loc="best", fontsize=9)
-        figure.savefig(out, format="png")
+
+
+@contextmanager
+def figure(out: Path, panels: int, inches: tuple[float, float], dpi: int) -> Iterator[tuple[Any, ...]]:
+    """Axes side by side, to be drawn on in this context, and then written as the PNG `out`.
+
+    Raises:
+        RunFolderError: it cannot be written.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    drawn, axes = pyplot.subplots(1, panels, figsize=inches, dpi=dpi, layout="constrained", squeeze=False)
+    try:
+        yield tuple(axes[0])
+        drawn.savefig(out, format="png")
     except OSError as error:
         raise RunFolderError(f"cannot write {out}: {error.strerror or error}; choose another --out") from error
     finally:
-        pyplot.close(figure)
+        pyplot.close(drawn)
 
 
 def label_runs(configs: Sequence[TrainConfig]) -> list[str]:
@@ -146,7 +152,7 @@ def mean_curve(curves: Sequence[Points]) -> tuple[Points, Points, Points, Points
     return grid, values.mean(axis=0), values.min(axis=0), values.max(axis=0)
 
 
-def _draw_group(axes: Axes, label: str, curves: Sequence[Curve], colour: str) -> None:
+def _draw_group(axes: "Axes", label: str, curves: Sequence[Curve], colour: str) -> None:
     trained = [curve.training for curve in curves if len(curve.training)]
     runs = f" ({len(curves)} runs)" if len(curves) > 1 else ""
     if len(trained) > 1:
@@ -159,13 +165,5 @@ def _draw_group(axes: Axes, label: str, curves: Sequence[Curve], colour: str) ->
         axes.plot(trained[0][:, 0], trained[0][:, 1], color=colour, linewidth=1.6, label=label + runs)
     evaluated = np.concatenate([curve.evaluation for curve in curves])
     if len(evaluated):
-        axes.scatter(
-            evaluated[:, 0],
-            evaluated[:, 1],
-            s=16,
-            color=colour,
-            edgecolors="white",
-            linewidths=0.5,
-            zorder=3,
-            label=f"{label}, greedy evaluation",
-        )
+        style: dict[str, Any] = {"s": 16, "color": colour, "edgecolors": "white", "linewidths": 0.5, "zorder": 3}
+        axes.scatter(evaluated[:, 0], evaluated[:, 1], label=f"{label}, greedy evaluation", **style)

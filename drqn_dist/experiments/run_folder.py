@@ -1,10 +1,8 @@
 """The folder of one run, `runs/<env>__<preset>__<seed>__<YYYYmmdd-HHMMSS>/`; the README tells what is in it."""
 
-from __future__ import annotations
-
 import contextlib
-import dataclasses
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
@@ -13,7 +11,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ import psutil
 
 import drqn_dist
 from drqn_dist.checkpoint import CheckpointFolder, write_atomically
-from drqn_dist.config import TrainConfig, from_dict, to_dict
+from drqn_dist.config import TrainConfig, from_dict
 from drqn_dist.errors import ConfigError, RunFolderError
 from drqn_dist.training.memory import usable_cores
 
@@ -46,8 +44,8 @@ class Summary:
     weights_sha256: str
     """Of the final parameters' bytes."""
     stopped_by: str
-    """total_steps, minutes, stop_at_return or signal; died, if the run did not end in order: then all of this is as of
-    the newest checkpoint."""
+    """total_steps, minutes, stop_at_return or signal; unfinished, while the run goes on or if it did not end in order:
+    then all of this is as of the newest checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ class RunFolder:
             RunFolderError: it could not be written.
         """
         try:
-            _write_json(self.path / SUMMARY_NAME, dataclasses.asdict(summary))
+            _write_json(self.path / SUMMARY_NAME, asdict(summary))
         except OSError as error:
             raise RunFolderError(f"could not write {self.path / SUMMARY_NAME}: {error.strerror}") from error
 
@@ -77,10 +75,9 @@ def create_run(config: TrainConfig, command_line: Sequence[str]) -> RunFolder:
     """Makes a new folder under `config.run_dir` and writes `config.json` into it (the program without its path).
 
     Raises:
-        RunFolderError: it could not be made; nothing is left behind.
+        RunFolderError: it could not be made.
     """
     root = Path(config.run_dir)
-    missing = [folder for folder in (root, *root.parents) if not folder.exists()]
     path = None
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -89,9 +86,6 @@ def create_run(config: TrainConfig, command_line: Sequence[str]) -> RunFolder:
     except OSError as error:
         if path is not None:
             shutil.rmtree(path, ignore_errors=True)
-        for folder in missing:
-            with contextlib.suppress(OSError):
-                folder.rmdir()  # only what is empty: another run may have moved in
         raise RunFolderError(
             f"cannot create a run folder under {root}: {error.strerror or error}; choose another place with --run-dir"
         ) from error
@@ -142,7 +136,7 @@ def versions() -> dict[str, str]:
 
 def _description(config: TrainConfig, command_line: Sequence[str]) -> dict[str, Any]:
     return {
-        "config": to_dict(config),
+        "config": asdict(config),
         "command_line": [Path(word).name if index == 0 else word for index, word in enumerate(command_line)],
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "versions": versions(),
@@ -158,14 +152,12 @@ def _run_name(config: TrainConfig) -> str:
 
 def _make_unique(root: Path, name: str) -> Path:
     """Creates root/name, or root/name-2 and so on where that exists: two runs may start in the same second."""
-    for attempt in range(1, 1000):
+    for attempt in itertools.count(1):
         path = root / (name if attempt == 1 else f"{name}-{attempt}")
-        try:
+        with contextlib.suppress(FileExistsError):
             path.mkdir()
-        except FileExistsError:
-            continue
-        return path
-    raise FileExistsError(f"a thousand folders named {name} exist")
+            break
+    return path
 
 
 def _write_json(path: Path, value: Any) -> None:

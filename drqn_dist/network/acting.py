@@ -1,7 +1,5 @@
 """The network as actors run it: kernels folded and weights cast once, when they arrive, not at every step."""
 
-from __future__ import annotations
-
 from copy import deepcopy
 
 import numpy as np
@@ -36,10 +34,6 @@ class ActingNetwork:
         """
         self.network.load_vector(vector)
         self._refresh()
-
-    def initial_state(self, batch: int) -> Tensor:
-        """Zero state float32 [S, B, H]."""
-        return self.network.initial_state(batch)
 
     def fold(self, frames: Tensor) -> Tensor:
         """Raw frames [N, ...] → [N, *folded_shape]."""

@@ -1,7 +1,5 @@
 """Cores: what remembers. A state is one float32 tensor [S, B, H]: S = 1 for GRU, 2 for LSTM (h and c), 0 for none."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 from typing import Literal
 

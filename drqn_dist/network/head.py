@@ -1,8 +1,6 @@
 """Heads: features in, one Q value per action out. Always float32: near Q = 1, bfloat16 steps by 0.004, which is
 as coarse as the gaps between actions, and learning stalls."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from torch import Tensor, nn

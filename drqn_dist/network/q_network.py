@@ -1,7 +1,5 @@
 """The Q network: torso → (last action and reward) → core → head."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -33,9 +31,9 @@ class NetworkInput(NamedTuple):
 
 
 class QNetwork(nn.Module):
-    """Q values of every action, with memory.
+    """Q values of every action, with memory, in parts: fold and prepare pictures, features, recur.
 
-    `step` serves acting and `unroll` learning; unrolling T steps equals stepping T times (≤ 1e-5 in fp32).
+    Unrolling T steps in one call equals T calls of one step (≤ 1e-5 in fp32).
     """
 
     def __init__(self, config: NetworkConfig, spec: EnvSpec, stack_frames: int) -> None:
@@ -63,18 +61,6 @@ class QNetwork(nn.Module):
     def initial_state(self, batch: int) -> Tensor:
         """Zero state [S, B, H]."""
         return self.core.initial_state(batch)
-
-    def step(self, inputs: NetworkInput, state: Tensor) -> tuple[Tensor, Tensor]:
-        """One step: inputs [B, ...] → Q values float32 [B, A], state [S, B, H]."""
-        q_values, state = self.unroll(NetworkInput(*(x.unsqueeze(1) for x in inputs)), state)
-        return q_values[:, 0], state
-
-    def unroll(self, inputs: NetworkInput, state: Tensor) -> tuple[Tensor, Tensor]:
-        """All steps in one fused call: inputs [B, T, ...] → Q values float32 [B, T, A], state [S, B, H]."""
-        batch, steps = inputs.last_actions.shape
-        folded = self.torso.fold(inputs.observations.flatten(0, 1))
-        prepared = self.prepare(folded).view(batch, steps, *folded.shape[1:])
-        return self.recur(self.features(inputs._replace(observations=prepared)), state)
 
     def prepare(self, folded: Tensor) -> Tensor:
         """Folded frames [..., *folded_shape] → numbers of the compute type, centred; the same for online and target

@@ -7,8 +7,6 @@ A torso works in three steps, so that a learner does each of them once per frame
     features  prepared frames, stacked along their last axis → float [N, units]
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch
@@ -149,10 +147,6 @@ class ConvTorso(nn.Module):
         # Flattened as they lie in memory, channels last: nothing is copied.
         return F.relu(self.dense(planes.permute(0, 2, 3, 1).flatten(1)))
 
-    def forward(self, observations: Tensor) -> Tensor:
-        """Raw frames uint8 [N, stack·C, H, W] → float [N, units]."""
-        return self.features(self.prepare(self.fold(observations), self.dense.weight.dtype))
-
 
 class MlpTorso(nn.Module):
     """Two dense layers with ReLU, for vector observations."""
@@ -174,10 +168,6 @@ class MlpTorso(nn.Module):
         """float32 [N, stack·D] → float [N, units]."""
         features: Tensor = self.layers(prepared)
         return features
-
-    def forward(self, observations: Tensor) -> Tensor:
-        """Raw frames [N, ...] → float [N, units]."""
-        return self.features(self.prepare(self.fold(observations), torch.float32))
 
 
 def make_torso(config: NetworkConfig, shape: tuple[int, ...], stack: int = 1) -> ConvTorso | MlpTorso:

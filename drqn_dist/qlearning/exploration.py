@@ -1,7 +1,5 @@
 """Exploration rates: a geometric ladder over all environments of the run, and an optional decay to it."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Priorities of windows and importance weights of samples."""
 
-from __future__ import annotations
-
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor

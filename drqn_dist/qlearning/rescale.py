@@ -1,7 +1,5 @@
 """Value rescaling h and its inverse (Pohlen et al. 2018, arXiv:1805.11593; used by R2D2)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """n-step returns with exact episode ends."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -4,8 +4,6 @@ X(n) = X₁·n / (1 + σ(n − 1) + κn(n − 1)), where σ is the serial share 
 keeping each pair of workers coherent.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

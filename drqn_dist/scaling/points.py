@@ -1,7 +1,5 @@
 """Measured points, and the folder that keeps them."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterator, Mapping

@@ -6,12 +6,10 @@ in flight, draws made ahead and the rate limiter's slack keep the slowest part b
 failures, evaluations.
 """
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Self
 
 from drqn_dist.errors import ConfigError
 from drqn_dist.scaling.points import Point
@@ -48,7 +46,7 @@ class Costs:
     """CPU seconds per second of all else: Ray's own processes, the driver, a learner at rest."""
 
     @classmethod
-    def of(cls, settings: Mapping[str, Any], points: Sequence[Point]) -> Costs:
+    def of(cls, settings: Mapping[str, Any], points: Sequence[Point]) -> Self:
         """Medians over all points: a machine whose speed jumps for a while would draw a mean along.
 
         Args:

@@ -1,7 +1,5 @@
 """What a sweep comes to: a table, a summary with its fits, and the bottleneck in one sentence."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

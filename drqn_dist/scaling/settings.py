@@ -1,7 +1,5 @@
 """What `drqn-dist scale` is asked for. Light to import."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path

@@ -1,14 +1,12 @@
 """The `scale` command: a sweep of measurements that can be interrupted, or a simulation."""
 
-from __future__ import annotations
-
 import itertools
 import random
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from typing import Any
 
-from drqn_dist.config import to_dict
 from drqn_dist.errors import ConfigError
 from drqn_dist.scaling.points import Key, Point, PointsFile, read_sweep
 from drqn_dist.scaling.settings import ScaleArgs, base_config, counts, point_config
@@ -53,7 +51,7 @@ def _measure(args: ScaleArgs) -> tuple[dict[str, Any], str]:
     assert args.out is not None
     machine, ratio = machine_description(), config.replay.samples_per_insert
     settings = {
-        "config": to_dict(config),
+        "config": asdict(config),
         "seconds": args.seconds,
         "warmup_s": args.warmup_s,
         "learner": args.learner,

@@ -1,15 +1,13 @@
 """What a run shows while it goes: a live table on a terminal, plain lines elsewhere."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
+from typing import Self
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.panel import Panel
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
@@ -54,7 +52,7 @@ class Progress:
         self._values: dict[str, float | None] = {}
         self._live = Live(self, console=self._console, refresh_per_second=4) if self._console.is_terminal else None
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Self:
         if self._live is not None:
             self._live.start()
         return self
@@ -85,12 +83,7 @@ class Progress:
             table.add_column(min_width=10)
         for row in range(0, len(cells), _COLUMNS):
             table.add_row(*(text for cell in cells[row : row + _COLUMNS] for text in cell))
-        body = Table.grid(expand=True)
-        body.add_row(table)
-        total = self._values.get("total_steps")
-        if total:
-            body.add_row(ProgressBar(total=total, completed=self._values.get("agent_steps") or 0.0))
-        yield Panel(body, title=Text(self._title), title_align="left", border_style="cyan")
+        yield Panel(table, title=Text(self._title), title_align="left", border_style="cyan")
 
 
 def plain_line(values: Values) -> str:

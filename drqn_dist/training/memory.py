@@ -1,7 +1,5 @@
 """Refuses, before anything starts, a configuration that this machine's memory cannot hold."""
 
-from __future__ import annotations
-
 import math
 import os
 from contextlib import suppress
@@ -87,19 +85,14 @@ def usable_cores(root: Path = Path("/sys/fs/cgroup")) -> int:
 
 
 def check_memory(config: TrainConfig, spec: EnvSpec, available_bytes: int | None = None) -> None:
-    """Checks that a run fits into the memory of this machine or container.
-
-    Args:
-        config: the run.
-        spec: its environment.
-        available_bytes: what there is; measured if None.
+    """Checks that a run fits into the memory of this machine or container, or into so many bytes.
 
     Raises:
         ConfigError: it does not fit; the message carries every part.
     """
     available = available_memory() if available_bytes is None else available_bytes
     parts = estimate_memory(config, spec)
-    parts["frame store"] = _host_store(config, spec, available - sum(parts.values())).bytes
+    parts["frame store"] = plan_store(config, spec, False, 0, max(0, available - sum(parts.values()))).bytes
     needed = sum(parts.values())
     if needed > available:
         listed = ", ".join(f"{name} {size / _MB:,.0f}" for name, size in parts.items())
@@ -126,14 +119,9 @@ def plan_frame_store(config: TrainConfig, spec: EnvSpec) -> StorePlan:
     """
     device = resolve_device(config.learner.device)
     # The replay, the actors and the rest grow later, in what is free now.
-    free = available_memory() - sum(estimate_memory(config, spec).values())
-    if device.type != "cuda":
-        return _host_store(config, spec, free)
-    return plan_store(config, spec, True, torch.cuda.mem_get_info(device)[0], free)
-
-
-def _host_store(config: TrainConfig, spec: EnvSpec, free_bytes: int) -> StorePlan:
-    return plan_store(config, spec, False, 0, max(0, free_bytes))
+    free = max(0, available_memory() - sum(estimate_memory(config, spec).values()))
+    cuda = device.type == "cuda"
+    return plan_store(config, spec, cuda, torch.cuda.mem_get_info(device)[0] if cuda else 0, free)
 
 
 def _container_rooms(root: Path) -> list[int]:

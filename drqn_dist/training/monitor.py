@@ -1,7 +1,5 @@
 """Turns reports into metrics for the log and figures for the screen."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections import deque
@@ -28,10 +26,7 @@ class Monitor:
     def __init__(
         self, config: TrainConfig, frames_per_step: int, agent_steps: int, updates: int, wall_s: float
     ) -> None:
-        """
-        Args:
-            agent_steps, updates, wall_s: of the run before this start, 0 in a new run.
-        """
+        """Goes on from these counts of the run before this start; 0 in a new run."""
         self._config = config
         self._frames_per_step = frames_per_step
         self.agent_steps, self.updates = agent_steps, updates
@@ -53,14 +48,14 @@ class Monitor:
         """Seconds of training, earlier starts of the run included."""
         return self._wall_before + time.monotonic() - self._started
 
-    def settled(self) -> Evaluation | None:
-        """The last evaluation, once it and those before it reach `stop_at_return` on average; None until then."""
+    def settled(self) -> bool:
+        """Whether the last evaluations reach `stop_at_return` on average, and the training games what they must."""
         config, mark, recent = self._config.eval, self._config.stop_at_return, self._recent
         if mark is None or len(recent) < config.settled_evaluations:
-            return None
+            return False
         if config.settled_training_return is not None and not self._training() >= config.settled_training_return:
-            return None
-        return recent[-1] if float(np.mean([mean_score(e) for e in recent])) >= mark else None
+            return False
+        return float(np.mean([e.mean for e in recent])) >= mark
 
     def _training(self) -> float:
         """Mean return of the last training games that explored little; NaN without any."""
@@ -135,20 +130,11 @@ class Monitor:
         return shown
 
 
-def mean_score(evaluation: Evaluation) -> float:
-    return float(np.mean(evaluation.scores))
-
-
-def std_score(evaluation: Evaluation) -> float:
-    """Of the population."""
-    return float(np.std(evaluation.scores))
-
-
 def evaluation_values(evaluation: Evaluation) -> dict[str, float]:
     """An evaluation's figures by tag."""
     return {
-        "eval/mean_return": mean_score(evaluation),
-        "eval/std_return": std_score(evaluation),
+        "eval/mean_return": evaluation.mean,
+        "eval/std_return": evaluation.std,
         "eval/episodes": len(evaluation.scores),
         "eval/updates": evaluation.version,
     }
@@ -194,12 +180,8 @@ def _mean(values: Iterable[float]) -> float:
 
 
 class PolicyLag:
-    """Compares actors and learner as of the moment at which each actor told its version.
-
-    They report pieces of about a second, each ending when it ends, and a fast learner makes hundreds of updates in that
-    time: with the learner's last piece alone, an actor that took weights over since would seem to be ahead of it. The
-    clocks of all nodes are taken to agree.
-    """
+    """Compares actors and learner as of the moment at which each actor told its version: the learner's last piece is up
+    to a second old, hundreds of updates. The clocks of all nodes are taken to agree."""
 
     def __init__(self) -> None:
         self._known: list[LearnerStats] = []

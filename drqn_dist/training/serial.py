@@ -1,7 +1,5 @@
 """All roles in one process, in a fixed order: the plain loop to compare with, which repeats bit for bit on a CPU."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -15,7 +13,7 @@ from drqn_dist.envs.make import env_spec
 from drqn_dist.errors import ConfigError, EnvFailedError
 from drqn_dist.interfaces import WeightSnapshot
 from drqn_dist.training.memory import plan_frame_store
-from drqn_dist.training.session import Report, Saved, never, unseen
+from drqn_dist.training.session import Report, Saved, never
 from learner.learner import Learner, resolve_device
 from learner.weight_publisher import WeightPublisher
 from replay_server.replay import LocalSource, Replay, make_replay
@@ -88,7 +86,7 @@ class SerialSession:
                 self._next_eval = next_multiple(self._next_eval, self._config.eval.period_updates)
                 with suppress(EvaluationStopped):
                     episodes = self._config.eval.episodes
-                    report.evaluations.append(self._evaluate(self._config.seed, None, episodes, stopping))
+                    report.evaluations.append(self._evaluate(self._config.seed, episodes, stopping))
 
     def save(self) -> Saved:
         tensors, learner = self.learner.save()
@@ -102,30 +100,22 @@ class SerialSession:
             },
         )
 
-    def evaluate(
-        self, seed: int, weights: WeightSnapshot | None = None, progress: Callable[[Played], None] = unseen
-    ) -> Evaluation:
-        episodes = self._config.eval.final_episodes or self._config.eval.episodes
-        return self._evaluate(seed, weights, episodes, progress=progress)
+    def evaluate(self, seed: int, progress: Callable[[Played], object] = never) -> Evaluation:
+        return self._evaluate(seed, self._config.eval.final_episodes or self._config.eval.episodes, progress=progress)
 
     def _evaluate(
         self,
         seed: int,
-        weights: WeightSnapshot | None,
         episodes: int,
         stopping: Callable[[], bool] = never,
-        progress: Callable[[Played], None] = unseen,
+        progress: Callable[[Played], object] = never,
     ) -> Evaluation:
         if episodes not in self._evaluators:
             self._evaluators[episodes] = Evaluator(self._config, episodes)
-        if weights is None:
-            state = self.learner.state
-            weights = WeightSnapshot(state.updates, state.network.to_vector())
+        state = self.learner.state
+        weights = WeightSnapshot(state.updates, state.network.to_vector())
         with _playing("the evaluator"):
             return self._evaluators[episodes].evaluate(weights, seed, progress, stopping)
-
-    def adopt(self, weights: WeightSnapshot) -> None:
-        self.learner.adopt(weights)
 
     def close(self) -> None:
         for actor in self.actors:

@@ -1,7 +1,5 @@
 """What the training loop drives: the roles of a run, in one process or in many."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -10,7 +8,6 @@ from torch import Tensor
 
 from actors.actor import ActorStats
 from actors.evaluator import Evaluation, Played
-from drqn_dist.interfaces import WeightSnapshot
 from learner.learner import LearnerStats
 from replay_server.replay import ReplayStats
 
@@ -39,54 +36,29 @@ class Saved:
     """JSON-able: learner, replay counters, incarnations of the actors."""
 
 
-def never() -> bool:
-    """Nobody asks to stop."""
+def never(*_: object) -> bool:
+    """Nobody asks to stop, or looks at how far an evaluation is."""
     return False
 
 
-def unseen(played: Played) -> None:
-    """Nobody looks at how far an evaluation is."""
-
-
 class Session(Protocol):
-    """The roles of one run: `advance` again and again, `save` for every checkpoint, `evaluate`, `close`."""
+    """The roles of one run: `advance` again and again, `save` for every checkpoint, `evaluate`, `close`.
+
+    Each raises RoleFailedError where a process failed too often; what was saved last stays.
+    """
 
     def advance(self, seconds: float, stopping: Callable[[], bool] = never) -> Report:
         """Lets the roles work for about this long; returns earlier when `total_steps` are reached, when an evaluation
-        has ended, or soon after `stopping()` comes true.
-
-        Raises:
-            RoleFailedError: a process failed too often.
-        """
+        has ended, or soon after `stopping()` comes true."""
         ...
 
     def save(self) -> Saved:
-        """Everything a later session needs to go on.
-
-        Raises:
-            RoleFailedError: the learner cannot be reached; the last saved state stays.
-        """
+        """Everything a later session needs to go on."""
         ...
 
-    def evaluate(
-        self, seed: int, weights: WeightSnapshot | None = None, progress: Callable[[Played], None] = unseen
-    ) -> Evaluation:
-        """Plays `eval.final_episodes` with these weights, or those of the last `save`, and waits for the result.
-
-        Args:
-            progress: hears now and then how far it is.
-
-        Raises:
-            RoleFailedError: the evaluator failed too often.
-        """
-        ...
-
-    def adopt(self, weights: WeightSnapshot) -> None:
-        """Gives the learner these weights of an earlier update to go on with, or to be saved.
-
-        Raises:
-            RoleFailedError: the learner keeps failing.
-        """
+    def evaluate(self, seed: int, progress: Callable[[Played], object] = never) -> Evaluation:
+        """Plays `eval.final_episodes` with the weights of the last `save` and waits for the result; nobody trains
+        meanwhile; `progress` hears now and then how far it is."""
         ...
 
     def close(self) -> None:

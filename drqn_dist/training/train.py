@@ -1,7 +1,5 @@
 """A training run from its configuration to its summary."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 import signal
@@ -9,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
@@ -19,20 +17,20 @@ import torch
 from actors.evaluator import Evaluation, Played
 from drqn_dist.config import TrainConfig
 from drqn_dist.envs.make import env_spec
-from drqn_dist.errors import CheckpointError, DrqnError, RayDiedError
+from drqn_dist.errors import CheckpointError, DrqnError, RayDiedError, RunFolderError
 from drqn_dist.experiments.run_folder import RunFolder, Summary, create_run, open_run
-from drqn_dist.interfaces import EnvSpec, WeightSnapshot
+from drqn_dist.interfaces import EnvSpec
 from drqn_dist.metrics import MetricsLog
 from drqn_dist.network.q_network import QNetwork
 from drqn_dist.training.console import Progress
 from drqn_dist.training.last_word import LastWord
 from drqn_dist.training.memory import check_memory
-from drqn_dist.training.monitor import Monitor, evaluation_values, mean_score, std_score
+from drqn_dist.training.monitor import Monitor, evaluation_values
 from drqn_dist.training.serial import SerialSession
 from drqn_dist.training.session import Report, Saved, Session
 from learner.learner import resolve_device
 from learner.train_state import load_network
-from replay_server.replay import make_replay, make_shard
+from replay_server.replay import make_replay
 
 SAME_SIGNAL_S = 3.0
 """Signals within this time of the first one are the same."""
@@ -51,21 +49,21 @@ def train(config: TrainConfig, resume: Path | None = None) -> Summary:
         RunFolderError, CheckpointError: the folder or the checkpoint to resume cannot be used.
         EnvFailedError: an environment raised; the last checkpoint stays.
         RoleFailedError: a process failed too often; the last checkpoint stays.
-        RayDiedError: Ray itself died; the last checkpoint stays, and a summary tells of it.
+        RayDiedError: Ray itself died; the last checkpoint stays.
     """
     spec = env_spec(config.env)
-    if config.actors is None:
-        config = replace(config, actors=_fitting_actors(config))
+    if config.actors is None and config.mode == "ray":
+        from drqn_dist.distributed.placement import fitting_actors  # Ray takes a second to import
+
+        config = replace(config, actors=fitting_actors(config))
+    config = replace(config, actors=config.num_actors)
     with torch.device("meta"):  # refuses a network that does not fit the observations, without memory
         QNetwork(config.network, spec, config.env.stack_frames)
     if config.address is None:  # otherwise the cluster's machines decide
         check_memory(config, spec)
         resolve_device(config.learner.device)
     # Refuses a rate limiter that would deadlock, before any process is started.
-    if config.mode == "serial":
-        make_replay(config)
-    else:
-        make_shard(config, 0)
+    make_replay(config, None if config.mode == "serial" else 0)
     restored = None
     if resume is not None:
         folder = replace(open_run(resume), config=config)
@@ -82,20 +80,12 @@ def train(config: TrainConfig, resume: Path | None = None) -> Summary:
         if resume is None:
             folder = create_run(config, sys.argv)
         if last_word is not None and restored is not None:
-            last_word.saved(folder.path, int(restored.meta["learner"]["updates"]), None)
+            last_word.saved(folder.path, int(restored.meta["learner"]["updates"]))
         try:
             return _Run(config, spec, session, folder, restored, stop, last_word).run()
         except RayDiedError as error:
             assert last_word is not None
-            raise RayDiedError(f"{error}; {last_word.say()}") from error
-
-
-def _fitting_actors(config: TrainConfig) -> int:
-    if config.mode == "serial":
-        return 1
-    from drqn_dist.distributed.placement import fitting_actors  # Ray takes a second to import
-
-    return fitting_actors(config)
+            raise RayDiedError(f"{error}; {last_word.safe}") from error
 
 
 def _start_session(config: TrainConfig, restored: Saved | None) -> Session:
@@ -104,6 +94,33 @@ def _start_session(config: TrainConfig, restored: Saved | None) -> Session:
     from drqn_dist.distributed.supervisor import RaySession  # Ray takes a second to import
 
     return RaySession(config, restored)
+
+
+class _StopRequest:
+    """Set by SIGINT or SIGTERM; a second one stops at once, unless it comes so soon that it is the same again: a key
+    held down, or one signal to the terminal's processes and another to this one."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._at_once = False
+        self._first_s = math.inf
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        interrupt = self._at_once or now > self._first_s + SAME_SIGNAL_S
+        self._first_s = min(self._first_s, now)
+        self.requested = True
+        if interrupt:
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """What is done in this context is broken off by the first signal already, with a KeyboardInterrupt."""
+        self._at_once = True
+        try:
+            yield
+        finally:
+            self._at_once = False
 
 
 class _Run:
@@ -130,8 +147,6 @@ class _Run:
             float(meta.get("wall_s", 0.0)),
         )
         self._resumed_at = int(meta["agent_steps"]) if restored else None
-        self._adopted: Evaluation | None = None
-        """The evaluation that confirmed the weights with which the run ends."""
         self._final_seed = int(meta.get("final_seed", config.seed))
         self._started = self._checkpointed = time.monotonic()
 
@@ -140,7 +155,7 @@ class _Run:
         title = f"{config.env.id} · {config.preset} · seed {config.seed} · {config.mode}"
         with ExitStack() as stack:
             log = MetricsLog(self._folder.path, self._resumed_at)
-            stack.callback(_close, log)
+            stack.callback(log.close)
             progress = stack.enter_context(Progress(title, config.log_period_s))
             progress.message(f"run folder: {self._folder.path}")
             if self._resumed_at is not None:
@@ -156,15 +171,10 @@ class _Run:
             hint = "; a second Ctrl-C gives up without" if stopped_by == "signal" else ""
             progress.message(f"stopping: {stopped_by}; writing checkpoint and summary{hint}")
             saved = self._save()
-            if stopped_by == "stop_at_return" and self._adopted and not self._played(saved, self._adopted):
-                # The learner died between the two, and came back as it was before.
-                assert self._adopted.weights is not None
-                self._session.adopt(self._adopted.weights)
-                saved = self._save()
             not_written = self._write(saved, progress)
             if stopped_by not in ("signal", "stop_at_return"):
                 progress.message(f"final evaluation: {config.eval.final_episodes or config.eval.episodes} episodes …")
-                self._evaluate(None, log, progress)
+                self._evaluate(log, progress)
             summary = self._summary(saved, stopped_by)
             self._folder.write_summary(summary)
             if not_written is not None:
@@ -193,27 +203,22 @@ class _Run:
             progress.message(f"evaluation at update {evaluation.version:,}: {_scores(evaluation)}")
 
     def _confirmed(self, log: MetricsLog, progress: Progress) -> bool:
-        """Plays other games with the weights of the last evaluation, while training goes on; if they reach the wanted
-        return too, the run ends with them, and not with those that came of training on meanwhile."""
-        candidate, monitor = self._monitor.settled(), self._monitor
-        assert candidate is not None
-        progress.message(f"confirming the weights of update {candidate.version:,} in other games …")
-        monitor.refuse()
-        evaluation = self._evaluate(candidate.weights, log, progress)
-        self._take(self._session.advance(0.0), log, progress)
-        if evaluation is None:  # a signal broke it off
-            return False
-        if mean_score(evaluation) < (self._config.stop_at_return or 0.0):
+        """Plays other games with the weights of now; if they reach the wanted return too, the run ends with them.
+        Nobody trains meanwhile."""
+        self._save()
+        progress.message(f"confirming the weights of update {self._monitor.updates:,} in other games …")
+        evaluation = self._evaluate(log, progress)
+        assert self._config.stop_at_return is not None
+        if evaluation is not None and evaluation.mean >= self._config.stop_at_return:
+            return True
+        self._monitor.refuse()
+        if evaluation is not None:  # otherwise a signal broke it off
             progress.message("not confirmed")
-            return False
-        assert evaluation.weights is not None
-        self._session.adopt(evaluation.weights)
-        self._adopted = evaluation
-        return True
+        return False
 
-    def _evaluate(self, weights: WeightSnapshot | None, log: MetricsLog, progress: Progress) -> Evaluation | None:
-        """Evaluates these weights, or those just saved, in games that no evaluation before had: those that decided to
-        stop would flatter them, and those that once refused them would do so again.
+    def _evaluate(self, log: MetricsLog, progress: Progress) -> Evaluation | None:
+        """Evaluates the weights just saved in games that no evaluation before had: those that decided to stop would
+        flatter them, and those that once refused them would do so again.
 
         Returns:
             None if a signal broke it off.
@@ -227,7 +232,7 @@ class _Run:
             stack.enter_context(suppress(KeyboardInterrupt))
             stack.enter_context(self._stop.at_once())
             self._final_seed += 1
-            evaluation = self._monitor.last_evaluation = self._session.evaluate(self._final_seed, weights, show)
+            evaluation = self._monitor.last_evaluation = self._session.evaluate(self._final_seed, show)
             self._log(log, evaluation_values(evaluation), progress)
             progress.message(f"evaluation at update {evaluation.version:,}: {_scores(evaluation)}")
             return evaluation
@@ -242,8 +247,8 @@ class _Run:
             frames=monitor.frames,
             updates=monitor.updates,
             wall_s=monitor.wall_s,
-            eval_mean_return=mean_score(evaluation) if evaluation else None,
-            eval_std_return=std_score(evaluation) if evaluation else None,
+            eval_mean_return=evaluation.mean if evaluation else None,
+            eval_std_return=evaluation.std if evaluation else None,
             eval_updates=evaluation.version if evaluation else None,
             weights_sha256=weights_sha256(saved.tensors),
             stopped_by=stopped_by,
@@ -294,17 +299,19 @@ class _Run:
             raise DrqnError("the weights are no longer finite: training has diverged; lower learner.learning_rate")
         return saved
 
-    def _write(self, saved: Saved, progress: Progress) -> CheckpointError | None:
-        """Writes a checkpoint; an error (a full disk) is reported and returned, and the checkpoint before stays."""
+    def _write(self, saved: Saved, progress: Progress) -> DrqnError | None:
+        """Writes a checkpoint, and the summary of a run that ends there; an error (a full disk) is reported and
+        returned, and the checkpoint before stays."""
         # The last checkpoint is written before the last evaluation, which takes one more.
         meta = saved.meta | {"wall_s": self._monitor.wall_s, "final_seed": self._final_seed + 1}
         try:
             self._folder.checkpoints.write(self._monitor.updates, saved.tensors, meta)
-        except CheckpointError as error:
+            self._folder.write_summary(self._summary(saved, "unfinished"))
+        except (CheckpointError, RunFolderError) as error:
             progress.message(f"no checkpoint: {error}")
             return error
         if self._last_word is not None:
-            self._last_word.saved(self._folder.path, self._monitor.updates, asdict(self._summary(saved, "died")))
+            self._last_word.saved(self._folder.path, self._monitor.updates)
         return None
 
 
@@ -319,41 +326,7 @@ def weights_sha256(tensors: dict[str, torch.Tensor]) -> str:
 
 
 def _scores(evaluation: Evaluation) -> str:
-    return (
-        f"mean return {mean_score(evaluation):.2f} ± {std_score(evaluation):.2f} over {len(evaluation.scores)} episodes"
-    )
-
-
-def _close(log: MetricsLog) -> None:
-    with suppress(OSError):  # a full disk was reported when it was met
-        log.close()
-
-
-class _StopRequest:
-    """Set by SIGINT or SIGTERM; a second one stops at once, unless it comes so soon that it is the same again: a key
-    held down, or one signal to the terminal's processes and another to this one."""
-
-    def __init__(self) -> None:
-        self.requested = False
-        self._at_once = False
-        self._first_s = math.inf
-
-    def __call__(self, number: int, frame: FrameType | None) -> None:
-        now = time.monotonic()
-        interrupt = self._at_once or now > self._first_s + SAME_SIGNAL_S
-        self._first_s = min(self._first_s, now)
-        self.requested = True
-        if interrupt:
-            raise KeyboardInterrupt
-
-    @contextmanager
-    def at_once(self) -> Iterator[None]:
-        """What is done in this context is broken off by the first signal already, with a KeyboardInterrupt."""
-        self._at_once = True
-        try:
-            yield
-        finally:
-            self._at_once = False
+    return f"mean return {evaluation.mean:.2f} ± {evaluation.std:.2f} over {len(evaluation.scores)} episodes"
 
 
 @contextmanager

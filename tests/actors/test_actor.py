@@ -95,11 +95,10 @@ def test_counts_the_steps_of_environments_that_were_not_just_being_reset() -> No
     stats = actor.take_stats()
     assert stats.agent_steps == 2 + 2 + 1 + 2 + 1 + 1
     assert stats.fragments == 3
-    assert stats.fragment_bytes > 0
     assert actor.take_stats().agent_steps == 0
 
 
-def test_time_is_accounted_for_by_parts_and_weights_by_bytes() -> None:
+def test_time_is_accounted_for_by_parts() -> None:
     config = tiny_config(actor={"envs_per_actor": 2})
     network = make_network(config, VECTOR)
     actor = Actor(config, 0, FakeSink(), FakeWeights(network), env=FakeEnv(VECTOR, [[Script(2)], [Script(4)]]))
@@ -112,10 +111,7 @@ def test_time_is_accounted_for_by_parts_and_weights_by_bytes() -> None:
     assert 0.5 * stats.wall_s < sum(parts) < stats.wall_s
     assert stats.cpu_s > 0
     assert stats.index == 0
-    assert stats.weight_bytes == network.to_vector().nbytes  # the one version that there is
-    again = actor.take_stats()
-    assert again.weight_bytes == 0
-    assert again.wall_s < stats.wall_s
+    assert actor.take_stats().wall_s < stats.wall_s
 
 
 @settings(max_examples=25, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow])
@@ -239,10 +235,8 @@ def test_fragments_go_in_one_push_per_period_the_same_ones_and_none_waits_longer
         for step in range(48):  # a multiple of every period
             actor.step()
             at += [step] * (len(sink.payloads) - len(at))
-        stats = actor.take_stats()
-        assert (stats.pushes, stats.fragments) == (len(sink.pushes), len(sink.payloads))
-        assert stats.fragment_bytes == sum(map(len, sink.payloads))
-        return sink.payloads, at, stats.pushes
+        assert actor.take_stats().fragments == len(sink.payloads)
+        return sink.payloads, at, len(sink.pushes)
 
     at_once, completed, most = pushed(1)
     payloads, sent, pushes = pushed(period)

@@ -8,6 +8,7 @@ from actors.policy import RecurrentPolicy
 from drqn_dist.config import TrainConfig
 from drqn_dist.interfaces import EnvSpec
 from drqn_dist.network.q_network import NetworkInput, QNetwork
+from tests.oracles import step_once
 from tests.tiny import IMAGE, VECTOR, make_network, tiny_config
 
 NOBODY, BOTH = np.array([False, False]), np.array([True, True])
@@ -33,8 +34,8 @@ def test_a_greedy_policy_takes_the_best_action_and_remembers() -> None:
     last_actions = torch.tensor([-1, -1])
     for t, reward in enumerate([0.0, 0.5, -1.0, 1.0]):
         with torch.no_grad():
-            expected, next_state = network.step(
-                NetworkInput(torch.from_numpy(observations(t)), last_actions, torch.full((2,), reward)), state
+            expected, next_state = step_once(
+                network, NetworkInput(torch.from_numpy(observations(t)), last_actions, torch.full((2,), reward)), state
             )
         decision = policy.act(observations(t), BOTH if t == 0 else NOBODY, rewards(reward), GREEDY)
         assert decision.q_values.tolist() == expected.tolist()

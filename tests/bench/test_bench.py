@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from drqn_dist.bench.fill import copies
 
 from drqn_dist import bench
 from drqn_dist.bench import BenchSettings, Figures, actor, learner, rate, replay, run_bench
-from drqn_dist.bench.fill import copies
 from drqn_dist.bench.learner import rate_of
 from drqn_dist.bench.play import play
 from drqn_dist.cli import main
@@ -20,7 +20,7 @@ from drqn_dist.envs.make import env_spec
 from drqn_dist.errors import ConfigError
 from drqn_dist.presets import preset
 
-QUICK = BenchSettings(seconds=0.05, repeats=1, play_steps=600, memory_steps=5_000)
+QUICK = BenchSettings(seconds=0.05, repeats=1, play_steps=600)
 LIMIT = 2**24
 
 
@@ -65,18 +65,16 @@ def test_actor_figures_have_their_names_and_the_ratio_is_their_quotient() -> Non
     assert cores is None or os.sched_getaffinity(0) == cores
 
 
-def test_replay_figures_have_their_names_and_the_ratio_is_their_quotient() -> None:
+def test_replay_figures_have_their_names() -> None:
     config = _config()
     result = replay.bench(config, QUICK)
-    assert result["ratio"] == result["windows_per_s"] / result["learner_windows_per_s"]
+    assert result["windows_per_s"] > 0
     payloads = play(config, env_spec(config.env), QUICK.play_steps)
     steps = sum(decode_header(payload, LIMIT).num_steps for payload in payloads)
     assert result["bytes_per_frame"] == sum(map(len, payloads)) / steps
     assert result["raw_bytes_per_frame"] == 9 * 4
     assert result["pushes_per_s"] > 0
     assert result["steps_per_push"] == 32
-    assert result["memory_steps"] == 5_000
-    assert 0 < result["memory_bytes_per_million_steps"] * 5_000 / 1_000_000 < result["memory_bytes"]
 
 
 @pytest.mark.ray
@@ -84,7 +82,11 @@ def test_learner_figures_have_their_names_and_the_ratio_is_their_quotient() -> N
     result = learner.bench(_config(), replace(QUICK, seconds=0.5))
     assert result["ratio"] == result["updates_per_s"] / result["bare_updates_per_s"]
     assert result["transitions_per_s"] == pytest.approx(4 * 8 * result["updates_per_s"])
-    assert result["spread"].keys() == {"updates_per_s", "bare_updates_per_s", "ratio", "transitions_per_s"}
+    names = {"updates_per_s", "bare_updates_per_s", "ratio", "transitions_per_s", "cpu_s_per_1000_transitions"}
+    assert result["spread"].keys() == names
+    # Two busy processes and Ray's own have at most this machine's cores; clocks have some slack.
+    cores = 1_000 * os.cpu_count() / result["transitions_per_s"]  # type: ignore[operator]
+    assert 0 < result["cpu_s_per_1000_transitions"] < 2 * cores
     assert (result["batch_windows"], result["unroll_steps"], result["device"]) == (4, 8, "cpu")
 
 
@@ -141,7 +143,7 @@ def test_the_command_prints_one_object_or_a_table(capsys: pytest.CaptureFixture[
 def test_settings_that_cannot_work_are_clear_errors() -> None:
     with pytest.raises(ConfigError, match="--repeats is 0"):
         BenchSettings(repeats=0)
-    with pytest.raises(ConfigError, match="--memory-steps is -1"):
-        BenchSettings(memory_steps=-1)
+    with pytest.raises(ConfigError, match="--play-steps is -1"):
+        BenchSettings(play_steps=-1)
     with pytest.raises(ConfigError, match="unknown preset"):
         run_bench("replay", "nope")

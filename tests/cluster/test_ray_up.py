@@ -275,9 +275,11 @@ def test_pong_trains_on_hosts_that_come_and_go(place: tuple[Laptop, Network], do
     goes_on()
 
     laptop.run("ray", "job", "stop", "pong-0")
-    until(lambda: bool(list(head.disk.glob("*/summary.json"))), "the summary", 180)
-    (summary,) = head.disk.glob("*/summary.json")
-    assert json.loads(summary.read_text())["stopped_by"] == "signal"
+
+    def stopped_by() -> list[str]:
+        return [json.loads(path.read_text())["stopped_by"] for path in head.disk.glob("*/summary.json")]
+
+    until(lambda: stopped_by() == ["signal"], "the summary", 180)
     assert list(head.disk.glob("*/checkpoints/*"))
     laptop.run("ray", "down", "--yes", str(laptop.file))
     until(lambda: not any("raylet" in title for host in network.hosts for title in host.processes()), "Ray to end")

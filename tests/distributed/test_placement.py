@@ -129,6 +129,6 @@ def test_learner_each_shard_and_the_evaluator_have_a_place_of_their_own(
     assert asked == [bundles]
     indices = [
         options["scheduling_strategy"].placement_group_bundle_index
-        for options in (where.learner(), *(where.replay(shard) for shard in range(3)), where.evaluator())
+        for options in (where.learner(), *(where.other(index) for index in range(4)))
     ]
     assert indices == [0, 1, 2, 3, 4]

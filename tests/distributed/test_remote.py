@@ -33,7 +33,7 @@ from drqn_dist.interfaces import SHARD_STRIDE, Held, WeightSnapshot, WindowDraws
 from drqn_dist.network.q_network import QNetwork
 from learner.weight_publisher import WeightPublisher
 from replay_server.rate_limiter import Balance
-from replay_server.replay import Replay, make_shard
+from replay_server.replay import Replay, make_replay
 from replay_server.shards import ShardAnswer
 from tests.fakes import FakeSink, FakeWeights
 from tests.replay_server.fragments import cut_episode
@@ -265,7 +265,7 @@ def test_draws_through_ray_are_those_of_the_same_replay_here(
     config = maze_config(tmp_path, mode="ray", replay={"rate_tolerance_steps": 10**6})  # nobody blocks
     others = len(role_processes("Replay"))
     (replay,) = remote_replay.start_replay(config, "test-of-draws")
-    twin = make_shard(config, 0)  # of the same seed, hence with the same draws
+    twin = make_replay(config, 0)  # of the same seed, hence with the same draws
     sources = [RemoteSource([handle], 8, 8, seed=0) for handle in (replay, _Answers(sample=twin.sample))]
     there, here = Keeper(fresh_limit=3, room=20), Keeper(fresh_limit=3, room=20)
     sizes = []

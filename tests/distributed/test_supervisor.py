@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
 import ray
+import torch
 
 from actors.evaluator import Played
-from drqn_dist.distributed.channels import newest_weights
 from drqn_dist.distributed.supervisor import RaySession
 from drqn_dist.envs.make import env_spec
 from drqn_dist.errors import CheckpointError
 from drqn_dist.experiments.run_folder import open_run
-from drqn_dist.interfaces import WeightSnapshot
 from drqn_dist.metrics import read_metrics
 from drqn_dist.network.q_network import QNetwork
 from drqn_dist.training.train import train, weights_sha256
@@ -67,29 +65,6 @@ def test_a_checkpoint_of_another_network_is_refused_and_leaves_no_process(local_
     until(lambda: not role_processes(), "the run's processes to end")
 
 
-def test_adopted_weights_are_what_is_saved_next_though_training_went_on(local_ray: None, tmp_path: Path) -> None:
-    config = maze_config(tmp_path, mode="ray", total_steps=10**9)
-    session = RaySession(config)
-    updates = 0
-
-    def train_until(wanted: int) -> None:
-        nonlocal updates
-        deadline = time.monotonic() + 240
-        while updates < wanted:
-            assert time.monotonic() < deadline, f"waited in vain for update {wanted}"
-            updates = max([updates, *(piece.updates for piece in session.advance(0.5).learner)])
-
-    train_until(20)
-    kept = newest_weights(session._learner.handle)
-    train_until(kept.version + 20)
-    session.adopt(kept)
-    network = QNetwork(config.network, env_spec(config.env), config.env.stack_frames)
-    load_network(network, session.save().tensors, "network.")
-    session.close()
-    np.testing.assert_array_equal(network.to_vector(), kept.vector)
-    until(lambda: not role_processes(), "the run's processes to end")
-
-
 def test_close_may_be_called_twice(local_ray: None, tmp_path: Path) -> None:
     session = RaySession(maze_config(tmp_path, mode="ray"))
     session.close()
@@ -97,24 +72,20 @@ def test_close_may_be_called_twice(local_ray: None, tmp_path: Path) -> None:
     until(lambda: not role_processes(), "the run's processes to end")
 
 
-def test_training_goes_on_while_weights_of_before_are_confirmed(local_ray: None, tmp_path: Path) -> None:
+def test_what_was_saved_is_evaluated_and_nobody_trains_meanwhile(local_ray: None, tmp_path: Path) -> None:
     config = maze_config(tmp_path, mode="ray", total_steps=10**9, eval={"final_episodes": 400, "envs": 4})
     with closing(RaySession(config)) as session:
         until(lambda: sum(stats.new_updates for stats in session.advance(0.5).learner) > 0, "updates")
         saved = session.save()
-        session.advance(0.0)
         network = QNetwork(config.network, env_spec(config.env), config.env.stack_frames)
         load_network(network, saved.tensors, "network.")
-        before = int(saved.meta["learner"]["updates"])
-        weights = WeightSnapshot(before, network.to_vector())
         seen: list[Played] = []
-        evaluation = session.evaluate(3, weights, seen.append)
+        evaluation = session.evaluate(3, seen.append)
         assert seen == sorted(seen)
         assert seen[-1].steps > 0
-        assert {played.wanted for played in seen} == {400}
-        assert (len(evaluation.scores), evaluation.version) == (400, before)
-        meanwhile = session.advance(0.0)
-        assert sum(stats.new_updates for stats in meanwhile.learner) > 0
-        assert sum(stats.agent_steps for stats in meanwhile.actors) > 0
-        session.adopt(weights)
-        assert int(session.save().meta["learner"]["updates"]) > before
+        assert (len(evaluation.scores), evaluation.version) == (400, int(saved.meta["learner"]["updates"]))
+        assert evaluation.weights is not None
+        np.testing.assert_array_equal(evaluation.weights.vector, network.to_vector())
+        again = session.save()
+        assert all(torch.equal(again.tensors[name], tensor) for name, tensor in saved.tensors.items())
+        until(lambda: sum(stats.new_updates for stats in session.advance(0.5).learner) > 0, "updates again")

@@ -106,8 +106,7 @@ def test_life_loss_option_loses_no_transition_and_no_score() -> None:
 
 
 def test_lost_lives_are_told_from_lost_games_and_from_new_ones() -> None:
-    watch = LifeWatch(4)
-    watch.restart(np.array([3, 3, 1, 3], np.int32))
+    watch = LifeWatch(np.array([3, 3, 1, 3], np.int32))
 
     def lost(lives: list[int], over: list[bool]) -> object:
         return watch.lost(np.array(lives, np.int32), np.array(over)).tolist()
@@ -119,7 +118,7 @@ def test_lost_lives_are_told_from_lost_games_and_from_new_ones() -> None:
     assert lost([2, 4, 0, 2], [False, True, True, False]) == nobody
     assert lost([2, 3, 3, 2], [False] * 4) == nobody
     assert lost([1, 2, 2, 1], [False] * 4) == [True] * 4
-    watch.restart(np.array([0, 1, 1, 1], np.int32))
+    watch = LifeWatch(np.array([0, 1, 1, 1], np.int32))
     assert lost([0, 1, 1, 1], [False] * 4) == nobody
 
 

@@ -8,7 +8,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from drqn_dist.config import EnvConfig
-from drqn_dist.envs.gridworld import GridWorld, optimal_return
+from drqn_dist.envs.gridworld import GridWorld
 from drqn_dist.envs.make import env_spec, make_batch_env
 from drqn_dist.errors import EnvError
 
@@ -24,7 +24,7 @@ def seed_of_layout(which: int) -> int:
 
 
 @pytest.mark.parametrize("kwargs", [{}, {"maze": "cheese", "size": 5}, {"maze": "crossings"}, {"size": 2}], ids=str)
-@pytest.mark.parametrize("render_mode", [None, "ansi", "rgb_array"])
+@pytest.mark.parametrize("render_mode", [None, "rgb_array"])
 def test_gymnasium_checker_has_no_complaint(kwargs: dict[str, Any], render_mode: str | None) -> None:
     check_env(gymnasium.make(ID, render_mode=render_mode, **kwargs).unwrapped)
 
@@ -79,20 +79,6 @@ def test_both_signs_are_drawn_equally_often_and_repeatably() -> None:
     # Standard error of the share of 400 fair coins is 0.025.
     assert (first[:, 3] == 0).mean() == pytest.approx(0.5, abs=0.1)
     np.testing.assert_array_equal(env.reset(seed=0), first)
-
-
-def test_optimal_return_takes_the_environments_own_arguments() -> None:
-    assert optimal_return() == 1
-    assert optimal_return(maze="tmaze", size=2, time_limit_steps=4) == 0
-    assert optimal_return(maze="cheese", size=3, time_limit_steps=1) == pytest.approx(1 / 13)
-
-
-def test_text_shows_the_maze_and_the_agent() -> None:
-    env = GridWorld(size=2, render_mode="ansi")
-    env.reset(seed=seed_of_layout(0))
-    assert env.render() == "#######\n#G...X#\n###.###\n###.###\n##.@###\n#######\n"
-    env.step(UP)
-    assert env.render() == "#######\n#G...X#\n###.###\n###@###\n##..###\n#######\n"
 
 
 def test_picture_shows_the_agent_and_brightens_what_it_sees() -> None:

@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from drqn_dist.envs.mazes import FAMILIES, MOVES, Maze, Place, make_maze, optimal_return
+from drqn_dist.envs.mazes import FAMILIES, MOVES, Maze, Place, make_maze
 from drqn_dist.errors import EnvError
+from tests.envs.optimal import optimal_return
 
 UP, RIGHT, DOWN, LEFT = range(4)
 

@@ -29,6 +29,7 @@ from drqn_dist.network.q_network import NetworkInput, QNetwork
 from drqn_dist.presets import preset
 from drqn_dist.seeding import EVALUATION_SEED
 from drqn_dist.training.train import train
+from tests.oracles import unroll
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +209,7 @@ def test_a_policys_q_values_equal_an_unroll_of_the_whole_episode(core: str, stac
         torch.tensor([[0.0, *rewards[:-1]]]),
     )
     with torch.no_grad():
-        expected, _ = agent.network.unroll(inputs, agent.network.initial_state(1))
+        expected, _ = unroll(agent.network, inputs, agent.network.initial_state(1))
     np.testing.assert_allclose(np.stack(q_values), expected[0].numpy(), atol=1e-5)
     assert len(set(actions)) == 2
 

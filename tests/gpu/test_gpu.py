@@ -134,8 +134,8 @@ def test_weights_priorities_and_statistics_leave_the_gpu(name: str, place: Any) 
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_adopted_weights_are_those_that_the_next_run_trains(name: str) -> None:
-    device_checks.check_adopted_weights_act_at_once(scaled_case(name), "cuda", ROUNDING)
+def test_weights_set_from_outside_are_those_that_the_next_run_trains(name: str) -> None:
+    device_checks.check_new_weights_act_at_once(scaled_case(name), "cuda", ROUNDING)
 
 
 @pytest.mark.parametrize("place", PLACES)

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from drqn_dist.config import TrainConfig
-from drqn_dist.envs.gridworld import optimal_return
+from drqn_dist.envs.mazes import make_maze
 from drqn_dist.experiments.evaluate import evaluate
 from drqn_dist.presets import preset
 from drqn_dist.training.train import train
+from tests.envs.optimal import optimal_return
 
 SIZE = 4
 
@@ -30,7 +31,7 @@ def _config(run_dir: Path) -> TrainConfig:
 
 def _share_of_optimum(run_dir: Path) -> float:
     (folder,) = run_dir.iterdir()
-    return evaluate(folder, episodes=200, seed=7)["mean_return"] / optimal_return("tmaze", SIZE)
+    return evaluate(folder, episodes=200, seed=7)["mean_return"] / optimal_return(*make_maze("tmaze", SIZE))
 
 
 @pytest.mark.slow

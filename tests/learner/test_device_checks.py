@@ -29,5 +29,5 @@ def test_weights_priorities_and_statistics_leave_the_device(name: str, place: An
 
 
 @pytest.mark.parametrize("name", ["r2d2", "article", "pong-cpu"])
-def test_adopted_weights_are_those_that_the_next_update_trains(name: str) -> None:
-    device_checks.check_adopted_weights_act_at_once(scaled_case(name), "cpu")
+def test_weights_set_from_outside_are_those_that_the_next_update_trains(name: str) -> None:
+    device_checks.check_new_weights_act_at_once(scaled_case(name), "cpu")

@@ -263,4 +263,4 @@ def test_the_mean_frame_counts_every_frame_once_that_came() -> None:
     reader = Reader(config, IMAGE, FixedDraws(config, game), full_plan(config, IMAGE))
     reader.next()
     pictures = [folded(frame) for p in game.payloads for frame in decode(p, 2**24).observations]
-    np.testing.assert_allclose(reader.feed.mean_frame().numpy(), np.mean(pictures, 0), rtol=1e-5)
+    np.testing.assert_allclose(reader.feed.intake.mean_frame().numpy(), np.mean(pictures, 0), rtol=1e-5)

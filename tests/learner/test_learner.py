@@ -179,25 +179,6 @@ def test_weights_are_published_at_the_start_and_every_period() -> None:
     assert first.version == 0
 
 
-def test_adopted_weights_are_in_both_networks_and_published() -> None:
-    trained = bench(learner={"learning_rate": 1e-2, "publish_period_updates": 2})
-    trained.update(2)
-    kept = trained.publisher.latest(-1)
-    assert kept is not None
-    trained.update(3)
-    assert (trained.learner.state.network.to_vector() != kept.vector).any()
-    trained.learner.adopt(kept)
-    published = trained.publisher.latest(-1)
-    assert published is not None
-    assert published.version == trained.learner.state.updates == 5
-    for vector in (
-        published.vector,
-        trained.learner.state.network.to_vector(),
-        trained.learner.state.target.to_vector(),
-    ):
-        assert (vector == kept.vector).all()
-
-
 def test_priorities_go_back_to_the_windows_they_belong_to() -> None:
     trained = bench(replay=PRIORITIZED | {"priority_eta": 0.7})
     expected = []

@@ -16,6 +16,7 @@ from drqn_dist.qlearning.priority import mixed_priority
 from learner.loss import TdLoss, td_loss
 from learner.windows import WindowTensors
 from tests.learner.batches import some_batches
+from tests.oracles import step_once, unroll
 from tests.tiny import IMAGE, VECTOR, make_network, tiny_config
 
 
@@ -241,7 +242,7 @@ def after_burn_in(config: TrainConfig, network: Any, windows: WindowTensors) -> 
     for row, skipped in enumerate(windows.skipped.tolist()):
         state = windows.state[:, row : row + 1]
         for column in range(skipped, 3):
-            _, state = network.step(NetworkInput(*(x[row : row + 1, column] for x in inputs)), state)
+            _, state = step_once(network, NetworkInput(*(x[row : row + 1, column] for x in inputs)), state)
         states.append(state)
     return torch.cat(states, 1)
 
@@ -271,7 +272,7 @@ def test_the_gradient_is_that_of_an_unroll_from_the_state_after_burn_in() -> Non
     network.zero_grad()
     with torch.no_grad():
         state = after_burn_in(config, network, windows)
-    q_values, _ = network.unroll(NetworkInput(*(x[:, 3:7] for x in inputs_of(config, windows))), state)
+    q_values, _ = unroll(network, NetworkInput(*(x[:, 3:7] for x in inputs_of(config, windows))), state)
     q_taken = q_values.gather(-1, windows.actions[:, :4, None]).squeeze(-1)
     result = loss_of(config, network, target, windows, weights)
     y = result.td_errors + result.q_taken
@@ -287,7 +288,7 @@ def test_burn_in_changes_the_state_of_both_networks_each_by_its_own_weights() ->
     with torch.no_grad():
         own = after_burn_in(config, target, windows)
         borrowed = after_burn_in(config, network, windows)
-        values, wrong = (target.unroll(main, state)[0].amax(-1) for state in (own, borrowed))
+        values, wrong = (unroll(target, main, state)[0].amax(-1) for state in (own, borrowed))
         result = loss_of(config, network, target, windows, weights)
     y = result.td_errors + result.q_taken
     whole = (windows.skipped == 0) & (windows.steps_left[:, 0] > 2)

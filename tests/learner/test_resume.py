@@ -65,11 +65,11 @@ def test_a_checkpoint_of_no_update_can_be_loaded() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"network": {"core_units": 9}}, "core.rnn.* has shape"),
-        ({"network": {"core": "lstm"}}, "has shape|is in only one"),
-        ({"network": {"head": "dueling"}}, "is in only one of the two"),
-        ({"network": {"core": "none"}}, "is in only one of the two"),
-        ({"learner": {"optimizer": "rmsprop"}}, "optimizer"),
+        ({"network": {"core_units": 9}}, r"network.core.rnn.* is of shape \(\d+.* there and of shape \(\d+.* here"),
+        ({"network": {"core": "lstm"}}, "network.core.rnn.* is of shape"),
+        ({"network": {"head": "dueling"}}, "network.head.* is missing there and of shape"),
+        ({"network": {"core": "none"}}, "network.core.rnn.* is of shape .* there and missing here"),
+        ({"learner": {"optimizer": "rmsprop"}}, "belongs to another optimizer: optimizer"),
     ],
 )
 def test_a_checkpoint_of_another_network_or_optimizer_is_refused_and_changes_nothing(

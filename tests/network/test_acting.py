@@ -12,6 +12,7 @@ from drqn_dist.interfaces import EnvSpec
 from drqn_dist.network.acting import ActingNetwork
 from drqn_dist.network.q_network import NetworkInput, QNetwork
 from tests.network.test_unroll import random_inputs
+from tests.oracles import step_once
 from tests.tiny import IMAGE, VECTOR, make_network, tiny_config
 
 
@@ -36,7 +37,7 @@ def test_acting_equals_a_step_of_the_network(torso: str, spec: EnvSpec, precisio
         inputs = first_step(random_inputs(spec, 4, 1, stack))
         state = torch.rand_like(network.initial_state(4)) - 0.5
         with torch.no_grad():
-            expected, after = network.step(inputs, state)
+            expected, after = step_once(network, inputs, state)
         q_values, final = acted(acting, inputs, spec.observation_shape[0], state)
         assert q_values.dtype == final.dtype == torch.float32
         close = {"rtol": 0, "atol": 1e-6 if precision == "fp32" else 0.01}
@@ -53,8 +54,8 @@ def test_new_weights_and_a_new_centre_are_taken_over(precision: str) -> None:
     acting.load_vector(trained.to_vector())
     inputs = first_step(random_inputs(IMAGE, 4, 1, 1))
     with torch.no_grad():
-        expected, _ = trained.step(inputs, trained.initial_state(4))
-    q_values, _ = acted(acting, inputs, 1, acting.initial_state(4))
+        expected, _ = step_once(trained, inputs, trained.initial_state(4))
+    q_values, _ = acted(acting, inputs, 1, network.initial_state(4))
     torch.testing.assert_close(q_values, expected, rtol=0, atol=1e-6 if precision == "fp32" else 0.02)
 
 

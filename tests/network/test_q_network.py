@@ -11,6 +11,7 @@ from drqn_dist.interfaces import EnvSpec
 from drqn_dist.network.q_network import NetworkInput, QNetwork, use_bf16
 from drqn_dist.presets import preset
 from tests.network.test_unroll import random_inputs
+from tests.oracles import step_once, unroll
 from tests.tiny import IMAGE, VECTOR, make_network, tiny_config
 
 
@@ -20,7 +21,7 @@ def inputs(last_action: int = -1, last_reward: float = 0.0) -> NetworkInput:
 
 def q_of(network: QNetwork, given: NetworkInput) -> list[float]:
     with torch.no_grad():
-        return [float(q) for q in network.unroll(given, network.initial_state(1))[0].flatten()]
+        return [float(q) for q in unroll(network, given, network.initial_state(1))[0].flatten()]
 
 
 def test_last_action_and_reward_reach_the_core_only_if_asked_for() -> None:
@@ -54,7 +55,7 @@ def test_weights_survive_the_way_through_a_vector_buffers_and_all(core: str) -> 
     for mine, other in zip(one.state_dict().values(), two.state_dict().values(), strict=True):
         assert torch.equal(mine, other)
     with torch.no_grad():
-        assert torch.equal(one.unroll(given, one.initial_state(2))[0], two.unroll(given, two.initial_state(2))[0])
+        assert torch.equal(unroll(one, given, one.initial_state(2))[0], unroll(two, given, two.initial_state(2))[0])
 
 
 def test_the_vector_is_a_copy_in_both_directions() -> None:
@@ -86,15 +87,15 @@ def test_a_centred_network_answers_as_one_that_is_given_the_difference() -> None
     config = tiny_config(network={"torso": "small"})
     centred, plain = make_network(config, IMAGE), make_network(config, IMAGE)
     given = random_inputs(IMAGE, 2, 2, 1)
-    before = centred.unroll(given, centred.initial_state(2))[0]
+    before = unroll(centred, given, centred.initial_state(2))[0]
     centred.center_pixels(torch.zeros(9, 9, 16))
     with torch.no_grad():
         plain.get_parameter("torso.convolutions.0.weight").mul_(255 / 40)
     torch.testing.assert_close(
-        centred.unroll(given, centred.initial_state(2))[0], plain.unroll(given, plain.initial_state(2))[0]
+        unroll(centred, given, centred.initial_state(2))[0], unroll(plain, given, plain.initial_state(2))[0]
     )
     centred.center_pixels(torch.full((9, 9, 16), 100.0))
-    assert (centred.unroll(given, centred.initial_state(2))[0] - before).abs().max() > 1e-3
+    assert (unroll(centred, given, centred.initial_state(2))[0] - before).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("spec", [VECTOR, IMAGE])
@@ -113,8 +114,8 @@ def test_the_articles_network_is_four_frames_512_units_and_a_gru_with_one_unit_p
     assert shapes["core.rnn.weight_ih_l0"] == (3 * 6, 512)
     assert shapes["core.rnn.weight_hh_l0"] == (3 * 6, 6)
     assert not [name for name in shapes if name.startswith("head")]
-    q_values, state = network.step(
-        NetworkInput(*(x[:, 0] for x in random_inputs(spec, 1, 1, 4))), network.initial_state(1)
+    q_values, state = step_once(
+        network, NetworkInput(*(x[:, 0] for x in random_inputs(spec, 1, 1, 4))), network.initial_state(1)
     )
     assert q_values.tolist() == state[0].tolist()
 

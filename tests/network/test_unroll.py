@@ -11,6 +11,7 @@ from torch import Tensor
 
 from drqn_dist.interfaces import EnvSpec
 from drqn_dist.network.q_network import NetworkInput, QNetwork
+from tests.oracles import step_once, unroll
 from tests.tiny import IMAGE, VECTOR, make_network, tiny_config
 
 MIX = EnvSpec((3, 36, 40), "uint8", num_actions=2, frames_per_step=1)
@@ -41,7 +42,7 @@ def stepped(network: QNetwork, inputs: NetworkInput, state: Tensor) -> tuple[Ten
     """Q values [B, T, A] and the states before each step and after the last, one step at a time."""
     q_values, states = [], [state]
     for t in range(inputs.last_actions.shape[1]):
-        q, state = network.step(NetworkInput(*(x[:, t] for x in inputs)), state)
+        q, state = step_once(network, NetworkInput(*(x[:, t] for x in inputs)), state)
         q_values.append(q)
         states.append(state)
     return torch.stack(q_values, 1) if q_values else torch.empty(0), states
@@ -68,7 +69,7 @@ def test_unroll_equals_stepping_from_any_state_for_every_network(
         state = torch.rand_like(network.initial_state(2)) - 0.5
         with torch.no_grad():
             expected, states = stepped(network, inputs, state)
-            q_values, final = network.unroll(inputs, state)
+            q_values, final = unroll(network, inputs, state)
         assert q_values.dtype == torch.float32
         assert q_values.shape == (2, 3, spec.num_actions)
         torch.testing.assert_close(q_values, expected, rtol=0, atol=1e-5)
@@ -124,7 +125,7 @@ def test_bf16_runs_forward_and_backward_close_to_fp32_and_answers_fp32(core: str
     q_values = []
     for network in networks:
         state = network.burn_in(features(network, inputs), torch.tensor([0, 2]), 1, network.initial_state(2))
-        q, final = network.unroll(inputs, state)
+        q, final = unroll(network, inputs, state)
         assert q.dtype == state.dtype == final.dtype == torch.float32
         q.square().sum().backward()  # type: ignore[no-untyped-call]
         assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
@@ -135,5 +136,5 @@ def test_bf16_runs_forward_and_backward_close_to_fp32_and_answers_fp32(core: str
 @pytest.mark.parametrize("head", ["linear", "dueling", "gru_q"])
 def test_q_values_keep_the_digits_of_fp32_where_torso_and_core_run_in_bf16(head: str) -> None:
     network = make_network(tiny_config(network={"head": head, "precision": "bf16"}), VECTOR)
-    q_values, _ = network.unroll(random_inputs(VECTOR, 4, 4, 1), network.initial_state(4))
+    q_values, _ = unroll(network, random_inputs(VECTOR, 4, 4, 1), network.initial_state(4))
     assert not torch.equal(q_values, q_values.bfloat16().float())

@@ -122,14 +122,12 @@ def test_two_threads_hold_the_ratio_in_the_long_run(ratio: float) -> None:
     assert limiter.counted_steps == insert * inserts - 100
 
 
-def test_waiting_ends_with_the_timeout_and_is_accounted() -> None:
+def test_waiting_ends_with_the_timeout() -> None:
     limiter = filled(samples_per_insert=2.0, min_steps=10, tolerance=10, insert=5, sample=10)
     limiter.record_insert(10)
     assert limiter.await_insert(5, timeout_s=0.02) is False
-    assert limiter.blocked_insert_s >= 0.02
     limiter.record_sample(40)
     assert limiter.await_sample(10, timeout_s=0.02) is False
-    assert limiter.blocked_sample_s >= 0.02
 
 
 def test_a_waiting_insert_gives_way_to_another_reason() -> None:

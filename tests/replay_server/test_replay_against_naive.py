@@ -14,6 +14,7 @@ from replay_server.sampler import PRIORITY_FLOOR
 from tests.replay_server.fragments import Piece, cut_episode, random_shape
 from tests.replay_server.keeper import Keeper, chains_of
 from tests.replay_server.naive import NaiveReplay, Window, trained_steps
+from tests.replay_server.validity import check_replay
 
 MAX_BYTES = 2**20
 
@@ -109,7 +110,7 @@ def test_draws_exactly_the_windows_of_the_naive_replay_with_its_probabilities(pr
                     late += given[window_id] not in drawable
                     naive.priorities[given[window_id]] = priority
                 assert replay.stats().late_priorities == late
-        replay.check_valid()
+        check_replay(replay)
 
 
 def test_every_step_of_stored_episodes_lies_in_the_unroll_of_a_drawn_window() -> None:

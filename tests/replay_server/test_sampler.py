@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from replay_server.sampler import ID_STRIDE, PRIORITY_FLOOR, WindowSampler
+from tests.replay_server.validity import check_sampler
 
 
 def sampler_with(priorities: list[float], prioritized: bool = True, exponent: float = 0.5) -> WindowSampler:
@@ -60,7 +61,7 @@ def test_updates_change_probabilities_and_late_ones_are_counted() -> None:
     ids, probabilities = sampler.draw([4])
     assert ids.tolist() == [2, 2, 2, 3]
     assert probabilities.tolist() == [0.75, 0.75, 0.75, 0.25]
-    sampler.check_valid()
+    check_sampler(sampler)
 
 
 def test_new_windows_enter_at_the_largest_priority_that_slowly_fades() -> None:
@@ -101,7 +102,7 @@ def test_a_restarted_sampler_gives_out_no_id_again_though_its_state_is_a_little_
     first = after.append(7, np.array([1.0, 1.0], np.float32))
     after.set_drawable(first, first + 2, True)
     assert after.update(np.array([late, late + 1]), np.array([9.0, 9.0])) == 2, "both come too late"
-    after.check_valid()
+    check_sampler(after)
 
 
 def test_ids_stay_unique_while_slots_are_reused_and_the_ring_grows() -> None:
@@ -121,7 +122,7 @@ def test_ids_stay_unique_while_slots_are_reused_and_the_ring_grows() -> None:
             sampler.forget_before(oldest + len(living) - limit)
             living = {i: w for i, w in living.items() if i >= sampler.oldest_id}
         if owner % 300 == 0:
-            sampler.check_valid()
+            check_sampler(sampler)
             ids, probabilities = sampler.draw([50])
             total = sum(weight for _, weight in living.values())
             assert sampler.owners(ids).tolist() == [living[i][0] for i in ids.tolist()]

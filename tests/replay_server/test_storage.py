@@ -8,6 +8,7 @@ from drqn_dist.codec import decode_header
 from drqn_dist.config import WindowShape
 from replay_server.storage import FragmentStore
 from tests.replay_server.fragments import Piece, cut_episode
+from tests.replay_server.validity import check_store
 
 LENGTH = 2
 SHAPE = WindowShape(burn_in=2, unroll=2, n_step=1, stride=2, fragment=LENGTH, history=0)
@@ -80,7 +81,7 @@ def test_chains_are_those_of_a_plain_dictionary_while_fragments_come_in_any_orde
         for number, piece in enumerate(stream(rng, 60)):
             twin.add(piece)
             if number % 10 == 9:
-                twin.store.check_valid()
+                check_store(twin.store)
                 twin.check_chains(rng, count=40, most=5)
         assert twin.store.oldest_serial > first_serial, "some had to go"
         assert list(twin.pieces) == list(range(twin.store.oldest_serial, twin.store.next_serial))
@@ -98,7 +99,7 @@ def test_links_survive_the_growth_of_their_ring() -> None:
         twin.add(next(pieces))
     # When 1,024 were stored the oldest was the 700th, in the middle of the ring.
     assert (len(twin.store), len(twin.store._links)) == (1_800, 2_048)
-    twin.store.check_valid()
+    check_store(twin.store)
     twin.check_chains(rng, count=200, most=4)
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from replay_server.sum_tree import SumTree
+from tests.replay_server.validity import check_tree
 
 
 def naive_find(weights: list[float], target: float) -> int:
@@ -28,7 +29,7 @@ def test_finds_the_same_slots_as_a_running_sum_after_random_changes(capacity: in
             tree.set(slots, values)
             for slot, value in zip(slots, values, strict=True):
                 weights[slot] = float(value)
-            tree.check_valid()
+            check_tree(tree)
             assert tree.total == sum(weights)
             assert tree.get(np.arange(capacity)).tolist() == weights
             if tree.total:
@@ -98,9 +99,9 @@ def test_refuses_a_capacity_that_is_not_a_power_of_two(capacity: int) -> None:
         SumTree(capacity)
 
 
-def test_check_valid_notices_a_stale_sum() -> None:
+def test_the_check_notices_a_stale_sum() -> None:
     tree = SumTree(4)
     tree.set(np.array([1]), np.array([1.0]))
     tree._nodes[2] += 1
     with pytest.raises(AssertionError, match="stale"):
-        tree.check_valid()
+        check_tree(tree)

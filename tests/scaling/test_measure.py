@@ -24,7 +24,7 @@ from drqn_dist.scaling.predict import Costs
 from drqn_dist.scaling.settings import ScaleArgs, base_config, point_config
 from drqn_dist.training.session import Report
 from learner.learner import LearnerStats
-from replay_server.replay import ReplayStats, make_shard
+from replay_server.replay import ReplayStats, make_replay
 from tests.runs import maze_config, role_processes, until
 
 
@@ -39,7 +39,7 @@ def learnt(updates: int, new: int, td_loss: float = 0.0, **times: float) -> Lear
 
 
 def replay_stats(sampled: int, inserted: int) -> ReplayStats:
-    return ReplayStats(0, 0, 0, 0, 0, inserted, sampled, 0.0, 0, 0, 0, 0, 0, 0.0, 0.0)
+    return ReplayStats(0, 0, 0, 0, inserted, sampled, 0, 0, 0, 0, 0)
 
 
 def test_a_measurement_has_as_little_slack_as_the_rate_limiter_allows() -> None:
@@ -57,7 +57,7 @@ def test_a_measurement_has_as_little_slack_as_the_rate_limiter_allows() -> None:
     for shards in (1, 2, 4):  # no replay refuses it
         sharded = pong("replay.samples-per-insert=1", f"actors={shards}", f"replay.shards={shards}")
         measured = tightened(point_config(sharded, shards, 1, learner=True))
-        make_shard(measured, 0)
+        make_replay(measured, 0)
 
 
 def test_what_is_measured_has_that_slack(maze: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:

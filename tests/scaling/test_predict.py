@@ -2,12 +2,11 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
 
-from drqn_dist.config import to_dict
 from drqn_dist.errors import ConfigError
 from drqn_dist.presets import preset
 from drqn_dist.scaling.predict import Costs, advice, compare, error_sentence, predict, simulate, simulated_text
@@ -49,7 +48,7 @@ def test_what_was_not_seen_to_happen_has_no_cost() -> None:
 
 def test_the_settings_of_a_sweep_tell_the_machine_and_the_replay_ratio() -> None:
     config = preset("pong-cpu")
-    found = Costs.of({"config": to_dict(config), "machine": {"usable_cores": 3}}, [point(learner=True)])
+    found = Costs.of({"config": asdict(config), "machine": {"usable_cores": 3}}, [point(learner=True)])
     assert (found.cores, found.shards) == (3, 1)
     assert found.updates_per_step == config.replay.samples_per_insert / (32 * 10)
 
