@@ -189,7 +189,7 @@ class Actor:
     def _pull_weights(self) -> None:
         snapshot = self._weights.latest(self._version)
         if snapshot is not None:
-            self.policy.load_vector(snapshot.vector)
+            self.policy.network.load_vector(snapshot.vector)
             self._version = snapshot.version
 
     def _finish_games(self, over: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> None:

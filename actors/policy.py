@@ -30,21 +30,14 @@ class RecurrentPolicy:
     def __init__(
         self, network: QNetwork, spec: EnvSpec, stack_frames: int, num_envs: int, rng: np.random.Generator
     ) -> None:
-        self._network = ActingNetwork(network)
+        self.network = ActingNetwork(network)
+        """Takes other weights at any time; memories stay."""
         self._rng = rng
         self._stack_frames = stack_frames
         blank = torch.zeros(num_envs, *spec.observation_shape, dtype=getattr(torch, spec.observation_dtype))
-        self._stack = torch.cat([self._network.fold(blank)] * stack_frames, -1)
+        self._stack = torch.cat([self.network.fold(blank)] * stack_frames, -1)
         self._last_actions = np.full(num_envs, -1, np.int64)
         self._state = network.initial_state(num_envs)
-
-    def load_vector(self, vector: npt.NDArray[np.float32]) -> None:
-        """Goes on with these weights; memories stay.
-
-        Raises:
-            ValueError: the array belongs to another network.
-        """
-        self._network.load_vector(vector)
 
     def act(
         self,
@@ -67,7 +60,7 @@ class RecurrentPolicy:
             self._last_actions[fresh] = -1
             self._state[:, torch.from_numpy(fresh)] = 0.0
         states = self._state.numpy()  # no copy: below the network answers with a new tensor
-        q_tensor, self._state = self._network.step(
+        q_tensor, self._state = self.network.step(
             self._stack,
             torch.from_numpy(self._last_actions),
             torch.from_numpy(np.where(begins, np.float32(0), last_rewards)),
@@ -82,7 +75,7 @@ class RecurrentPolicy:
 
     def _push(self, observations: Observations, fresh: npt.NDArray[np.int64]) -> None:
         """Each frame is folded once; the stack lies side by side along the last axis, the newest frame last."""
-        frames = self._network.fold(torch.from_numpy(observations))
+        frames = self.network.fold(torch.from_numpy(observations))
         if self._stack_frames == 1:
             self._stack = frames
             return

@@ -113,6 +113,7 @@ def _plot(argv: Sequence[str]) -> None:
         export_csv(args.runs[0], args.csv)
     if args.out is not None:
         plot_runs(args.runs, args.out, args.x)
+    print(*(f"wrote {path}" for path in (args.out, args.csv) if path is not None), sep="\n", file=sys.stderr)
 
 
 def _presets(argv: Sequence[str]) -> None:
@@ -131,6 +132,7 @@ def _presets(argv: Sequence[str]) -> None:
 def _bench(argv: Sequence[str]) -> None:
     args = parse(BenchArgs, argv, f"{PROGRAM} bench")
     for role in ROLES if args.role == "all" else (args.role,):
+        print(f"measuring the {role}; this takes about a minute …", file=sys.stderr, flush=True)
         result = run_bench(role, args.preset, args.settings)
         print(json.dumps({"role": role, **result}) if args.json else _bench_table(role, result), flush=True)
 

@@ -136,10 +136,6 @@ class Replay:
                 self._counts["rejected"] += 1
             raise
 
-    def can_push(self) -> bool:
-        """Whether a full fragment could be pushed without waiting."""
-        return self._limiter.can_insert(self._window.fragment)
-
     def can_sample(self) -> bool:
         """Whether a batch could be sampled without waiting."""
         return self._limiter.can_sample(self._sample_steps)

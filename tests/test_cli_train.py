@@ -212,6 +212,8 @@ def test_a_signal_ends_the_run_with_checkpoint_and_summary_and_it_can_be_resumed
     more = summary["agent_steps"] + 400
     with command(tmp_path, "--resume", str(folder), "--total-steps", str(more)) as run:
         assert run.ends() == 0, run.stderr
+        goes_on = f"goes on from update {summary['updates']:,} at {summary['agent_steps']:,} agent steps"
+        assert f"{goes_on}; the replay fills again first" in run.stderr
     again = json.loads((folder / "summary.json").read_text())
     assert again["stopped_by"] == "total_steps"
     assert again["agent_steps"] >= more

@@ -1,5 +1,6 @@
 """What a finished or running run has learnt: scores of whole games, a video, a policy for a loop of one's own."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -84,6 +85,7 @@ def evaluate(
     torch.set_num_threads(agent.config.actor.torch_threads)  # more of them only wait for each other in small batches
     if video is not None:  # first, so that a file that cannot be written is known before the long part
         write_video(video, _pictures(agent, seed), describe_single(agent.config.env).steps_per_s)
+        print(f"wrote {video}", file=sys.stderr)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with (

@@ -91,6 +91,9 @@ def train(config: TrainConfig, resume: Path | None = None) -> Summary:
 def _start_session(config: TrainConfig, restored: Saved | None) -> Session:
     if config.mode == "serial":
         return SerialSession(config, restored)
+    print(
+        f"starting Ray for {config.num_actors} actor(s), replay, learner and evaluator …", file=sys.stderr, flush=True
+    )
     from drqn_dist.distributed.supervisor import RaySession  # Ray takes a second to import
 
     return RaySession(config, restored)

@@ -85,6 +85,7 @@ def test_a_killed_learner_comes_back_with_the_last_saved_state(run: Run) -> None
     run.advance_until(lambda: run.updates >= saved + 20, "more updates")
     run.kill("Learner")
     assert run.events[0].startswith("learner failed (failure ")
+    assert run.events[1].startswith(f"learner goes on from update {saved:,}, where it was saved last: ")
     run.reports.clear()
     run.advance_until(lambda: any(r.learner for r in run.reports), "the new learner's first piece")
     first = next(piece for r in run.reports for piece in r.learner)

@@ -10,13 +10,15 @@ import pytest
 import ray
 import torch
 
-from actors.evaluator import Played
+from actors.evaluator import Evaluation, Played
+from drqn_dist.distributed.role import Role, RoleKind
 from drqn_dist.distributed.supervisor import RaySession
 from drqn_dist.envs.make import env_spec
 from drqn_dist.errors import CheckpointError
 from drqn_dist.experiments.run_folder import open_run
 from drqn_dist.metrics import read_metrics
 from drqn_dist.network.q_network import QNetwork
+from drqn_dist.training.session import Report
 from drqn_dist.training.train import train, weights_sha256
 from learner.train_state import load_network
 from tests.runs import maze_config, role_processes, until
@@ -63,6 +65,21 @@ def test_a_checkpoint_of_another_network_is_refused_and_leaves_no_process(local_
     with pytest.raises(CheckpointError, match="belongs to another network"):
         train(other, resume=folder)
     until(lambda: not role_processes(), "the run's processes to end")
+
+
+def test_the_next_evaluation_is_due_after_the_weights_that_the_last_one_played(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It was due at update 40, began at 55 and ended at 70: the next one is due at 60, not at once for 40 again."""
+    session = RaySession.__new__(RaySession)
+    session._config = maze_config(tmp_path, mode="ray", eval={"period_updates": 20})
+    session._report, session._next_eval, session._updates = Report(), 40, 70
+    evaluator = Role("evaluator", RoleKind.EVALUATOR)
+    session._under_way = {"call": (evaluator, "evaluate")}
+    monkeypatch.setattr(ray, "get", lambda ref: Evaluation(55, (1.0,)))
+    session._collect("call")
+    assert session._next_eval == 60
+    assert [evaluation.version for evaluation in session._report.evaluations] == [55]
 
 
 def test_close_may_be_called_twice(local_ray: None, tmp_path: Path) -> None:

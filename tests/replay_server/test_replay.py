@@ -17,7 +17,7 @@ from replay_server.replay import Replay
 from replay_server.shards import ShardAnswer
 from tests.replay_server.fragments import Piece, cut_episode, make_fragment
 from tests.replay_server.keeper import Keeper, chains_of
-from tests.replay_server.validity import check_replay
+from tests.replay_server.validity import can_push, check_replay
 
 DEADLINE_S = 20.0
 SHAPE = WindowShape(burn_in=2, unroll=4, n_step=2, stride=4, fragment=8, history=1)
@@ -315,7 +315,7 @@ def test_push_waits_for_samples_and_a_duplicate_does_not() -> None:
     replay = make_replay(batch=2, tolerance=8)
     pieces = pieces_of(400, complete=False)
     taken = 0
-    while replay.can_push():
+    while can_push(replay):
         assert replay.push(pieces[taken].payload)
         taken += 1
     assert replay.push(pieces[0].payload) is False
@@ -415,7 +415,7 @@ def test_state_of_a_held_replay_goes_on_as_if_never_stopped() -> None:
         replay = make_replay(samples_per_insert=0.3, tolerance=100)
         drawn = []
         for piece in pieces_of(800, complete=False):
-            if not replay.can_push():
+            if not can_push(replay):
                 continue
             replay.push(piece.payload)
             if with_resume:
@@ -430,7 +430,7 @@ def test_state_of_a_held_replay_goes_on_as_if_never_stopped() -> None:
 def test_a_new_replay_resumes_counters_fills_up_first_and_gives_no_old_id() -> None:
     before = make_replay(min_steps=80, tolerance=16)
     for piece in pieces_of(160, complete=False):
-        if before.can_push():
+        if can_push(before):
             before.push(piece.payload)
         while before.can_sample():
             ids = draw(before).ids
@@ -445,7 +445,7 @@ def test_a_new_replay_resumes_counters_fills_up_first_and_gives_no_old_id() -> N
     updates = 0
     for piece in pieces_of(160, complete=False):
         assert after.can_sample() is False or after.stats().stored_steps >= 80
-        if after.can_push():
+        if can_push(after):
             after.push(piece.payload)
         while after.can_sample():
             assert draw(after).ids.min() > ids.max()

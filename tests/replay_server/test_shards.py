@@ -17,6 +17,7 @@ from replay_server.shards import ShardAnswer, ShardLedger, Split
 from tests.replay_server.fragments import cut_episode
 from tests.replay_server.keeper import Keeper, chains_of
 from tests.replay_server.test_replay import MAX_BYTES, SHAPE
+from tests.replay_server.validity import can_push
 
 UNROLL = SHAPE.unroll
 ENVS = 12
@@ -266,7 +267,7 @@ def test_shards_wait_for_the_rate_of_the_whole_and_not_for_their_own() -> None:
     assert before > 0
     for env in range(4, 3 * ENVS):
         for piece in cut_episode(SHAPE, 40, np.random.default_rng(env), (env, 0, 0)):
-            assert parts[1].can_push()
+            assert can_push(parts[1])
             parts[1].push(piece.payload)
             tell(ledger, parts)
             while sample(0):

@@ -10,6 +10,11 @@ from replay_server.storage import FragmentStore
 from replay_server.sum_tree import SumTree
 
 
+def can_push(replay: Replay) -> bool:
+    """Whether a full fragment could be pushed without waiting."""
+    return replay._limiter.can_insert(replay._window.fragment)
+
+
 def check_replay(replay: Replay) -> None:
     """All parts agree with each other."""
     with replay._lock:

@@ -12,6 +12,7 @@ from drqn_dist.errors import ConfigError
 from drqn_dist.presets import preset
 from drqn_dist.scaling.settings import ScaleArgs, base_config, counts, point_config
 from replay_server.replay import make_replay
+from tests.replay_server.validity import can_push
 
 
 def _parse(line: str) -> ScaleArgs:
@@ -59,11 +60,11 @@ def test_without_a_learner_pushes_never_wait_and_nothing_can_be_drawn() -> None:
     acting, training = make_replay(config), make_replay(point_config(base, 3, 4, learner=True))
     for payload in play(config, env_spec(config.env), 2_000):
         acting.push(payload)
-        if training.can_push():
+        if can_push(training):
             training.push(payload)
     assert training.can_sample()
-    assert not training.can_push()
-    assert acting.can_push()
+    assert not can_push(training)
+    assert can_push(acting)
     assert not acting.can_sample()
     assert config.replay.capacity_bytes <= 2**29
     assert point_config(preset("gridworld"), 3, 4, learner=True).replay == preset("gridworld").replay

@@ -24,6 +24,7 @@ from drqn_dist.training.train import train
 from learner.frame_store import StorePlan
 from learner.learner import Learner
 from replay_server.replay import LocalSource
+from tests.replay_server.validity import can_push
 from tests.runs import maze_config
 
 
@@ -96,7 +97,7 @@ def test_the_replay_ratio_holds_within_2_percent_also_over_a_resume_without_a_bu
     with session(config, saved) as resumed:
         assert resumed.learner.state.updates == 250
         report = Report()
-        while not resumed.replay.can_push() or resumed.replay.stats().stored_steps < config.replay.min_steps:
+        while not can_push(resumed.replay) or resumed.replay.stats().stored_steps < config.replay.min_steps:
             resumed.turn(report)
         # Filling again was free: at most the slack that the limiter allows was made up for.
         assert resumed.learner.state.updates - 250 <= 2 * config.rate_tolerance_steps * 8 / per_update
