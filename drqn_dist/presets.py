@@ -340,7 +340,9 @@ _PONG_CPU = Preset(
             epsilon_decay="linear",
             epsilon_decay_steps=100_000,
         ),
-        eval=EvalConfig(period_updates=500, episodes=2, settled_training_return=17.0, final_episodes=20),
+        eval=EvalConfig(
+            period_updates=500, episodes=2, max_steps=4_000, settled_training_return=17.0, final_episodes=20
+        ),
     ),
     summary="Pong on two CPU cores within an hour; what `make pong` runs.",
     sources={
@@ -377,6 +379,7 @@ _PONG_CPU = Preset(
         "all the same one, whose score changes with every update, so five evaluations in a row decide",
         "eval.episodes": "ours: five evaluations count together, and twenty other games confirm them; five games "
         "each took a sixth of two cores",
+        "eval.max_steps": "ours: twice a good game; half-learnt policies rally for ever, and took a quarter of a core",
         "eval.settled_training_return": "ours: with up to one random action in twenty, a settled policy still gets it",
         "eval.final_episodes": "ours: what a result is told by",
     },
