@@ -102,7 +102,6 @@ def load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 class Checkpoint:
     """A checkpoint as read from disk."""
 
-    path: Path
     updates: int
     """Learner updates done when it was written."""
     tensors: dict[str, torch.Tensor]
@@ -150,7 +149,7 @@ class CheckpointFolder:
                 _log.warning("skipped a checkpoint: %s", error)
                 failure = error
                 continue
-            return Checkpoint(path, updates, tensors, meta)
+            return Checkpoint(updates, tensors, meta)
         if failure is not None:
             raise CheckpointError(f"no checkpoint in {self.folder} can be read; the oldest one: {failure}") from failure
         return None

@@ -82,10 +82,8 @@ class TrainState:
         moments = _matching(mine, tensors, "optimizer.", "optimizer")
         self.network.load_state_dict(network)
         self.target.load_state_dict(target)
-        for (
-            name,
-            moment,
-        ) in mine.items():  # in place: the fused optimizer needs their order in memory, a graph their places
+        # In place: the fused optimizer needs their memory's order, a graph their addresses.
+        for name, moment in mine.items():
             moment.copy_(moments[name])
         self.updates = updates
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where tests run side by side, those of a file stay together, and so do all that share one Ray."""
     for item in items:
-        shared = "local_ray" in getattr(item, "fixturenames", ())
+        shared = "local_ray" in getattr(item, "fixturenames", ()) or item.path.name == "test_local_ray.py"
         item.add_marker(pytest.mark.xdist_group("local_ray" if shared else str(item.path)))
 
 

@@ -25,12 +25,9 @@ JOIN_S = 600.0
 """How long a run waits for a cluster to have room for its learner; an autoscaler may have to start a machine first."""
 _HEAD = "node:__internal_head__"
 """A resource that Ray gives to the head alone, 1 of it."""
-_HEAD_S = 5.0
-"""How long the head gets to say that it has room."""
-_FIRST_WORD_S = 5.0
-"""After that it says what it waits for."""
-FREE_GPU_S = 5.0
-"""How long a GPU gets to become free: one that a run before has just given back is counted a moment later."""
+PATIENCE_S = 5.0
+"""How long the head gets to say that it has room, and a GPU to become free: one that was just given back is counted a
+moment later. After that a run says what it waits for."""
 
 ACTOR_OPTIONS: dict[str, Any] = {"scheduling_strategy": "SPREAD"}
 """An actor takes a CPU of whichever node has most to spare; without one it waits, which an autoscaler sees."""
@@ -60,12 +57,12 @@ class Placement:
     def _find_room(self, bundles: list[dict[str, float]], say: Callable[[str], None]) -> None:
         if not self.gpus and _head_cpus() >= len(bundles):
             self._group = placement_group([{"CPU": 1.0, _HEAD: 0.001}, *bundles[1:]], strategy="STRICT_PACK")
-            if self._group.wait(_HEAD_S):
+            if self._group.wait(PATIENCE_S):
                 return
             self.close()  # another run lives there
         self._group = placement_group(bundles, strategy="PACK")
         needed = f"{len(bundles)} CPUs{f' and {self.gpus} GPU' if self.gpus else ''} for all roles but the actors"
-        if self._group.wait(_FIRST_WORD_S):
+        if self._group.wait(PATIENCE_S):
             return
         say(f"waiting up to {JOIN_S:.0f} s for {needed}; the cluster has {_described()}")
         deadline = time.monotonic() + JOIN_S
@@ -115,7 +112,7 @@ def check_device(config: TrainConfig) -> None:
         )
 
 
-def learner_gpus(config: TrainConfig, say: Callable[[str], None], patience_s: float = FREE_GPU_S) -> int:
+def learner_gpus(config: TrainConfig, say: Callable[[str], None], patience_s: float = PATIENCE_S) -> int:
     """Whether the learner is to have a GPU: 1 where one is asked for, or the device is auto and one is free.
 
     Args:

@@ -137,6 +137,13 @@ class RaySession:
                 progress(self._played)
         return self._report.evaluations.pop()
 
+    def replay_cpu_s(self) -> float:
+        """CPU seconds of all shards of the replay since they were started."""
+        try:
+            return float(sum(ray.get([role.handle.cpu_s.remote() for role in self._replay], timeout=self._hang_s)))
+        except RayError as error:
+            raise RoleFailedError(f"the replay did not answer: {_cause(error)}") from error
+
     def close(self) -> None:
         if not self._ray.owned:  # nobody else ends them
             for role in self._roles:

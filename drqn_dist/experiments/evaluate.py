@@ -78,9 +78,9 @@ def evaluate(
         RunFolderError: the run or the video file cannot be used.
         CheckpointError: there is no checkpoint that fits.
     """
-    if episodes < 1:
-        raise ConfigError(f"episodes is {episodes}, but must be at least 1")
-    _check_seed(seed)
+    for name, value, least in (("episodes", episodes, 1), ("seed", seed, 0)):
+        if value < least:
+            raise ConfigError(f"{name} is {value}, but must be at least {least}")
     agent = load_agent(Path(run))
     torch.set_num_threads(agent.config.actor.torch_threads)  # more of them only wait for each other in small batches
     if video is not None:  # first, so that a file that cannot be written is known before the long part
@@ -105,11 +105,6 @@ def evaluate(
         "env": agent.config.env.id,
         "weights_sha256": agent.weights_sha256,
     }
-
-
-def _check_seed(seed: int) -> None:
-    if seed < 0:
-        raise ConfigError(f"seed is {seed}, but must not be negative")
 
 
 class Policy:
@@ -190,7 +185,6 @@ def load_policy(run: str | Path, epsilon: float = 0.0, seed: int = 0) -> Policy:
     Raises:
         RunFolderError, EnvError, CheckpointError: as `load_agent`.
     """
-    _check_seed(seed)
     return Policy(load_agent(Path(run)), epsilon, seed)
 
 

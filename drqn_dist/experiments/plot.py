@@ -74,7 +74,7 @@ def plot_runs(runs: Sequence[Path], out: Path, x: XAxis = "steps") -> None:
     for run, label in zip(runs, labels, strict=True):
         groups.setdefault(label, []).append(read_curve(run, x))
 
-    with figure(out, 1, (8, 4.5), 150) as (axes,):
+    with figure(out, (8, 4.5), 150) as axes:
         for index, (label, curves) in enumerate(sorted(groups.items())):
             _draw_group(axes, label, curves, _COLOURS[index % len(_COLOURS)])
         axes.set_xlabel(_X_LABELS[x])
@@ -87,8 +87,8 @@ def plot_runs(runs: Sequence[Path], out: Path, x: XAxis = "steps") -> None:
 
 
 @contextmanager
-def figure(out: Path, panels: int, inches: tuple[float, float], dpi: int) -> Iterator[tuple[Any, ...]]:
-    """Axes side by side, to be drawn on in this context, and then written as the PNG `out`.
+def figure(out: Path, inches: tuple[float, float], dpi: int) -> Iterator["Axes"]:
+    """Axes to be drawn on in this context, and then written as the PNG `out`.
 
     Raises:
         RunFolderError: it cannot be written.
@@ -98,9 +98,9 @@ def figure(out: Path, panels: int, inches: tuple[float, float], dpi: int) -> Ite
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    drawn, axes = pyplot.subplots(1, panels, figsize=inches, dpi=dpi, layout="constrained", squeeze=False)
+    drawn, axes = pyplot.subplots(figsize=inches, dpi=dpi, layout="constrained")
     try:
-        yield tuple(axes[0])
+        yield axes
         drawn.savefig(out, format="png")
     except OSError as error:
         raise RunFolderError(f"cannot write {out}: {error.strerror or error}; choose another --out") from error

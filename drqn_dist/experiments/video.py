@@ -1,9 +1,9 @@
 """Pictures → MP4, by the ffmpeg that imageio-ffmpeg brings along."""
 
-import itertools
+import contextlib
 import os
+import subprocess
 from collections.abc import Iterator
-from contextlib import closing, suppress
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -24,24 +24,38 @@ def write_video(path: Path, pictures: Iterator[npt.NDArray[np.uint8]], pictures_
         RunFolderError: the file could not be written; what was there before stays.
     """
     first = next(pictures)
-    height, width = first.shape[:2]
-    factor = max(1, TARGET_SIDE_PX // min(height, width))
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        ffmpeg = _start_ffmpeg(temporary, first.shape[0], first.shape[1], pictures_per_s)
+        try:
+            assert ffmpeg.stdin is not None
+            with contextlib.suppress(BrokenPipeError):  # ffmpeg gave up; its message says why
+                ffmpeg.stdin.write(first.tobytes())
+                for picture in pictures:
+                    ffmpeg.stdin.write(picture.tobytes())
+            message = ffmpeg.communicate()[1].decode(errors="replace")
+        except BaseException:
+            ffmpeg.kill()
+            ffmpeg.communicate()
+            raise
+        if ffmpeg.returncode:
+            raise RunFolderError(
+                f"could not write {path}: {' '.join(message.split()) or 'ffmpeg failed'}; choose another --video"
+            )
+        os.replace(temporary, path)
+    except OSError as error:
+        raise RunFolderError(f"could not write {path}: {error.strerror}; choose another --video") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _start_ffmpeg(out: Path, height_px: int, width_px: int, pictures_per_s: float) -> subprocess.Popen[bytes]:
+    factor = max(1, TARGET_SIDE_PX // min(height_px, width_px))
     # yuv420p halves the colours' resolution, so both sides must be even.
     filters = f"scale=iw*{factor}:ih*{factor}:flags=neighbor,pad=ceil(iw/2)*2:ceil(ih/2)*2"
-    temporary = path.with_name(path.name + ".tmp")
-    options = {"fps": pictures_per_s, "codec": "libx264", "macro_block_size": 1, "ffmpeg_log_level": "error"}
-    output = ["-vf", filters, "-movflags", "+faststart", "-f", "mp4"]
-    try:
-        # file: keeps a colon in the name from being read as a protocol.
-        writer = imageio_ffmpeg.write_frames(f"file:{temporary}", (width, height), output_params=output, **options)
-        with closing(writer):
-            writer.send(None)
-            for picture in itertools.chain([first], pictures):
-                writer.send(picture.tobytes())
-        imageio_ffmpeg.count_frames_and_secs(str(temporary))  # its last words may have found no room
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        raise RunFolderError(f"could not write {path}: {str(error).splitlines()[0]}; choose another --video") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width_px}x{height_px}", "-r", str(pictures_per_s), "-i", "-"]
+    encoded = ["-vf", filters, "-c:v", "libx264", "-pix_fmt", "yuv420p", "-movflags", "+faststart", "-f", "mp4"]
+    # file: keeps a colon in the name from being read as a protocol.
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-v", "error", *raw, *encoded, f"file:{out}"]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE)

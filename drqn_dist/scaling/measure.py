@@ -42,10 +42,10 @@ def measure(
     with closing(RaySession(config)) as session:
         _start_up(session, actors, learner)
         _reports(session, warmup_s)
-        before, began = _cpu_s(), time.monotonic()
+        before, began = _cpu_s(session), time.monotonic()
         reports = _reports(session, seconds)
         elapsed = time.monotonic() - began
-        cores = {name: (cpu_s - before[name]) / elapsed for name, cpu_s in _cpu_s().items()}
+        cores = {name: (cpu_s - before[name]) / elapsed for name, cpu_s in _cpu_s(session).items()}
     return point_of(reports, cores, elapsed, config, learner, repeat)
 
 
@@ -165,15 +165,13 @@ def _per_actor(pieces: Sequence[ActorStats], name: str) -> float:
     return sum(count / wall for count, wall in totals.values() if wall)
 
 
-def _cpu_s() -> dict[str, float]:
-    """CPU seconds so far of the replay, of Ray's own processes with this one, and of everything on the machine; actors
-    and learner report their own. Ray titles the processes that work for a run `ray::<class>…`."""
-    found = {"replay": 0.0, "ray": 0.0, "machine": busy_cpu_s()}
+def _cpu_s(session: RaySession) -> dict[str, float]:
+    """CPU seconds so far, but for actors and learner, which report their own. Ray titles the processes that work for a
+    run `ray::…`; all others among this process's children are its own."""
+    found = {"replay": session.replay_cpu_s(), "ray": 0.0, "machine": busy_cpu_s()}
     driver = psutil.Process()
     for process in (driver, *driver.children(recursive=True)):
         with suppress(psutil.Error):  # it has just ended
-            title, times = " ".join(process.cmdline()), process.cpu_times()
-            part = "replay" if title.startswith("ray::ReplayRole") else "" if title.startswith("ray::") else "ray"
-            if title and part:
-                found[part] += times.user + times.system
+            title, times = process.cmdline(), process.cpu_times()
+            found["ray"] += times.user + times.system if title and not title[0].startswith("ray::") else 0.0
     return found

@@ -1,4 +1,4 @@
-"""A sweep in two panels: throughput with the fitted law, and where the actors' time goes."""
+"""A sweep as a picture: throughput with the fitted law."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ def draw(points: Sequence[Point], out: Path) -> None:
     Raises:
         RunFolderError: it cannot be written.
     """
-    with figure(out, 2, (11, 4.8), 130) as (speed, time):
+    with figure(out, (7, 4.8), 130) as speed:
         for label, curve in curves(points).items():
             table = rows(curve)
             actors = [row["actors"] for row in table]
@@ -29,13 +29,3 @@ def draw(points: Sequence[Point], out: Path) -> None:
                 speed.plot(grid, law.throughput(grid), color=drawn.lines[0].get_color(), linewidth=1)
         speed.set(xlabel="actors", ylabel="agent steps per second (lines: Universal Scalability Law)", ylim=(0, None))
         speed.legend(frameon=False)
-
-        table = rows(points)
-        names = [f"{row['actors']}x{row['envs_per_actor']}" for row in table]
-        below = np.zeros(len(table))
-        for part in points[0].actor_time:
-            shares = np.array([row[f"actor_time.{part}"] for row in table])
-            time.bar(names, shares, bottom=below, label=part)
-            below += shares
-        time.set(xlabel="actors x environments", ylabel="share of the actors' time", ylim=(0, 1))
-        time.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))

@@ -6,6 +6,7 @@ and says it when the pipe to it closes before the run has ended.
 """
 
 import contextlib
+import os
 import subprocess
 from pathlib import Path
 from typing import Self
@@ -27,7 +28,7 @@ class LastWord:
         self.safe = "nothing was saved"
         """What is safe, and how to go on."""
         self._watcher = subprocess.Popen(
-            ["sh", "-c", _WATCH], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True
+            ["sh", "-c", _WATCH], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
         )
         self._tell(self.safe)
 
@@ -49,5 +50,5 @@ class LastWord:
     def _tell(self, word: str) -> None:
         assert self._watcher.stdin is not None
         with contextlib.suppress(OSError):  # the shell is gone: the run goes on without it
-            self._watcher.stdin.write(word + "\n")
+            self._watcher.stdin.write(os.fsencode(word + "\n"))
             self._watcher.stdin.flush()

@@ -125,21 +125,12 @@ def plan_frame_store(config: TrainConfig, spec: EnvSpec) -> StorePlan:
 
 
 def _container_rooms(root: Path) -> list[int]:
-    """Bytes left under the limits of control groups, version 2 and 1; empty where there is no limit.
+    """Bytes left under the control group's limit; empty without one.
 
     The page cache (inactive_file) counts as usage there, although the kernel gives it back when asked.
     """
-    rooms = []
-    for limit_file, usage_file, folder in (
-        ("memory.max", "memory.current", root),
-        ("memory.limit_in_bytes", "memory.usage_in_bytes", root / "memory"),
-    ):
-        try:
-            limit = int((folder / limit_file).read_text())
-            usage = int((folder / usage_file).read_text())
-            stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-        except (OSError, ValueError):  # no such group, or the limit is "max"
-            continue
-        cache = int(stat.get("total_inactive_file", stat.get("inactive_file", "0")))
-        rooms.append(max(0, limit - usage + cache))
-    return rooms
+    with suppress(OSError, ValueError):  # no such group, or the limit is "max"
+        limit, usage = (int((root / name).read_text()) for name in ("memory.max", "memory.current"))
+        stat = dict(line.split() for line in (root / "memory.stat").read_text().splitlines())
+        return [max(0, limit - usage + int(stat.get("inactive_file", "0")))]
+    return []

@@ -206,11 +206,13 @@ class _Run:
             progress.message(f"evaluation at update {evaluation.version:,}: {_scores(evaluation)}")
 
     def _confirmed(self, log: MetricsLog, progress: Progress) -> bool:
-        """Plays other games with the weights of now; if they reach the wanted return too, the run ends with them.
-        Nobody trains meanwhile."""
-        self._save()
-        progress.message(f"confirming the weights of update {self._monitor.updates:,} in other games …")
+        """Saves the weights of now and plays other games with them; if they reach the wanted return too, the run ends
+        with them."""
+        self._write(self._save(), progress)
+        updates = self._monitor.updates
+        progress.message(f"confirming the weights of update {updates:,} in other games, while training rests …")
         evaluation = self._evaluate(log, progress)
+        self._take(self._session.advance(0.0), log, progress)  # what ended meanwhile
         assert self._config.stop_at_return is not None
         if evaluation is not None and evaluation.mean >= self._config.stop_at_return:
             return True
@@ -234,6 +236,8 @@ class _Run:
             stack.callback(progress.update, {"eval_episodes": None, "eval_steps": None})
             stack.enter_context(suppress(KeyboardInterrupt))
             stack.enter_context(self._stop.at_once())
+            if self._stop.requested:  # before this context
+                return None
             self._final_seed += 1
             evaluation = self._monitor.last_evaluation = self._session.evaluate(self._final_seed, show)
             self._log(log, evaluation_values(evaluation), progress)
@@ -309,12 +313,12 @@ class _Run:
         meta = saved.meta | {"wall_s": self._monitor.wall_s, "final_seed": self._final_seed + 1}
         try:
             self._folder.checkpoints.write(self._monitor.updates, saved.tensors, meta)
+            if self._last_word is not None:
+                self._last_word.saved(self._folder.path, self._monitor.updates)
             self._folder.write_summary(self._summary(saved, "unfinished"))
         except (CheckpointError, RunFolderError) as error:
-            progress.message(f"no checkpoint: {error}")
+            progress.message(f"not saved: {error}")
             return error
-        if self._last_word is not None:
-            self._last_word.saved(self._folder.path, self._monitor.updates)
         return None
 
 

@@ -7,12 +7,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from drqn_dist.bench.fill import copies
 
 from drqn_dist import bench
 from drqn_dist.bench import BenchSettings, Figures, actor, learner, rate, replay, run_bench
 from drqn_dist.bench.learner import rate_of
-from drqn_dist.bench.play import play
+from drqn_dist.bench.play import copies, play
 from drqn_dist.cli import main
 from drqn_dist.codec import decode, decode_header
 from drqn_dist.config import ActorConfig, LearnerConfig, NetworkConfig, TrainConfig

@@ -67,6 +67,20 @@ def test_a_checkpoint_of_another_network_is_refused_and_leaves_no_process(local_
     until(lambda: not role_processes(), "the run's processes to end")
 
 
+def test_a_run_that_settles_ends_with_the_weights_confirmed_and_counts_what_came_meanwhile(
+    local_ray: None, tmp_path: Path
+) -> None:
+    games = {"period_updates": 20, "episodes": 2, "final_episodes": 200, "settled_evaluations": 2}
+    summary = train(maze_config(tmp_path, mode="ray", total_steps=10**9, stop_at_return=0.0, eval=games))
+    assert summary.stopped_by == "stop_at_return"
+    (folder,) = tmp_path.iterdir()
+    newest = open_run(folder).checkpoints.latest()
+    assert newest is not None
+    assert (newest.updates, weights_sha256(newest.tensors)) == (summary.updates, summary.weights_sha256)
+    assert summary.eval_updates == summary.updates
+    assert newest.meta["agent_steps"] == summary.agent_steps
+
+
 def test_the_next_evaluation_is_due_after_the_weights_that_the_last_one_played(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -25,6 +25,7 @@ from drqn_dist.errors import CheckpointError, ConfigError, RunFolderError
 from drqn_dist.experiments.evaluate import Agent, Policy, evaluate, load_agent
 from drqn_dist.experiments.run_folder import create_run
 from drqn_dist.experiments.video import write_video
+from drqn_dist.interfaces import WeightSnapshot
 from drqn_dist.network.q_network import NetworkInput, QNetwork
 from drqn_dist.presets import preset
 from drqn_dist.seeding import EVALUATION_SEED
@@ -63,7 +64,8 @@ def _agent(env: EnvConfig, **network: Any) -> Agent:
 def test_the_result_describes_all_scores(run: Path) -> None:
     agent = load_agent(run)
     evaluator = Evaluator(agent.config, 30)
-    scores = evaluator.evaluate(agent.weights, seed=5).scores
+    weights = WeightSnapshot(agent.updates, agent.network.to_vector())
+    scores = evaluator.evaluate(weights, seed=5).scores
     evaluator.close()
     assert len(set(scores)) > 1
     summary = json.loads((run / "summary.json").read_text())

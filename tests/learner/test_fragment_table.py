@@ -382,7 +382,7 @@ def test_a_core_without_memory_needs_no_stored_states() -> None:
     config = tiny_config(network={"core": "none"}, learner={"unroll_steps": 4}, actor={"fragment_steps": 4})
     assert config.learner.stored_state
     draws = FragmentTable(config.window, 1, Capacity(100, 0, 40, 4), stored_states=False)
-    assert draws.states_of(full_fragment(config, 1)) == 0
+    assert len(draws.state_steps(full_fragment(config, 1))) == 0
 
 
 @pytest.mark.parametrize(

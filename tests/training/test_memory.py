@@ -105,14 +105,6 @@ def test_a_container_limit_counts_and_its_page_cache_does_not(tmp_path: Path) ->
     assert _container_rooms(tmp_path) == []
 
 
-def test_an_older_container_limit_counts_too(tmp_path: Path) -> None:
-    (tmp_path / "memory").mkdir()
-    (tmp_path / "memory" / "memory.limit_in_bytes").write_text("1000\n")
-    (tmp_path / "memory" / "memory.usage_in_bytes").write_text("900\n")
-    (tmp_path / "memory" / "memory.stat").write_text("inactive_file 1\ntotal_inactive_file 50\n")
-    assert _container_rooms(tmp_path) == [1000 - 900 + 50]
-
-
 def test_this_machine_has_some_memory() -> None:
     assert available_memory() > 0
 

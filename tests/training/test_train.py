@@ -21,6 +21,7 @@ from drqn_dist.experiments.run_folder import Summary, create_run, open_run
 from drqn_dist.metrics import read_metrics
 from drqn_dist.training import train as train_module
 from drqn_dist.training.serial import SerialSession
+from drqn_dist.training.session import Saved
 from drqn_dist.training.train import train, weights_sha256
 from tests.runs import SUMMARY_KEYS, maze_config
 
@@ -163,6 +164,9 @@ def test_a_return_is_confirmed_in_other_games_each_time_and_in_as_many_as_asked_
     evaluate = SerialSession.evaluate
 
     def poor_at_first(session: SerialSession, seed: int, *arguments: Any) -> Evaluation:
+        (summary,) = tmp_path.glob("*/summary.json")
+        saved = json.loads(summary.read_text())
+        assert (saved["stopped_by"], saved["updates"]) == ("unfinished", session.learner.state.updates)
         evaluation = evaluate(session, seed, *arguments)
         played.append((seed, len(evaluation.scores)))
         return replace(evaluation, scores=(-1.0,)) if len(played) < 3 else evaluation
@@ -179,8 +183,30 @@ def test_a_return_is_confirmed_in_other_games_each_time_and_in_as_many_as_asked_
     assert stopped.summary.stopped_by == "stop_at_return"
     assert played == [(8, 3), (9, 3), (10, 3)]
     assert stopped.summary.updates in range(30, 45)
+    monkeypatch.setattr(
+        SerialSession,
+        "evaluate",
+        lambda session, seed, *arguments: played.append((seed, 3)) or evaluate(session, seed, *arguments),
+    )
     train(replace(config, total_steps=stopped.summary.agent_steps + 10), resume=stopped.folder)
     assert played[3] == (12, 3), "nor does a run that goes on play them again"
+
+
+def test_a_signal_that_comes_while_weights_are_saved_to_be_confirmed_ends_the_run(tmp_path: Path) -> None:
+    stop = train_module._StopRequest()
+
+    class Session(SerialSession):
+        def save(self) -> Saved:
+            stop.requested = True
+            return super().save()
+
+        def evaluate(self, *arguments: Any, **options: Any) -> Evaluation:
+            raise AssertionError("no games are played after a signal")
+
+    config = maze_config(tmp_path, total_steps=10**6, stop_at_return=0.0, eval={"period_updates": 10})
+    with closing(Session(config)) as session:
+        run = train_module._Run(config, env_spec(config.env), session, create_run(config, []), None, stop)
+        assert run.run().stopped_by == "signal"
 
 
 def test_a_run_stops_after_minutes_however_seldom_it_reports(tmp_path: Path) -> None:
