@@ -58,18 +58,18 @@ class LearnerStats:
 
 
 def resolve_device(name: str) -> torch.device:
-    """auto → cuda where there is one, else cpu.
+    """auto → cuda:0 where there is one, else cpu; cuda → cuda:0, because `set_device` wants a number.
 
     Raises:
         ConfigError: there is no such device.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     kind, _, index = name.partition(":")
     if name != "cpu" and (kind != "cuda" or (index and not index.isdecimal())):
         raise ConfigError(f"learner.device is {name!r}, but must be auto, cpu, cuda or cuda:N")
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    device = torch.device(name if kind == "cpu" or index else "cuda:0")
+    if device.type == "cuda" and device.index >= torch.cuda.device_count():
         raise ConfigError(f"learner.device is {name!r}, but {torch.cuda.device_count()} GPUs are here; use auto or cpu")
     return device
 

@@ -29,7 +29,7 @@ from drqn_dist.distributed.placement import ACTOR_OPTIONS, Placement
 from drqn_dist.distributed.remote_replay import find_replay
 from drqn_dist.interfaces import EnvSpec, WeightSnapshot
 from drqn_dist.seeding import derive_seed
-from drqn_dist.training.memory import plan_frame_store
+from drqn_dist.training.memory import plan_frame_store, usable_cores
 from drqn_dist.training.session import Saved
 from learner.learner import Learner, LearnerStats
 from learner.weight_publisher import WeightPublisher
@@ -121,17 +121,19 @@ class EvaluatorRole:
         # It takes what the roles that train leave of the cores: the next evaluation can wait, they cannot.
         os.nice(EVALUATOR_NICENESS)
         self._config = config
-        self._evaluators: dict[int, Evaluator] = {}
+        self._evaluators: dict[tuple[int, bool], Evaluator] = {}
         self._played: Played | None = None
 
     def evaluate(self, source: Any, seed: int, episodes: int) -> Evaluation:
         """Plays with these weights (a WeightSnapshot), or with the newest of this learner (its handle)."""
         torch.set_num_threads(self._config.actor.torch_threads)
-        if episodes not in self._evaluators:
-            self._evaluators[episodes] = Evaluator(self._config, episodes)
-        weights = source if isinstance(source, WeightSnapshot) else newest_weights(source)
+        given = isinstance(source, WeightSnapshot)  # then training rests, and all cores are free
+        if (episodes, given) not in self._evaluators:
+            acting = replace(self._config.actor, env_threads=usable_cores()) if given else self._config.actor
+            self._evaluators[episodes, given] = Evaluator(replace(self._config, actor=acting), episodes)
+        weights = source if given else newest_weights(source)
         try:
-            return self._evaluators[episodes].evaluate(weights, seed, self._note)
+            return self._evaluators[episodes, given].evaluate(weights, seed, self._note)
         finally:
             self._played = None
 

@@ -32,6 +32,7 @@ from tests.learner.preset_cases import (
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU; none is here"),
     pytest.mark.timeout(1200),
+    pytest.mark.filterwarnings("ignore:Synchronization debug mode:UserWarning"),  # a prototype, says torch
 ]
 PLACES = ["device", "host"]
 ROUNDING = 1e-3
@@ -90,8 +91,8 @@ def test_an_update_never_waits_for_the_gpu(name: str, place: Any) -> None:
     learner.update()  # records the graph, which waits
     learner.update()
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         for _ in range(6):  # fewer than may be under way
             learner.update()
     finally:
@@ -108,8 +109,8 @@ def test_the_function_that_is_recorded_never_waits_either(name: str) -> None:
     places, weights = batch.places.cuda(), batch.weights.cuda()
     learner.step._train(places, weights, None)
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         learner.step._train(places, weights, None)
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -335,6 +335,16 @@ def test_a_gpu_that_is_not_there_is_refused_and_auto_takes_the_cpu() -> None:
     assert resolve_device("auto") == resolve_device("cpu") == torch.device("cpu")
 
 
+@pytest.mark.parametrize(("name", "number"), [("auto", 0), ("cuda", 0), ("cuda:1", 1)])
+def test_a_gpu_has_a_number_which_torch_needs_to_make_it_the_current_one(
+    name: str, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert resolve_device(name) == torch.device("cuda", number)
+    assert torch.cuda._utils._get_device_index(resolve_device(name)) == number  # what `set_device` asks first
+
+
 def test_run_trains_for_about_the_time_it_is_given() -> None:
     stats = bench().learner.run(0.05)
     assert stats.new_updates == stats.updates > 0
