@@ -8,6 +8,7 @@ A new replay or learner must not serve anyone before it has what the one before 
 import os
 import sys
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import ray
@@ -133,12 +134,9 @@ class EvaluatorRole:
             self._evaluators[episodes, given] = Evaluator(replace(self._config, actor=acting), episodes)
         weights = source if given else newest_weights(source)
         try:
-            return self._evaluators[episodes, given].evaluate(weights, seed, self._note)
+            return self._evaluators[episodes, given].evaluate(weights, seed, partial(setattr, self, "_played"))
         finally:
             self._played = None
-
-    def _note(self, played: Played) -> None:
-        self._played = played
 
     @ray.method(concurrency_group="pulse")
     def pulse(self) -> Pulse:
