@@ -291,7 +291,7 @@ def test_a_disk_full_while_checkpointing_keeps_the_last_good_checkpoint_and_trai
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     lines = done.stderr.splitlines()
-    assert any(line.startswith("no checkpoint: could not write checkpoint") for line in lines)
+    assert any(line.startswith("not saved: could not write checkpoint") for line in lines)
     assert lines[-1].startswith("drqn-dist: error: could not write checkpoint")
     assert [path.name for path in (folder / "checkpoints").iterdir()] == [good.name]
     assert good.read_bytes() == before
