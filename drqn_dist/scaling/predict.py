@@ -120,7 +120,7 @@ def compare(settings: Mapping[str, Any], points: Sequence[Point]) -> list[dict[s
     found = []
     for (actors, envs), group in by_key(points).items():
         if others := [p for p in points if p.envs_per_actor == envs and p.actors != actors]:
-            predicted = predict(Costs.of(settings, others), actors, ClusterShape(actor_cores=0)).agent_steps_per_s
+            predicted = predict(Costs.of(settings, others), actors, ClusterShape(actor_cores=None)).agent_steps_per_s
             measured = statistics.median(point.agent_steps_per_s for point in group)
             row = {"actors": actors, "envs_per_actor": envs, "measured": measured, "predicted": predicted}
             found.append(row | {"error": predicted / measured - 1})

@@ -22,12 +22,12 @@ class ClusterShape(Bounded):
 
     _path = "--cluster."
 
-    head_cores: Annotated[int, Within(0, 1e6)] = 0
-    """Cores of the head; 0 = as many as the measured machine."""
-    actor_cores: Annotated[float, Within(0, 1e6)] = 1.0
-    """Cores for each actor, on machines of their own; 0 = the actors share the head's cores."""
-    shards: Annotated[int, Within(0, 1e6)] = 0
-    """Replay processes on the head; 0 = as many as measured."""
+    head_cores: Annotated[int | None, Within(1, 1e6, "as measured")] = None
+    """Cores of the head; None: as many as the measured machine."""
+    actor_cores: Annotated[float | None, Within(1e-6, 1e6, "none of their own")] = 1.0
+    """Cores for each actor, on machines of their own; None: the actors share the head's cores."""
+    shards: Annotated[int | None, Within(1, 1e6, "as measured")] = None
+    """Replay processes on the head; None: as many as measured."""
     learner_speedup: Annotated[float, Within(1e-6, 1e6)] = 1.0
     """How many times faster than the measured one an update is, for example on a GPU."""
 

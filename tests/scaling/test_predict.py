@@ -79,11 +79,11 @@ def test_a_slow_learner_holds_the_actors_at_the_replay_ratio() -> None:
 def test_shared_cores_are_divided_by_what_a_step_costs_everywhere() -> None:
     cores = {"actors": 0.8, "learner": 0.9, "replay": 0.0, "ray": 0.1, "machine": 2.0}
     shared = costs(point(learner=True, cores=cores, updates_per_s=100.0))
-    found = predict(shared, 4, ClusterShape(actor_cores=0))
+    found = predict(shared, 4, ClusterShape(actor_cores=None))
     # 0.3 of the two cores are other work; a step costs 0.8 ms to act and a tenth of 9 ms to train.
     assert found.agent_steps_per_s == pytest.approx(1.7 / (0.0008 + 0.0009))
     assert found.use["head cores"] == pytest.approx(1)
-    alone = predict(shared, 1, ClusterShape(actor_cores=0, head_cores=64))
+    alone = predict(shared, 1, ClusterShape(actor_cores=None, head_cores=64))
     assert alone.agent_steps_per_s == pytest.approx(1_111, rel=1e-3), "the learner has one core however many there are"
 
 
@@ -125,7 +125,7 @@ def test_only_measured_numbers_of_environments_can_be_predicted_each_from_its_ow
         (BIG, "the bottleneck is the learner .* To go faster: a faster learner"),
         (replace(BIG, learner_speedup=50.0), "the bottleneck is the actors .* To go faster: more actors"),
         (
-            ClusterShape(head_cores=1, actor_cores=0, learner_speedup=50.0),
+            ClusterShape(head_cores=1, actor_cores=None, learner_speedup=50.0),
             "is the head cores .* more cores for the head",
         ),
     ],
