@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -11,7 +12,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where tests run side by side, those of a file stay together, and so do all that share one Ray."""
     for item in items:
         shared = "local_ray" in getattr(item, "fixturenames", ()) or item.path.name == "test_local_ray.py"
-        item.add_marker(pytest.mark.xdist_group("local_ray" if shared else str(item.path)))
+        item.add_marker(pytest.mark.xdist_group("local_ray" if shared else item.nodeid.split("::")[0]))
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -21,10 +22,13 @@ def _one_torch_thread() -> None:
 
 
 @pytest.fixture(scope="session")
-def local_ray() -> Iterator[None]:
+def local_ray(request: pytest.FixtureRequest) -> Iterator[None]:
     """One Ray for all tests that take it; runs started meanwhile use it and leave it running."""
     from drqn_dist.distributed.local_ray import LocalRay
 
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        grouped = any(item.nodeid.endswith("@local_ray") for item in request.session.items)
+        assert grouped, "pytest-xdist did not group the tests: they need all of one Ray, in their order"
     owner = LocalRay(None, cpus=16, store_bytes=512 * 1024**2)
     yield
     owner.close()
