@@ -1,6 +1,7 @@
 """The `drqn-dist` command. Everything heavy is imported inside the command that needs it.
 
-Exit codes: 0 done, 1 the run failed, 2 the command, its settings or its files are wrong, 130 interrupted.
+Exit codes: 0 done, also where a signal ended a training that was then saved, 1 the run failed, 2 the command, its
+settings or its files are wrong, 130 interrupted.
 """
 
 import json

@@ -182,7 +182,8 @@ class _Run:
             self._folder.write_summary(summary)
             if not_written is not None:
                 raise not_written
-            progress.message(f"done: {self._folder.path / 'summary.json'}")
+            on = f"; to go on: drqn-dist train --resume {self._folder.path}" if stopped_by == "signal" else ""
+            progress.message(f"done: {self._folder.path / 'summary.json'}{on}")
             return summary
 
     def _advance(self, log: MetricsLog, progress: Progress) -> None:
