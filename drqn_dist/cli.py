@@ -60,7 +60,7 @@ class PlotArgs:
 
 @dataclass(frozen=True)
 class StudyArgs:
-    """Runs the grid of runs of a study and reports on it; runs that have finished are kept, and a stop loses nothing."""
+    """Runs a study, a grid of runs, and reports on it; finished runs are kept, and a stop loses nothing."""
 
     file: tyro.conf.Positional[Path]
     """The study, a TOML file; `studies/` has those of this project."""

@@ -135,7 +135,8 @@ def _explanation(config: EnvConfig, error: Exception) -> str:
         return f"unknown environment {config.id!r}{_suggestion(config.id)}"
     if isinstance(error, EnvError):
         return f"{config.id}: {error}"
-    return f"{config.id} could not be made with env.kwargs {config.kwargs} and env.wrappers {config.wrappers}: {type(error).__name__}: {_first_line(error)}"
+    given = f"env.kwargs {config.kwargs}" + (f" and env.wrappers {config.wrappers}" if config.wrappers else "")
+    return f"{config.id} could not be made with {given}: {type(error).__name__}: {_first_line(error)}"
 
 
 def _suggestion(env_id: str) -> str:

@@ -96,9 +96,9 @@ def make_render_env(config: EnvConfig, seed: int = 0) -> RenderEnv:
 def describe_single(config: EnvConfig) -> SingleEnv:
     """Describes an environment that `make_batch_env` accepts."""
     if config.id.startswith(atari.PREFIX):
-        space = spaces.Box(0, 255, (config.height_px, config.width_px), np.uint8)
-        encode = observation_encoder(space, config.id).encode
-        return SingleEnv(space.shape, encode, None, _AS_NUMBERED, _ATARI_FRAMES_PER_S / config.frame_skip)
+        grey = spaces.Box(0, 255, (config.height_px, config.width_px), np.uint8)
+        encode = observation_encoder(grey, config.id).encode
+        return SingleEnv(grey.shape, encode, None, _AS_NUMBERED, _ATARI_FRAMES_PER_S / config.frame_skip)
     with closing(make_one(config)) as env:
         space = env.observation_space
         encode = observation_encoder(space, config.id).encode

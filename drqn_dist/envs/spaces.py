@@ -14,8 +14,8 @@ from drqn_dist.errors import EnvError
 Observations = npt.NDArray[np.uint8] | npt.NDArray[np.float32]
 
 SUPPORTED_OBSERVATIONS = (
-    "Box uint8 [H, W], [H, W, C] or [C, H, W] (images), Box [D] (vectors), Discrete, MultiDiscrete [D], MultiBinary [D], "
-    "and Tuple and Dict of these except images"
+    "Box uint8 [H, W], [H, W, C] or [C, H, W] (images), Box [D] (vectors), Discrete, MultiDiscrete [D], MultiBinary "
+    "[D], and Tuple and Dict of these except images"
 )
 MOST_ACTIONS = 256
 """To which a MultiDiscrete action space is multiplied out."""

@@ -71,8 +71,8 @@ def evaluate(
         video: one more episode is played and written to this MP4 file, all or nothing.
 
     Returns:
-        mean_return, std_return (of the population), median_return (all unclipped), episodes, scores (one for each), env,
-        weights_sha256.
+        mean_return, std_return (of the population), median_return (all unclipped), episodes, scores (one for each),
+        env, weights_sha256.
 
     Raises:
         ConfigError: there is no episode to play, the seed is negative, or the environment cannot be made or filmed.
@@ -140,7 +140,8 @@ class Policy:
         Args:
             observation: one, unstacked, either in the run's encoding (`spec`: uint8 [C, H, W] for images, float32 [D]
                 for vectors) or as the Gymnasium environment gives it (uint8 [H, W] or [H, W, C], any vector, a
-                Discrete number, a tuple or dict of vectors and numbers). For an Atari run: uint8 [H, W] or [1, H, W] grey, of the run's size.
+                Discrete number, a tuple or dict of vectors and numbers). For an Atari run: uint8 [H, W] or
+                [1, H, W] grey, of the run's size.
             last_reward: unclipped, of the step before; ignored after `reset`. Matters only to networks with
                 `last_action_and_reward`.
 

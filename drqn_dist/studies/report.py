@@ -32,7 +32,7 @@ class Estimate:
 
     mean: float
     iqm: float
-    """Mean of the middle half (Agarwal et al. 2021); of fewer than four seeds, which leave no middle half, their mean."""
+    """Mean of the middle half (Agarwal et al. 2021); of fewer than four seeds, which leave none, of all."""
     low: float | None
     high: float | None
     """Bootstrap interval of 95 % of the mean, by percentiles; None for one seed."""
@@ -82,8 +82,9 @@ def _page(study: Study, finished: Finished, tables: str) -> str:
         parts.append(f"Stopped, and gone on with a replay that had to fill again: {', '.join(resumed)}.")
     parts += [tables, "![Learning curves](curves.png)"]
     parts.append(
-        f"`drqn-dist study studies/{study.name}.toml` makes this page. Lines are means of greedy evaluations over seeds, "
-        "shades their lowest and highest. `cells/` holds each run's configuration, scores, curves, versions and machine."
+        f"`drqn-dist study studies/{study.name}.toml` makes this page. Lines are means of greedy evaluations over "
+        "seeds, shades their lowest and highest. `cells/` holds each run's configuration, scores, curves, versions and "
+        "machine."
     )
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -156,7 +157,20 @@ def _range(values: Sequence[float], spec: str) -> str:
 def _write_csv(path: Path, finished: Finished) -> None:
     with open(path, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["panel", "arm", "seed", "mean_return", "std_return", "games", "agent_steps", "updates", "minutes", "stopped_by"])
+        writer.writerow(
+            [
+                "panel",
+                "arm",
+                "seed",
+                "mean_return",
+                "std_return",
+                "games",
+                "agent_steps",
+                "updates",
+                "minutes",
+                "stopped_by",
+            ]
+        )
         for cell, o in finished:
             figures = [f"{np.mean(o.scores):.6g}", f"{np.std(o.scores):.6g}", len(o.scores)]
             spent = [o.agent_steps, o.updates, f"{o.minutes:.2f}", o.stopped_by]

@@ -143,8 +143,8 @@ def _cells(
 
 
 def _merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
-    """The second's values over the first's, table by table. TOML knows no null: the text "None" stands for it, as it does
-    on the command line."""
+    """The second's values over the first's, table by table. TOML knows no null: the text "None" stands for it,
+    as it does on the command line."""
     merged = dict(first)
     for key, value in second.items():
         old = merged.get(key)
