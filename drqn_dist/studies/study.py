@@ -135,10 +135,9 @@ def _cells(
     names = [name for name, _ in chosen]
     panel, arm = (names[0], ", ".join(names[1:])) if len(names) > 1 else ("", names[0])
     seeds = _seeds(settings.pop("seeds", seeds), f"seeds of {arm}")
-    chosen_preset = settings.get("preset", TrainConfig().preset)
-    if not isinstance(chosen_preset, str):
-        raise ConfigError(f"preset is {chosen_preset!r}, but must be a name")
-    config = from_dict(TrainConfig, _merged(asdict(preset(chosen_preset)), settings))
+    if not isinstance(settings.get("preset"), str):
+        raise ConfigError(f'{", ".join(names)} has no preset; name one in [settings], for example preset = "gridworld"')
+    config = from_dict(TrainConfig, _merged(asdict(preset(settings["preset"])), settings))
     return [Cell(panel, arm, from_dict(TrainConfig, asdict(config) | {"seed": seed})) for seed in seeds]
 
 

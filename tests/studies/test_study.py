@@ -70,10 +70,10 @@ def test_settings_of_the_axes_come_over_those_of_the_study_and_these_over_the_pr
 
 
 def test_one_axis_makes_no_panels(tmp_path: Path) -> None:
-    study = load_study(write(tmp_path, '[axes.memory]\nGRU = {}\nnone = { network.core = "none" }'))
+    study = load_study(write(tmp_path, '[axes.memory]\nGRU = {preset = "dqn"}\nnone = {preset = "drqn"}'))
     assert (study.panels, study.arms) == ([""], ["GRU", "none"])
     assert [cell.name for cell in study.cells] == ["gru__0", "none__0"]
-    assert study.cells[0].config == preset("pong-cpu")
+    assert study.cells[0].config == preset("dqn")
 
 
 @pytest.mark.parametrize(
@@ -90,6 +90,7 @@ def test_one_axis_makes_no_panels(tmp_path: Path) -> None:
         ("references.small", "references.smal", r"references\.smal: the first axis has no such value"),
         ("B32 = {}", "B32 = 32", r"B32 is 32, but must be a table"),
         ("[settings]", "[settings", r"no TOML file"),
+        ('preset = "gridworld"', "", r"small, GRU, B32 has no preset"),
     ],
 )
 def test_a_mistake_is_named_with_its_file(tmp_path: Path, old: str, new: str, message: str) -> None:
