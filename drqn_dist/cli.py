@@ -59,6 +59,22 @@ class PlotArgs:
 
 
 @dataclass(frozen=True)
+class StudyArgs:
+    """Runs a study, a grid of runs, and reports on it; finished runs are kept, and a stop loses nothing."""
+
+    file: tyro.conf.Positional[Path]
+    """The study, a TOML file; `studies/` has those of this project."""
+    out: Path | None = None
+    """Folder of the report and of what is kept of each run; default: results/studies/<name of the file>."""
+    runs: Path | None = None
+    """Folder of the runs themselves; default: runs/studies/<name of the file>."""
+    jobs: int | None = None
+    """Runs at a time; None: as many as cores, one at a time where a run starts Ray."""
+    report: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Run nothing; report on what has finished."""
+
+
+@dataclass(frozen=True)
 class PresetsArgs:
     """Lists the named configurations and where each of their numbers comes from."""
 
@@ -130,6 +146,20 @@ def _presets(argv: Sequence[str]) -> None:
         print()
 
 
+def _study(argv: Sequence[str]) -> None:
+    args = parse(StudyArgs, argv, f"{PROGRAM} study")
+    from drqn_dist.studies.report import write_report
+    from drqn_dist.studies.runner import run_study
+    from drqn_dist.studies.study import load_study
+
+    study = load_study(args.file)
+    out = args.out or Path("results/studies", study.name)
+    if not args.report:
+        run_study(args.file, study, out, args.runs or Path("runs/studies", study.name), args.jobs)
+    print(write_report(study, out))
+    print(f"wrote {out}/README.md, curves.png and runs.csv", file=sys.stderr)
+
+
 def _bench(argv: Sequence[str]) -> None:
     args = parse(BenchArgs, argv, f"{PROGRAM} bench")
     for role in ROLES if args.role == "all" else (args.role,):
@@ -166,6 +196,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "train": (_train, "train an agent, or go on with a run (--resume)"),
     "eval": (_eval, "play episodes greedily with a run's newest checkpoint"),
     "plot": (_plot, "draw learning curves of runs"),
+    "study": (_study, "run a grid of runs from a file, and report on it"),
     "presets": (_presets, "list the named configurations and their sources"),
     "bench": (_bench, "measure actor, replay and learner on this machine"),
     "scale": (_scale, "measure how a run scales with its actors, or simulate it on other machines"),

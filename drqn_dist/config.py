@@ -84,6 +84,8 @@ class EnvConfig(Bounded):
     """Images: each observation is blanked whole with this probability (DRQN: 0.5)."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Gymnasium: keyword arguments for the environment's constructor."""
+    wrappers: list[str] = field(default_factory=list)
+    """Gymnasium: wrappers around it, the innermost first, as module:Class."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

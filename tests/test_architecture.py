@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ROLES = ("actors", "learner", "replay_server")
 
-ROOMS = ("training", "distributed", "experiments", "bench", "scaling")
+ROOMS = ("training", "distributed", "experiments", "bench", "scaling", "studies")
 RUNS_THINGS = tuple(f"drqn_dist/{name}" for name in (*(f"{room}/" for room in ROOMS), "cli.py", "arguments.py"))
 """Files that may know every role."""
 RUNNERS = tuple(place.removesuffix("/").removesuffix(".py").replace("/", ".") for place in RUNS_THINGS)

@@ -49,7 +49,7 @@ FAKE = "tests.envs.fakes:drqn_test/Echo-v0"
         (["--env", "ALE/Pnog-v5", "--env.kwargs", "{}"], "Pong"),
         (["--env", "no_such_module:Thing-v0"], "no_such_module"),
         (["--env", "Pendulum-v1", "--env.kwargs", "{}"], "Discrete"),
-        (["--env", FAKE, "--env.kwargs", '{"observation": "dict"}'], "Dict"),
+        (["--env", FAKE, "--env.kwargs", '{"observation": "camera"}'], "an image"),
         (["--env", FAKE, "--env.kwargs", '{"observation": "hwc"}', "--network.torso", "nature"], "6"),
         (["--network.torso-units", "0"], "network.torso_units is 0"),
         (["--actor.envs-per-actor", "-4"], "actor.envs_per_actor is -4"),

@@ -1,6 +1,7 @@
-"""Any registered Gymnasium environment with Discrete actions, stepped as a batch."""
+"""Any registered Gymnasium environment with Discrete or few MultiDiscrete actions, stepped as a batch."""
 
 import difflib
+import pkgutil
 from contextlib import closing
 from typing import Any
 
@@ -11,7 +12,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from drqn_dist.config import EnvConfig
 from drqn_dist.envs.atari import atari_ids
-from drqn_dist.envs.spaces import Observations, discrete_actions, observation_encoder
+from drqn_dist.envs.spaces import Observations, action_decoder, observation_encoder
 from drqn_dist.errors import EnvError, EnvFailedError
 from drqn_dist.interfaces import EnvSpec, StepBatch
 from drqn_dist.seeding import row_seeds
@@ -30,14 +31,14 @@ class GymBatch:
     """
 
     def __init__(self, config: EnvConfig, num_envs: int, render_mode: str | None = None) -> None:
-        first = _make_one(config, render_mode)
+        first = make_one(config, render_mode)
         try:
             self._encoder = observation_encoder(first.observation_space, config.id)
-            actions = discrete_actions(first.action_space, config.id)
+            self._actions = action_decoder(first.action_space, config.id)
         except EnvError:
             first.close()
             raise
-        rest = [_make_one(config, render_mode) for _ in range(num_envs - 1)]
+        rest = [make_one(config, render_mode) for _ in range(num_envs - 1)]
         rows = [
             _Row(env, f"{config.id} raised", f"environment {i} of {num_envs}") for i, env in enumerate([first, *rest])
         ]
@@ -46,16 +47,15 @@ class GymBatch:
             copy=True,
             autoreset_mode=AutoresetMode.NEXT_STEP,
         )
-        self._first_action = int(actions.start)
         self.num_envs = num_envs
-        self.spec = EnvSpec(self._encoder.shape, self._encoder.dtype, int(actions.n), frames_per_step=1)
+        self.spec = EnvSpec(self._encoder.shape, self._encoder.dtype, self._actions.num_actions, frames_per_step=1)
 
     def reset(self, seed: int) -> Observations:
         observations, _ = self._envs.reset(seed=row_seeds(seed, self.num_envs).tolist())
         return self._encoder.encode(observations)
 
     def step(self, actions: npt.NDArray[np.int64]) -> StepBatch:
-        observations, rewards, terminated, truncated, _ = self._envs.step(actions + self._first_action)
+        observations, rewards, terminated, truncated, _ = self._envs.step(self._actions.decode(actions))
         return StepBatch(
             observations=self._encoder.encode(observations),
             rewards=rewards.astype(np.float32),
@@ -99,20 +99,28 @@ class _Row(gymnasium.Wrapper[Any, Any, Any, Any]):
         return EnvFailedError(f"{self._raised} {type(error).__name__}: {error}; {self._which}, {where}")
 
 
-def _make_one(config: EnvConfig, render_mode: str | None) -> gymnasium.Env[Any, Any]:
+def make_one(config: EnvConfig, render_mode: str | None = None) -> gymnasium.Env[Any, Any]:
+    """One environment with its wrappers.
+
+    Raises:
+        EnvError: it cannot be made.
+    """
     spec = gymnasium.registry.get(config.id)
     if spec is not None and str(spec.entry_point).startswith("ale_py"):
         raise EnvError(f"{config.id} is an old spelling of an Atari game; games are spelt ALE/Pong-v5 here")
     extra: dict[str, Any] = {}
     if render_mode is not None:
-        with closing(_make_one(config, None)) as plain:
+        with closing(make_one(config, None)) as plain:
             modes = plain.metadata.get("render_modes", [])
         if render_mode not in modes:
             raise EnvError(f"{config.id} cannot be recorded: it has no render mode {render_mode}, only {modes}")
         extra = {"render_mode": render_mode}
     try:
         # The passive checker would look at every observation again, and warn of things that work.
-        return gymnasium.make(config.id, disable_env_checker=True, **extra, **config.kwargs)
+        env = gymnasium.make(config.id, disable_env_checker=True, **extra, **config.kwargs)
+        for name in config.wrappers:
+            env = pkgutil.resolve_name(name)(env)
+        return env
     except Exception as error:  # whatever a third party's constructor raises
         raise EnvError(_explanation(config, error)) from error
 
@@ -127,9 +135,8 @@ def _explanation(config: EnvConfig, error: Exception) -> str:
         return f"unknown environment {config.id!r}{_suggestion(config.id)}"
     if isinstance(error, EnvError):
         return f"{config.id}: {error}"
-    return (
-        f"{config.id} could not be made with env.kwargs {config.kwargs}: {type(error).__name__}: {_first_line(error)}"
-    )
+    given = f"env.kwargs {config.kwargs}" + (f" and env.wrappers {config.wrappers}" if config.wrappers else "")
+    return f"{config.id} could not be made with {given}: {type(error).__name__}: {_first_line(error)}"
 
 
 def _suggestion(env_id: str) -> str:

@@ -5,7 +5,6 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, cast
 
-import gymnasium
 import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
@@ -13,13 +12,14 @@ from gymnasium import spaces
 from drqn_dist.config import EnvConfig
 from drqn_dist.envs import atari
 from drqn_dist.envs.flicker import Flicker
-from drqn_dist.envs.gym_batch import GymBatch
-from drqn_dist.envs.spaces import Observations, discrete_actions, observation_encoder
+from drqn_dist.envs.gym_batch import GymBatch, make_one
+from drqn_dist.envs.spaces import ActionDecoder, Observations, action_decoder, batch_of_one, observation_encoder
 from drqn_dist.interfaces import BatchEnv, EnvSpec
 
 _ATARI_FRAMES_PER_S = 60
 _DEFAULT_STEPS_PER_S = 30.0
 """Where an environment does not say how fast it plays."""
+_AS_NUMBERED = ActionDecoder(0, lambda actions: actions)
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,9 @@ class SingleEnv:
     """Of one observation before it is encoded; Atari: [H, W] as AtariPreprocessing gives it in grey."""
     encode: Callable[[Any], Observations]
     """[N, *raw_shape] → [N, *EnvSpec.observation_shape]."""
-    first_action: int
-    """The environment's own number of action 0."""
+    encode_one: Callable[[Any], Observations] | None
+    """The same of one observation that is a tuple or dict; None where it is an array."""
+    actions: ActionDecoder
     steps_per_s: float
     """Agent steps per second at which the environment plays in real time."""
 
@@ -95,14 +96,18 @@ def make_render_env(config: EnvConfig, seed: int = 0) -> RenderEnv:
 def describe_single(config: EnvConfig) -> SingleEnv:
     """Describes an environment that `make_batch_env` accepts."""
     if config.id.startswith(atari.PREFIX):
-        space = spaces.Box(0, 255, (config.height_px, config.width_px), np.uint8)
+        grey = spaces.Box(0, 255, (config.height_px, config.width_px), np.uint8)
+        encode = observation_encoder(grey, config.id).encode
+        return SingleEnv(grey.shape, encode, None, _AS_NUMBERED, _ATARI_FRAMES_PER_S / config.frame_skip)
+    with closing(make_one(config)) as env:
+        space = env.observation_space
         encode = observation_encoder(space, config.id).encode
-        return SingleEnv(space.shape, encode, 0, _ATARI_FRAMES_PER_S / config.frame_skip)
-    with closing(gymnasium.make(config.id, disable_env_checker=True, **config.kwargs)) as env:
+        structured = isinstance(space, spaces.Tuple | spaces.Dict)
         return SingleEnv(
-            raw_shape=env.observation_space.shape or (),
-            encode=observation_encoder(env.observation_space, config.id).encode,
-            first_action=int(discrete_actions(env.action_space, config.id).start),
+            raw_shape=space.shape or (),
+            encode=encode,
+            encode_one=(lambda observation: encode(batch_of_one(space, observation))) if structured else None,
+            actions=action_decoder(env.action_space, config.id),
             steps_per_s=float(env.metadata.get("render_fps") or _DEFAULT_STEPS_PER_S),
         )
 

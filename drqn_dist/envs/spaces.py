@@ -1,5 +1,6 @@
 """Gymnasium spaces → what the networks take."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +14,11 @@ from drqn_dist.errors import EnvError
 Observations = npt.NDArray[np.uint8] | npt.NDArray[np.float32]
 
 SUPPORTED_OBSERVATIONS = (
-    "Box uint8 [H, W], [H, W, C] or [C, H, W] (images), Box [D] (vectors), Discrete, MultiDiscrete [D] and "
-    "MultiBinary [D]"
+    "Box uint8 [H, W], [H, W, C] or [C, H, W] (images), Box [D] (vectors), Discrete, MultiDiscrete [D], MultiBinary "
+    "[D], and Tuple and Dict of these except images"
 )
+MOST_ACTIONS = 256
+"""To which a MultiDiscrete action space is multiplied out."""
 
 
 @dataclass(frozen=True)
@@ -26,15 +29,15 @@ class ObservationEncoder:
     """[C, H, W] for images, [D] for vectors."""
     dtype: str
     """uint8 or float32."""
-    encode: Callable[[npt.NDArray[Any]], Observations]
-    """[N, *space.shape] → `dtype` [N, *shape]."""
+    encode: Callable[[Any], Observations]
+    """[N, *space.shape], or a tuple or dict of such, → `dtype` [N, *shape]."""
 
 
 def observation_encoder(space: spaces.Space[Any], env_id: str) -> ObservationEncoder:
     """Chooses the encoding of a space.
 
     An image's channels are its last axis, as is Gymnasium's custom, unless the first one is shorter. Discrete
-    observations become one-hot vectors.
+    observations become one-hot vectors. The parts of a Tuple, or of a Dict in its own order, stand side by side.
 
     Raises:
         EnvError: the space is not supported.
@@ -59,10 +62,40 @@ def observation_encoder(space: spaces.Space[Any], env_id: str) -> ObservationEnc
         return _one_hot_encoder(space.nvec, space.start)
     if isinstance(space, spaces.MultiBinary) and len(space.shape) == 1:
         return ObservationEncoder(space.shape, "float32", lambda batch: batch.astype(np.float32))
+    if isinstance(space, spaces.Tuple):
+        return _side_by_side(dict(enumerate(space.spaces)), env_id)
+    if isinstance(space, spaces.Dict):
+        return _side_by_side(dict(space.spaces), env_id)
     raise EnvError(
         f"{env_id} has the observation space {_in_one_line(space)}, which is not supported; supported are "
         f"{SUPPORTED_OBSERVATIONS}. Gymnasium's wrappers FlattenObservation and TransformObservation can convert others"
     )
+
+
+def _side_by_side(parts: dict[Any, spaces.Space[Any]], env_id: str) -> ObservationEncoder:
+    encoders = {}
+    for key, space in parts.items():
+        encoders[key] = observation_encoder(space, env_id)
+        if encoders[key].dtype == "uint8":
+            raise EnvError(
+                f"{env_id} has an image, {_in_one_line(space)}, beside other observations (part {key!r}); the networks "
+                "here take one image or one vector. A wrapper that leaves one of them can help: env.wrappers"
+            )
+    width = sum(encoder.shape[0] for encoder in encoders.values())
+    return ObservationEncoder(
+        (width,),
+        "float32",
+        lambda batch: np.concatenate([encoder.encode(batch[key]) for key, encoder in encoders.items()], axis=1),
+    )
+
+
+def batch_of_one(space: spaces.Space[Any], observation: Any) -> Any:
+    """One observation as `ObservationEncoder.encode` takes a batch."""
+    if isinstance(space, spaces.Tuple):
+        return tuple(batch_of_one(part, value) for part, value in zip(space.spaces, observation, strict=True))
+    if isinstance(space, spaces.Dict):
+        return {key: batch_of_one(part, observation[key]) for key, part in space.spaces.items()}
+    return np.asarray(observation)[None]
 
 
 def _one_hot_encoder(sizes: npt.NDArray[Any], starts: npt.NDArray[Any]) -> ObservationEncoder:
@@ -77,17 +110,36 @@ def _one_hot_encoder(sizes: npt.NDArray[Any], starts: npt.NDArray[Any]) -> Obser
     return ObservationEncoder((width,), "float32", encode)
 
 
-def discrete_actions(space: spaces.Space[Any], env_id: str) -> spaces.Discrete:
-    """The space itself, if it is Discrete.
+@dataclass(frozen=True)
+class ActionDecoder:
+    """How the numbers 0 to num_actions - 1 become an environment's own actions."""
+
+    num_actions: int
+    decode: Callable[[npt.NDArray[np.int64]], npt.NDArray[Any]]
+    """int64 [N] → [N], or [N, D] for MultiDiscrete."""
+
+
+def action_decoder(space: spaces.Space[Any], env_id: str) -> ActionDecoder:
+    """Numbers the actions of a Discrete space, or all combinations of a small MultiDiscrete one, the last part fastest.
 
     Raises:
-        EnvError: it is not.
+        EnvError: the space is of another kind, or has too many combinations.
     """
     if isinstance(space, spaces.Discrete):
-        return space
+        start = int(space.start)
+        return ActionDecoder(int(space.n), lambda actions: actions + start)
+    if (
+        isinstance(space, spaces.MultiDiscrete)
+        and space.nvec.ndim == 1
+        and math.prod(space.nvec.tolist()) <= MOST_ACTIONS
+    ):
+        sizes, starts = tuple(space.nvec.tolist()), space.start
+        return ActionDecoder(
+            math.prod(sizes), lambda actions: np.stack(np.unravel_index(actions, sizes), axis=-1) + starts
+        )
     raise EnvError(
         f"{env_id} has the action space {_in_one_line(space)}, which is not supported; Q-learning here needs a "
-        "Discrete action space"
+        f"Discrete action space, or a MultiDiscrete one of at most {MOST_ACTIONS} combinations"
     )
 
 

@@ -71,7 +71,8 @@ def evaluate(
         video: one more episode is played and written to this MP4 file, all or nothing.
 
     Returns:
-        mean_return, std_return (of the population), median_return (all unclipped), episodes, env, weights_sha256.
+        mean_return, std_return (of the population), median_return (all unclipped), episodes, scores (one for each),
+        env, weights_sha256.
 
     Raises:
         ConfigError: there is no episode to play, the seed is negative, or the environment cannot be made or filmed.
@@ -102,6 +103,7 @@ def evaluate(
         "std_return": float(np.std(scores)),
         "median_return": float(np.median(scores)),
         "episodes": len(scores),
+        "scores": [float(score) for score in scores],
         "env": agent.config.env.id,
         "weights_sha256": agent.weights_sha256,
     }
@@ -124,11 +126,6 @@ class Policy:
         self.reset()
 
     @property
-    def first_action(self) -> int:
-        """The environment's own number of its first action, 0 almost everywhere."""
-        return self._single.first_action
-
-    @property
     def q_values(self) -> npt.NDArray[np.float32]:
         """float32 [A]: values of all actions at the last observation (before any, NaN)."""
         return self._q_values
@@ -137,30 +134,38 @@ class Policy:
         """Forgets the past: the next observation begins an episode."""
         self._begins = np.ones(1, np.bool_)
 
-    def act(self, observation: Any, last_reward: float = 0.0) -> int:
+    def act(self, observation: Any, last_reward: float = 0.0) -> Any:
         """Chooses an action.
 
         Args:
             observation: one, unstacked, either in the run's encoding (`spec`: uint8 [C, H, W] for images, float32 [D]
                 for vectors) or as the Gymnasium environment gives it (uint8 [H, W] or [H, W, C], any vector, a
-                Discrete number). For an Atari run: uint8 [H, W] or [1, H, W] grey, of the run's size.
+                Discrete number, a tuple or dict of vectors and numbers). For an Atari run: uint8 [H, W] or
+                [1, H, W] grey, of the run's size.
             last_reward: unclipped, of the step before; ignored after `reset`. Matters only to networks with
                 `last_action_and_reward`.
 
         Returns:
-            The action in the environment's own numbering.
+            The action as the environment takes it: a number, or int64 [D] of a MultiDiscrete space.
 
         Raises:
             ValueError: the observation has another shape or, for images, type.
         """
+        action = self._single.actions.decode(np.array([self.act_number(observation, last_reward)]))[0]
+        return int(action) if np.ndim(action) == 0 else action
+
+    def act_number(self, observation: Any, last_reward: float = 0.0) -> int:
+        """The same action by its number, 0 to `spec.num_actions` - 1."""
         rewards = np.array([last_reward], np.float32)
         decision = self._policy.act(self._encode(observation), self._begins, rewards, self._epsilons)
         self._begins = np.zeros(1, np.bool_)
         self._q_values = decision.q_values[0]
-        return self.first_action + int(decision.actions[0])
+        return int(decision.actions[0])
 
     def _encode(self, observation: Any) -> Observations:
         """[1, *spec.observation_shape]"""
+        if self._single.encode_one is not None and isinstance(observation, tuple | dict):
+            return self._single.encode_one(observation)
         raw = np.asarray(observation)
         encoded: Observations = raw[None]
         if not self.spec.is_image or raw.dtype == np.uint8:
@@ -197,7 +202,7 @@ def _pictures(agent: Agent, seed: int) -> Iterator[npt.NDArray[np.uint8]]:
         yield env.render()
         reward, over = 0.0, False
         while not over:
-            action = policy.act(observations[0], reward) - policy.first_action
+            action = policy.act_number(observations[0], reward)
             batch = env.step(np.array([action]))
             observations, reward = batch.observations, float(batch.rewards[0])
             if batch.terminated[0] or batch.truncated[0]:

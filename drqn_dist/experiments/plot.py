@@ -27,7 +27,7 @@ _NOT_COMPARED = RESUMABLE | {"seed", "run_dir"}
 _X_COLUMNS = {"steps": ("agent_steps", 1.0), "frames": ("frames", 1.0), "minutes": ("wall_s", 1 / 60)}
 _X_LABELS = {"steps": "agent steps", "frames": "frames", "minutes": "minutes"}
 # Okabe & Ito: told apart by colour-blind readers too.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 Points = npt.NDArray[np.float64]
 
@@ -74,9 +74,9 @@ def plot_runs(runs: Sequence[Path], out: Path, x: XAxis = "steps") -> None:
     for run, label in zip(runs, labels, strict=True):
         groups.setdefault(label, []).append(read_curve(run, x))
 
-    with figure(out, (8, 4.5), 150) as axes:
+    with figure(out, (8, 4.5), 150) as (axes,):
         for index, (label, curves) in enumerate(sorted(groups.items())):
-            _draw_group(axes, label, curves, _COLOURS[index % len(_COLOURS)])
+            _draw_group(axes, label, curves, COLOURS[index % len(COLOURS)])
         axes.set_xlabel(_X_LABELS[x])
         axes.set_ylabel("episode return")
         axes.margins(x=0.01)
@@ -87,8 +87,8 @@ def plot_runs(runs: Sequence[Path], out: Path, x: XAxis = "steps") -> None:
 
 
 @contextmanager
-def figure(out: Path, inches: tuple[float, float], dpi: int) -> Iterator["Axes"]:
-    """Axes to be drawn on in this context, and then written as the PNG `out`.
+def figure(out: Path, inches: tuple[float, float], dpi: int, columns: int = 1) -> Iterator[list["Axes"]]:
+    """Axes side by side, to be drawn on in this context, and then written as the PNG `out`.
 
     Raises:
         RunFolderError: it cannot be written.
@@ -98,9 +98,9 @@ def figure(out: Path, inches: tuple[float, float], dpi: int) -> Iterator["Axes"]
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    drawn, axes = pyplot.subplots(figsize=inches, dpi=dpi, layout="constrained")
+    drawn, axes = pyplot.subplots(1, columns, squeeze=False, figsize=inches, dpi=dpi, layout="constrained")
     try:
-        yield axes
+        yield list(axes[0])
         drawn.savefig(out, format="png")
     except OSError as error:
         raise RunFolderError(f"cannot write {out}: {error.strerror or error}; choose another --out") from error

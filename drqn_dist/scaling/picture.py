@@ -17,7 +17,7 @@ def draw(points: Sequence[Point], out: Path) -> None:
     Raises:
         RunFolderError: it cannot be written.
     """
-    with figure(out, (7, 4.8), 130) as speed:
+    with figure(out, (7, 4.8), 130) as (speed,):
         for label, curve in curves(points).items():
             table = rows(curve)
             actors = [row["actors"] for row in table]

@@ -20,6 +20,7 @@ SPACES = {
     "multi_binary": spaces.MultiBinary(3),
     "dict": spaces.Dict({"left": spaces.Discrete(2), "right": spaces.Discrete(2)}),
     "tuple": spaces.Tuple([spaces.Discrete(2)]),
+    "camera": spaces.Dict({"camera": spaces.Box(0, 255, (6, 5, 3), np.uint8), "speed": spaces.Box(0.0, 1.0, (1,))}),
 }
 
 
@@ -42,6 +43,11 @@ class Echo(gymnasium.Env[Any, Any]):
         assert self.action_space.contains(action)
         self._steps += 1
         return self.observation_space.sample(), float(action), self._steps == 4, False, {}
+
+
+class Negated(gymnasium.RewardWrapper[Any, Any]):
+    def reward(self, reward: Any) -> float:
+        return -float(reward)
 
 
 class Fragile(Echo):

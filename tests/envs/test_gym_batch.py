@@ -155,13 +155,35 @@ def test_continuous_actions_are_refused() -> None:
     assert "needs a Discrete action space" in message
 
 
-@pytest.mark.parametrize(
-    ("observation", "name"), [("dict", "Dict('left'"), ("tuple", "Tuple("), ("float_image", "Box(")]
-)
-def test_unsupported_observations_are_refused(observation: str, name: str) -> None:
-    message = refusal(EnvConfig(id=ECHO, kwargs={"observation": observation}))
-    assert f"has the observation space {name}" in message
+def test_unsupported_observations_are_refused() -> None:
+    message = refusal(EnvConfig(id=ECHO, kwargs={"observation": "float_image"}))
+    assert "has the observation space Box(" in message
     assert "supported are Box uint8" in message
+
+
+@pytest.mark.parametrize("observation", ["dict", "tuple"])
+def test_tuples_and_dicts_are_stepped_as_one_vector(observation: str) -> None:
+    batch = make_batch_env(EnvConfig(id=ECHO, kwargs={"observation": observation}), 3)
+    width = {"dict": 4, "tuple": 2}[observation]
+    assert batch.spec.observation_shape == (width,)
+    for observations in (batch.reset(0), batch.step(np.zeros(3, np.int64)).observations):
+        assert observations.shape == (3, width)
+        assert (observations.sum(axis=1) == width / 2).all(), "one of two is hot in each part"
+    batch.close()
+
+
+def test_wrappers_go_around_the_environment_from_the_inside_out() -> None:
+    wrappers = ["gymnasium.wrappers:FlattenObservation", "tests.envs.fakes:Negated"]
+    batch = make_batch_env(EnvConfig(id=ECHO, kwargs={"observation": "hw"}, wrappers=wrappers), 1)
+    assert batch.spec.observation_shape == (30,)
+    batch.reset(0)
+    assert batch.step(np.array([2])).rewards.tolist() == [-2.0]
+    batch.close()
+
+
+@pytest.mark.parametrize("name", ["nowhere:Wrapper", "gymnasium.wrappers:NoSuch"])
+def test_a_wrapper_that_cannot_be_had_is_named(name: str) -> None:
+    assert name.split(":")[1 if "NoSuch" in name else 0] in refusal(EnvConfig(id=ECHO, wrappers=[name]))
 
 
 def test_environment_that_cannot_render_is_refused_for_recording() -> None:

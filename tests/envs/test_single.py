@@ -21,7 +21,7 @@ def test_a_raw_observation_is_encoded_as_the_batch_path_does(space: str) -> None
 
 def test_actions_keep_the_environments_own_numbers() -> None:
     config = EnvConfig(id="drqn_test/Echo-v0", kwargs={"actions_start": 5})
-    assert describe_single(config).first_action == 5
+    assert describe_single(config).actions.decode(np.array([0, 1])).tolist() == [5, 6]
 
 
 def test_a_game_plays_at_the_consoles_speed_and_others_at_their_own() -> None:

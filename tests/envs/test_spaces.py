@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from drqn_dist.envs.spaces import discrete_actions, observation_encoder
+from drqn_dist.envs.spaces import action_decoder, batch_of_one, observation_encoder
 from drqn_dist.errors import EnvError
 
 
@@ -70,8 +70,6 @@ def test_multi_binary_observations_become_vectors() -> None:
 @pytest.mark.parametrize(
     "space",
     [
-        spaces.Dict({"camera": image(84, 84, 3), "speed": spaces.Box(0.0, 1.0, (1,))}),
-        spaces.Tuple([spaces.Discrete(2)]),
         spaces.Text(5),
         spaces.Box(0.0, 1.0, (84, 84, 3), np.float32),
         spaces.Box(0.0, 1.0, (4, 4), np.float32),
@@ -89,7 +87,36 @@ def test_other_observation_spaces_are_refused_by_name(space: spaces.Space[object
     assert "\n" not in message
 
 
-@pytest.mark.parametrize("space", [spaces.Box(-1.0, 1.0, (2,)), spaces.MultiDiscrete([2, 2])], ids=str)
+def test_parts_of_tuples_and_dicts_stand_side_by_side() -> None:
+    inner = spaces.Dict({"speed": spaces.Box(-1.0, 1.0, (2,)), "gear": spaces.Discrete(3, start=1)})
+    space = spaces.Tuple([spaces.MultiDiscrete([2, 2]), inner])
+    encoder = observation_encoder(space, "E")
+    assert (encoder.shape, encoder.dtype) == ((2 + 2 + 3 + 2,), "float32")
+    gears, speeds = np.array([2, 1]), np.array([[0.5, -1.0], [0.25, 1.0]], np.float32)
+    batch = (np.array([[0, 1], [1, 1]]), {"gear": gears, "speed": speeds})
+    expected = {  # a Dict made of a dict is sorted by its keys in some versions of Gymnasium, and not in others
+        "gear": [[1, 0, 0, 1, 0, 1, 0, 0.5, -1.0], [0, 1, 0, 1, 1, 0, 0, 0.25, 1.0]],
+        "speed": [[1, 0, 0, 1, 0.5, -1.0, 0, 1, 0], [0, 1, 0, 1, 0.25, 1.0, 1, 0, 0]],
+    }[next(iter(inner.spaces))]
+    assert encoder.encode(batch).tolist() == expected
+    one = ([0, 1], {"gear": 2, "speed": [0.5, -1.0]})
+    assert encoder.encode(batch_of_one(space, one)).tolist() == expected[:1]
+
+
+def test_an_image_beside_other_observations_is_refused_with_the_reason() -> None:
+    space = spaces.Dict({"camera": image(84, 84, 3), "speed": spaces.Box(0.0, 1.0, (1,))})
+    with pytest.raises(EnvError, match=r"Strange-v0 has an image, Box\(.*part 'camera'.*env.wrappers"):
+        observation_encoder(space, "Strange-v0")
+
+
+def test_combinations_of_actions_are_numbered_the_last_part_fastest() -> None:
+    decoder = action_decoder(spaces.MultiDiscrete([2, 3], start=[0, 5]), "E")
+    assert decoder.num_actions == 6
+    decoded = decoder.decode(np.arange(6)).tolist()
+    assert decoded == [[0, 5], [0, 6], [0, 7], [1, 5], [1, 6], [1, 7]]
+
+
+@pytest.mark.parametrize("space", [spaces.Box(-1.0, 1.0, (2,)), spaces.MultiDiscrete([16, 17])], ids=str)
 def test_other_action_spaces_are_refused_by_name(space: spaces.Space[object]) -> None:
     with pytest.raises(EnvError, match=r"Strange-v0 has the action space (Box|MultiDiscrete).*needs a Discrete action"):
-        discrete_actions(space, "Strange-v0")
+        action_decoder(space, "Strange-v0")

@@ -1,0 +1,207 @@
+"""The report on a study: a table, learning curves and a CSV file of its runs."""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy import stats
+
+from drqn_dist.checkpoint import write_atomically
+from drqn_dist.config import TrainConfig
+from drqn_dist.envs.atari import PREFIX as ATARI
+from drqn_dist.errors import RunFolderError
+from drqn_dist.experiments.plot import COLOURS, Points, figure, mean_curve
+from drqn_dist.studies.cell import Outcome, read_outcome
+from drqn_dist.studies.study import Cell, Study
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+LAST_EVALUATIONS = 5
+"""Behind the column that tells whether a score was still there at the end."""
+
+Finished = Sequence[tuple[Cell, Outcome]]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What several seeds say together."""
+
+    mean: float
+    iqm: float
+    """Mean of the middle half (Agarwal et al. 2021); of fewer than four seeds, which leave none, of all."""
+    low: float | None
+    high: float | None
+    """Bootstrap interval of 95 % of the mean, by percentiles; None for one seed."""
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Of one figure for each seed, at least one."""
+    found = np.asarray(values, np.float64)
+    low = high = None
+    if len(found) > 1:
+        interval = stats.bootstrap(
+            (found,), np.mean, n_resamples=10_000, method="percentile", rng=0
+        ).confidence_interval
+        low, high = float(interval.low), float(interval.high)
+    return Estimate(float(found.mean()), float(stats.trim_mean(found, 0.25)), low, high)
+
+
+def write_report(study: Study, out: Path) -> str:
+    """Writes `README.md`, `curves.png` and `runs.csv` of the cells that have finished.
+
+    Returns:
+        the tables, as they stand in README.md.
+
+    Raises:
+        RunFolderError: none has finished, or a file cannot be read or written.
+    """
+    finished = [(cell, outcome) for cell in study.cells if (outcome := read_outcome(out, cell)) is not None]
+    if not finished:
+        raise RunFolderError(f"no run of the study {study.name} has finished in {out}; there is nothing to report yet")
+    tables = _tables(study, finished)
+    try:
+        _write_csv(out / "runs.csv", finished)
+        write_atomically(out / "README.md", _page(study, finished, tables).encode())
+    except OSError as error:
+        raise RunFolderError(f"cannot write the report into {out}: {error.strerror or error}") from error
+    _draw(study, finished, out / "curves.png")
+    return tables
+
+
+def _page(study: Study, finished: Finished, tables: str) -> str:
+    missing = len(study.cells) - len(finished)
+    parts = [f"# {study.title}", study.question, _protocol(study, finished)]
+    if missing:
+        parts.append(f"**{missing} of {len(study.cells)} runs have not finished.**")
+    resumed = [cell.name for cell, outcome in finished if outcome.resumed]
+    if resumed:
+        parts.append(f"Stopped, and gone on with a replay that had to fill again: {', '.join(resumed)}.")
+    parts += [tables, "![Learning curves](curves.png)"]
+    parts.append(
+        f"`drqn-dist study studies/{study.name}.toml` makes this page. Lines are means of greedy evaluations over "
+        "seeds, shades their lowest and highest. `cells/` holds each run's configuration, scores, curves, versions and "
+        "machine."
+    )
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _protocol(study: Study, finished: Finished) -> str:
+    """How the figures came about, as far as all runs share it."""
+    configs = [cell.config for cell, _ in finished]
+    lines = [
+        f"Each figure is the mean return of {study.episodes} games that no run had seen, played greedily"
+        f"{_shared(configs, 'epsilon')} by the weights of the run's end, whatever they were; no weights were chosen.",
+    ]
+    if any(config.env.id.startswith(ATARI) for config in configs):
+        kinds = {
+            f"sticky actions {config.env.sticky_action_probability:g}, up to {config.env.noop_max_steps} no-ops at a "
+            f"start, {config.env.frame_skip} frames a step, "
+            f"{'a lost life ends a training episode' if config.env.life_loss_ends_episode else 'no life information'}, "
+            f"at most {config.env.max_episode_frames:,} frames a game"
+            for config in configs
+            if config.env.id.startswith(ATARI)
+        }
+        lines.append(f"Atari: {'; or '.join(sorted(kinds))}; scores are unclipped.")
+    machines = sorted({f"{o.machine['usable_cores']} cores of {o.machine['cpu']}" for _, o in finished})
+    gpus = sorted({str(o.machine["gpu"]) for _, o in finished if o.machine["gpu"]})
+    versions = sorted({f"torch {o.versions['torch']}" for _, o in finished})
+    lines.append(f"Machine: {'; '.join(machines + gpus)}; {', '.join(versions)}.")
+    return "\n".join(lines)
+
+
+def _shared(configs: Sequence[TrainConfig], name: str) -> str:
+    epsilons = sorted({getattr(config.eval, name) for config in configs})
+    return "" if epsilons == [0] else f" (but for ε = {', '.join(f'{e:g}' for e in epsilons)})"
+
+
+def _tables(study: Study, finished: Finished) -> str:
+    return "\n\n".join(_table(study, panel, finished) for panel in study.panels)
+
+
+def _table(study: Study, panel: str, finished: Finished) -> str:
+    lines = [f"## {panel}", ""] if panel else []
+    lines += [
+        "| arm | seeds | mean | IQM | 95 % interval | each seed | last evaluations | agent steps | minutes |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for arm in study.arms:
+        outcomes = [outcome for cell, outcome in finished if (cell.panel, cell.arm) == (panel, arm)]
+        if not outcomes:
+            continue
+        means = [float(np.mean(outcome.scores)) for outcome in outcomes]
+        whole = estimate(means)
+        interval = "" if whole.low is None or whole.high is None else f"{_figure(whole.low)} to {_figure(whole.high)}"
+        last = [value for outcome in outcomes for *_, value in outcome.evaluations[-LAST_EVALUATIONS:]]
+        lines.append(
+            f"| {arm} | {len(outcomes)} | **{_figure(whole.mean)}** | {_figure(whole.iqm)} | {interval} | "
+            f"{', '.join(map(_figure, means))} | {_figure(float(np.mean(last))) if last else ''} | "
+            f"{_range([o.agent_steps for o in outcomes], ',.0f')} | {_range([o.minutes for o in outcomes], '.1f')} |"
+        )
+    lines += [f"| {name} | | {_figure(value)} | | | | | | |" for name, value in study.references.get(panel, {}).items()]
+    return "\n".join(lines)
+
+
+def _figure(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
+def _range(values: Sequence[float], spec: str) -> str:
+    low, high = format(min(values), spec), format(max(values), spec)
+    return low if low == high else f"{low} to {high}"
+
+
+def _write_csv(path: Path, finished: Finished) -> None:
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(
+            [
+                "panel",
+                "arm",
+                "seed",
+                "mean_return",
+                "std_return",
+                "games",
+                "agent_steps",
+                "updates",
+                "minutes",
+                "stopped_by",
+            ]
+        )
+        for cell, o in finished:
+            figures = [f"{np.mean(o.scores):.6g}", f"{np.std(o.scores):.6g}", len(o.scores)]
+            spent = [o.agent_steps, o.updates, f"{o.minutes:.2f}", o.stopped_by]
+            writer.writerow([cell.panel, cell.arm, cell.config.seed, *figures, *spent])
+
+
+def _draw(study: Study, finished: Finished, out: Path) -> None:
+    columns = len(study.panels)
+    with figure(out, (1.5 + 4.0 * columns, 3.8), 120, columns) as drawn:
+        for axes, panel in zip(drawn, study.panels, strict=True):
+            for index, arm in enumerate(study.arms):
+                curves = [
+                    np.array([[steps, value] for steps, _, value in outcome.evaluations])
+                    for cell, outcome in finished
+                    if (cell.panel, cell.arm) == (panel, arm) and outcome.evaluations
+                ]
+                if curves:
+                    _draw_arm(axes, arm, curves, COLOURS[index % len(COLOURS)])
+            for (name, value), style in zip(study.references.get(panel, {}).items(), ("--", ":", "-."), strict=False):
+                axes.axhline(value, color="grey", linestyle=style, linewidth=1, label=name)
+            axes.set_title(panel, fontsize=10)
+            axes.set_xlabel("agent steps")
+            axes.grid(alpha=0.25, linewidth=0.6)
+            axes.spines[["top", "right"]].set_visible(False)
+        drawn[0].set_ylabel("mean return, greedy evaluation")
+        drawn[-1].legend(frameon=False, fontsize=8)
+
+
+def _draw_arm(axes: "Axes", arm: str, curves: list[Points], colour: str) -> None:
+    grid, mean, lowest, highest = mean_curve(curves)
+    label: str = f"{arm} ({len(curves)})" if len(curves) > 1 else arm
+    if len(curves) > 1:
+        axes.fill_between(grid, lowest, highest, color=colour, alpha=0.15, linewidth=0)
+    axes.plot(grid, mean, color=colour, linewidth=1.8, label=label)

@@ -1,0 +1,102 @@
+"""Runs a study's cells, each in a process of its own, as many side by side as the machine has cores."""
+
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from rich.console import Console
+
+from drqn_dist.errors import ConfigError, RoleFailedError, RunFolderError
+from drqn_dist.studies.cell import read_outcome
+from drqn_dist.studies.study import Cell, Study
+from drqn_dist.training.memory import usable_cores
+
+POLL_S = 0.2
+
+
+@dataclass
+class _Running:
+    cell: Cell
+    process: subprocess.Popen[bytes]
+    log: Path
+    started: float
+
+
+def run_study(file: Path, study: Study, out: Path, runs: Path, jobs: int | None) -> None:
+    """Runs every cell that has not finished. Ctrl-C lets the running ones save; they go on next time.
+
+    Args:
+        file: the study's file, which each cell's process reads.
+        out: where outcomes are kept.
+        runs: where the runs' folders and logs lie.
+        jobs: runs at a time; None: as many as cores, but one where a run starts Ray, which takes them all.
+
+    Raises:
+        ConfigError: jobs is not positive.
+        RunFolderError: a folder cannot be made.
+        RoleFailedError: cells failed; the others have finished.
+    """
+    if jobs is None:
+        jobs = usable_cores() if all(cell.config.mode == "serial" for cell in study.cells) else 1
+    if jobs < 1:
+        raise ConfigError(f"--jobs is {jobs}, but must be at least 1")
+    console = Console(stderr=True, highlight=False)
+    waiting = [cell for cell in study.cells if read_outcome(out, cell) is None]
+    total, left, began = len(study.cells), len(waiting), time.monotonic()
+    console.print(f"{study.title}: {total} runs, {total - left} finished before; {jobs} at a time, logs in {runs}")
+    running: list[_Running] = []
+    failed: list[str] = []
+    done = 0
+    try:
+        with console.status("") as status:
+            while waiting or running:
+                while waiting and len(running) < jobs:
+                    running.append(_start(file, waiting.pop(0), out, runs))
+                names = ", ".join(f"{r.cell.name} ({(time.monotonic() - r.started) / 60:.1f} min)" for r in running)
+                status.update(f"{left - done} to go: {names}")
+                time.sleep(POLL_S)
+                for ended in [r for r in running if r.process.poll() is not None]:
+                    running.remove(ended)
+                    done += 1
+                    outcome = read_outcome(out, ended.cell)
+                    if outcome is None:
+                        failed.append(f"{ended.cell.name} ({_last_line(ended.log)})")
+                        told = "FAILED"
+                    else:
+                        told = f"mean return {sum(outcome.scores) / len(outcome.scores):.2f}"
+                    minutes = (time.monotonic() - began) / 60
+                    console.print(
+                        f"{ended.cell.name}: {told}, {(time.monotonic() - ended.started) / 60:.1f} min; "
+                        f"{left - done} to go, about {minutes * (left - done) / done:.0f} min"
+                    )
+    finally:
+        for each in running:
+            each.process.send_signal(signal.SIGTERM)  # after Ctrl-C the terminal has told them already: the same signal
+        for each in running:
+            each.process.wait()
+    if failed:
+        raise RoleFailedError(f"{len(failed)} of {total} runs failed: {'; '.join(failed)}; logs in {runs}")
+
+
+def _start(file: Path, cell: Cell, out: Path, runs: Path) -> _Running:
+    command = [sys.executable, "-m", "drqn_dist.studies.cell", str(file), cell.name, str(out), str(runs)]
+    log = runs / f"{cell.name}.log"
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+        with open(log, "ab") as stream:
+            return _Running(cell, _popen(command, stream), log, time.monotonic())
+    except OSError as error:
+        raise RunFolderError(f"cannot start {cell.name} with its log in {runs}: {error.strerror or error}") from error
+
+
+def _popen(command: list[str], stream: IO[bytes]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT)
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return lines[-1] if lines else "no word"

@@ -1,0 +1,171 @@
+"""A study's file, read: which runs there are to be, and with which settings.
+
+title = "Memory against none"
+question = "One paragraph: what is asked, and how it could come out otherwise."
+seeds = [0, 1, 2]                 # of every arm that does not name its own
+episodes = 200                    # greedy games that the last weights of each run play
+
+[settings]                        # of all runs, over the preset's
+preset = "gridworld"
+mode = "serial"
+
+[axes.maze]                       # the first axis: a panel of the picture for each value
+T-maze = { env.kwargs.maze = "tmaze" }
+cheese = { env.kwargs.maze = "cheese" }
+
+[axes.memory]                     # the other axes: an arm for each combination
+GRU = { network.core = "gru" }
+none = { network.core = "none", seeds = [0] }
+
+[references.T-maze]               # what others reached there, or what is known: lines of the table and the picture
+"best without memory" = 0.5
+"""
+
+import itertools
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from drqn_dist.config import TrainConfig, from_dict
+from drqn_dist.errors import ConfigError
+from drqn_dist.presets import preset
+
+_KEYS = {"title", "question", "seeds", "episodes", "settings", "axes", "references"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a study."""
+
+    panel: str
+    """Value of the first axis; empty where there is but one axis."""
+    arm: str
+    """Values of the other axes."""
+    config: TrainConfig
+    """With its seed."""
+
+    @property
+    def name(self) -> str:
+        """For files: letters, digits, dots and dashes."""
+        return "__".join(_slug(part) for part in (self.panel, self.arm, str(self.config.seed)) if part)
+
+
+@dataclass(frozen=True)
+class Study:
+    """A grid of runs and what is asked of them."""
+
+    name: str
+    title: str
+    question: str
+    episodes: int
+    """Greedy games that the last weights of each run play."""
+    cells: tuple[Cell, ...]
+    references: dict[str, dict[str, float]]
+    """By panel: returns that others reached, by their name."""
+
+    @property
+    def panels(self) -> list[str]:
+        return list(dict.fromkeys(cell.panel for cell in self.cells))
+
+    @property
+    def arms(self) -> list[str]:
+        return list(dict.fromkeys(cell.arm for cell in self.cells))
+
+
+def load_study(path: Path) -> Study:
+    """Reads a study's file (the module's docstring shows one).
+
+    Raises:
+        ConfigError: it cannot be read, something in it is unknown or missing, or a run's settings cannot work.
+    """
+    try:
+        with open(path, "rb") as file:
+            table = tomllib.load(file)
+    except OSError as error:
+        raise ConfigError(f"cannot read the study {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is no TOML file: {error}") from error
+    try:
+        return _study(path.stem, table)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _study(name: str, table: Mapping[str, Any]) -> Study:
+    unknown = set(table) - _KEYS
+    if unknown:
+        raise ConfigError(f"unknown key {sorted(unknown)[0]!r}; known are {', '.join(sorted(_KEYS))}")
+    seeds = _seeds(table.get("seeds", [0]), "seeds")
+    episodes = table.get("episodes", 20)
+    if not isinstance(episodes, int) or episodes < 1:
+        raise ConfigError(f"episodes is {episodes!r}, but must be a whole number of at least 1")
+    common, axes, references = (_table(table, key) for key in ("settings", "axes", "references"))
+    if not axes:
+        raise ConfigError("there is no [axes.NAME]: a study compares at least two values of something")
+    values = [[(name, _table(_table(axes, axis), name)) for name in _table(axes, axis)] for axis in axes]
+    cells = [cell for chosen in itertools.product(*values) for cell in _cells(chosen, common, seeds)]
+    names = [cell.name for cell in cells]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"two runs would both be called {twice}; give the values of the axes other names")
+    panels = {cell.panel for cell in cells}
+    for panel in references:
+        if panel not in panels:
+            raise ConfigError(f"references.{panel}: the first axis has no such value, only {', '.join(sorted(panels))}")
+    return Study(
+        name,
+        str(table.get("title", name)),
+        str(table.get("question", "")),
+        episodes,
+        tuple(cells),
+        {panel: {key: float(value) for key, value in _table(references, panel).items()} for panel in references},
+    )
+
+
+def _cells(
+    chosen: tuple[tuple[str, Mapping[str, Any]], ...], common: Mapping[str, Any], seeds: list[int]
+) -> list[Cell]:
+    """The runs of one combination of the axes' values."""
+    settings: dict[str, Any] = dict(common)
+    for _, overrides in chosen:
+        settings = _merged(settings, overrides)
+    names = [name for name, _ in chosen]
+    panel, arm = (names[0], ", ".join(names[1:])) if len(names) > 1 else ("", names[0])
+    seeds = _seeds(settings.pop("seeds", seeds), f"seeds of {arm}")
+    if not isinstance(settings.get("preset"), str):
+        raise ConfigError(f'{", ".join(names)} has no preset; name one in [settings], for example preset = "gridworld"')
+    config = from_dict(TrainConfig, _merged(asdict(preset(settings["preset"])), settings))
+    return [Cell(panel, arm, from_dict(TrainConfig, asdict(config) | {"seed": seed})) for seed in seeds]
+
+
+def _merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """The second's values over the first's, table by table. TOML knows no null: the text "None" stands for it,
+    as it does on the command line."""
+    merged = dict(first)
+    for key, value in second.items():
+        old = merged.get(key)
+        if isinstance(value, Mapping):
+            merged[key] = _merged(old if isinstance(old, Mapping) else {}, value)
+        else:
+            merged[key] = None if value == "None" else value
+    return merged
+
+
+def _table(table: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = table.get(key, {})
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{key} is {value!r}, but must be a table")
+    return value
+
+
+def _seeds(value: Any, what: str) -> list[int]:
+    if not isinstance(value, list) or not value or not all(type(seed) is int and seed >= 0 for seed in value):
+        raise ConfigError(f"{what} is {value!r}, but must be a list of whole numbers")
+    return value
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-.").lower()

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from drqn_dist.errors import RunFolderError
+from drqn_dist.studies.cell import outcome_path, read_outcome
+from drqn_dist.studies.report import estimate, write_report
+from drqn_dist.studies.study import load_study
+from tests.studies.outcomes import finish
+from tests.studies.test_study import FILE, write
+
+
+def test_the_interquartile_mean_leaves_out_a_quarter_at_either_end() -> None:
+    found = estimate([100.0, 1.0, 3.0, 2.0, 4.0, 5.0, 6.0, -50.0])
+    assert found.iqm == (2 + 3 + 4 + 5) / 4
+    assert found.mean == 71 / 8
+
+
+def test_the_interval_is_that_of_resampled_means() -> None:
+    # Two seeds, 0 and 1: a resampled mean is 0 or 1 with probability 1/4 each, so both ends lie there.
+    assert (estimate([0.0, 1.0]).low, estimate([0.0, 1.0]).high) == (0.0, 1.0)
+    # Of twenty resampled means are close to normal, with a standard error of 5.766 / sqrt(20) = 1.289.
+    found = estimate([float(i) for i in range(20)])
+    assert found.low == pytest.approx(9.5 - 1.96 * 1.289, abs=0.15)
+    assert found.high == pytest.approx(9.5 + 1.96 * 1.289, abs=0.15)
+
+
+def test_one_seed_has_no_interval_and_equal_ones_an_empty_one() -> None:
+    assert (estimate([3.0]).low, estimate([3.0]).high) == (None, None)
+    assert (estimate([3.0, 3.0]).low, estimate([3.0, 3.0]).high) == (3.0, 3.0)
+
+
+def test_a_report_tells_every_arm_that_has_finished(tmp_path: Path) -> None:
+    study = load_study(write(tmp_path, FILE))
+    by_name = {cell.name: cell for cell in study.cells}
+    finish(tmp_path, by_name["small__gru-b32__0"], scores=[1.0, 0.0], evaluations=[0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+    finish(tmp_path, by_name["small__gru-b32__1"], scores=[1.0, 1.0], evaluations=[0.2] * 6)
+    finish(tmp_path, by_name["large-slow__none-b8__4"], scores=[12.34])
+    text = write_report(study, tmp_path)
+    # last evaluations: (0.2 + 0.3 + 0.4 + 0.5 + 0.6 + 5 * 0.2) / 10 = 0.3
+    assert "| GRU, B32 | 2 | **0.75** | 0.75 | 0.50 to 1.00 | 0.50, 1.00 | 0.30 | 9,000 | 1.5 |" in text
+    assert "| none, B8 | 1 | **12.3** | 12.3 |  | 12.3 | 0.00 | 9,000 | 1.5 |" in text
+    assert "| by hand | | 0.50 |" in text
+    assert "GRU, B8" not in text
+    page = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert page.startswith("# Which memory?\n")
+    assert f"**{len(study.cells) - 3} of {len(study.cells)} runs have not finished.**" in page
+    assert (tmp_path / "curves.png").stat().st_size > 1_000
+    with open(tmp_path / "runs.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["panel"], row["arm"], row["seed"], row["mean_return"]) for row in rows] == [
+        ("small", "GRU, B32", "0", "0.5"),
+        ("small", "GRU, B32", "1", "1"),
+        ("large & slow", "none, B8", "4", "12.34"),
+    ]
+
+
+def test_a_study_of_which_nothing_has_finished_has_no_report(tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match="nothing to report yet"):
+        write_report(load_study(write(tmp_path, FILE)), tmp_path)
+
+
+def test_a_cell_counts_as_finished_only_with_the_settings_that_it_has_now(tmp_path: Path) -> None:
+    (cell, *_) = load_study(write(tmp_path, FILE)).cells
+    finish(tmp_path, cell, scores=[1.0])
+    found = read_outcome(tmp_path, cell)
+    assert found is not None
+    assert found.scores == [1.0]
+    (changed, *_) = load_study(write(tmp_path, FILE.replace("9_000", "8_000"))).cells
+    assert changed.name == cell.name
+    assert read_outcome(tmp_path, changed) is None
+    outcome_path(tmp_path, cell).write_text("{", encoding="utf-8")
+    with pytest.raises(RunFolderError, match="delete it"):
+        read_outcome(tmp_path, cell)

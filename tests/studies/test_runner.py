@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from drqn_dist.errors import ConfigError, RoleFailedError
+from drqn_dist.studies.cell import outcome_path, read_outcome
+from drqn_dist.studies.runner import run_study
+from drqn_dist.studies.study import Study, load_study
+from tests.runs import until
+from tests.studies.test_study import write
+
+SMALL = """
+seeds = [0, 1]
+episodes = 5
+
+[settings]
+preset = "gridworld"
+mode = "serial"
+total_steps = 1_500
+env.kwargs = { maze = "tmaze", size = 2 }
+stop_at_return = "None"
+network = { torso_units = 8, core_units = 8 }
+eval = { period_updates = 5, episodes = 2 }
+
+[axes.memory]
+GRU = {}
+none = { network.core = "none", seeds = [0] }
+"""
+
+
+def run(folder: Path, text: str, jobs: int | None = None) -> Study:
+    file = write(folder, text)
+    study = load_study(file)
+    run_study(file, study, folder / "out", folder / "runs", jobs)
+    return study
+
+
+def test_every_cell_is_run_once_and_kept(tmp_path: Path) -> None:
+    study = run(tmp_path, SMALL)
+    outcomes = [read_outcome(tmp_path / "out", cell) for cell in study.cells]
+    for cell, outcome in zip(study.cells, outcomes, strict=True):
+        assert outcome is not None, cell.name
+        assert (outcome.agent_steps >= 1_500, outcome.stopped_by, outcome.resumed) == (True, "total_steps", False)
+        assert len(outcome.scores) == 5
+        assert len(outcome.evaluations) > 1
+    assert len({outcome.weights_sha256 for outcome in outcomes if outcome}) == 3, "other seeds, other weights"
+
+    def times() -> list[int]:
+        return [outcome_path(tmp_path / "out", cell).stat().st_mtime_ns for cell in study.cells]
+
+    before = times()
+    run(tmp_path, SMALL)
+    assert times() == before
+    run(tmp_path, SMALL.replace("episodes = 2", "episodes = 3"))
+    assert all(new > old for new, old in zip(times(), before, strict=True)), "other settings, other runs"
+
+
+def test_a_cell_that_fails_is_told_and_the_others_finish(tmp_path: Path) -> None:
+    text = SMALL.replace("GRU = {}", 'GRU = { env.id = "nowhere:Maze-v0", env.kwargs = {}, seeds = [0] }')
+    with pytest.raises(RoleFailedError, match=r"1 of 2 runs failed: gru__0 \(error: .*'nowhere'"):
+        run(tmp_path, text, jobs=1)
+    assert [
+        cell.name for cell in load_study(tmp_path / "which.toml").cells if outcome_path(tmp_path / "out", cell).exists()
+    ] == ["none__0"]
+
+
+def test_jobs_must_be_positive(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--jobs is 0"):
+        run(tmp_path, SMALL, jobs=0)
+
+
+def test_a_study_that_is_stopped_goes_on_where_it_was(tmp_path: Path) -> None:
+    file = write(tmp_path, SMALL.replace("1_500", "1_000_000").replace("seeds = [0, 1]", "seeds = [0]"))
+    out, runs = tmp_path / "out", tmp_path / "runs"
+    command = [sys.executable, "-m", "drqn_dist.cli", "study", str(file), "--jobs", "1"]
+    command += ["--out", str(out), "--runs", str(runs)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, env=os.environ | {"COLUMNS": "200"}) as process:
+        until(lambda: any(runs.glob("gru__0/*/metrics.jsonl")), "the first run to begin")
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=120)
+        assert process.returncode == 130
+    assert not any(child.is_running() for child in children)
+    assert not any(out.glob("cells/*"))
+    (folder,) = runs.glob("gru__0/*")
+    assert any(folder.glob("checkpoints/*"))
+
+    # The same run goes on. Its bound is a setting too, so that it has to be lowered in both places.
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace('"total_steps": 1000000', '"total_steps": 1500'))
+    file.write_text(file.read_text().replace("1_000_000", "1_500"))
+    study = load_study(file)
+    run_study(file, study, out, runs, jobs=2)
+    resumed = read_outcome(out, study.cells[0])
+    assert resumed is not None
+    assert resumed.resumed
+    assert [path.name for path in runs.glob("gru__0/*")] == [folder.name]
