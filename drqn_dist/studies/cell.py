@@ -1,5 +1,6 @@
 """One run of a study, from its training to the file that the report reads."""
 
+import fcntl
 import json
 import sys
 from collections.abc import Iterable, Sequence
@@ -15,7 +16,7 @@ from drqn_dist.experiments.plot import EVAL_TAG, TRAINING_TAG
 from drqn_dist.experiments.run_folder import RunFolder, machine_description, open_run, versions
 from drqn_dist.metrics import read_metrics
 from drqn_dist.seeding import EVALUATION_SEED
-from drqn_dist.studies.study import Cell, Study, load_study
+from drqn_dist.studies.study import Cell, load_study
 
 CURVE_POINTS = 200
 """Of each learning curve that is kept."""
@@ -53,7 +54,7 @@ def outcome_path(out: Path, cell: Cell) -> Path:
 
 
 def read_outcome(out: Path, cell: Cell) -> Outcome | None:
-    """What a finished cell came to; None if it has not finished, or with other settings than it has now.
+    """What a finished cell came to; None if it has not finished, or with other settings or games than it has now.
 
     Raises:
         RunFolderError: its file cannot be read.
@@ -68,14 +69,15 @@ def read_outcome(out: Path, cell: Cell) -> Outcome | None:
         return None
     except (OSError, ValueError, TypeError) as error:
         raise RunFolderError(f"{path} cannot be read: {error}; delete it, and the cell is run again") from error
-    return None if set(differences(config, cell.config)) - _ELSEWHERE else outcome
+    same = not set(differences(config, cell.config)) - _ELSEWHERE and len(outcome.scores) == cell.episodes
+    return outcome if same else None
 
 
-def run_cell(study: Study, cell: Cell, out: Path, runs: Path) -> None:
+def run_cell(cell: Cell, out: Path, runs: Path) -> None:
     """Trains a cell, or goes on where it was stopped, lets its last weights play, and writes its outcome.
 
     Raises:
-        DrqnError: as `train` and `evaluate`.
+        DrqnError: as `train` and `evaluate`, or another process is at it.
         SystemExit: 130; a signal stopped the training, which goes on next time.
     """
     # Torch takes seconds to import, and the parent has no use for it.
@@ -83,6 +85,12 @@ def run_cell(study: Study, cell: Cell, out: Path, runs: Path) -> None:
     from drqn_dist.training.train import train
 
     place = runs / cell.name
+    place.mkdir(parents=True, exist_ok=True)
+    lock = open(runs / f"{cell.name}.lock", "w")  # noqa: SIM115 (held until this process ends)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise RunFolderError(f"another process is at {place}; wait for it, or end it") from None
     before = set(place.glob("*"))
     earlier = _stopped_run(before, cell.config)
     if earlier is None:
@@ -93,7 +101,7 @@ def run_cell(study: Study, cell: Cell, out: Path, runs: Path) -> None:
         summary = train(earlier.config, resume=run)
     if summary.stopped_by == "signal":
         raise SystemExit(130)
-    scores = evaluate(run, study.episodes, EVALUATION_SEED + cell.config.seed)["scores"]
+    scores = evaluate(run, cell.episodes, EVALUATION_SEED + cell.config.seed)["scores"]
     lines = read_metrics(run)
     outcome = Outcome(
         config=asdict(cell.config),
@@ -143,9 +151,8 @@ def _curve(lines: list[dict[str, float]], tag: str) -> Points:
 
 def _main(arguments: Sequence[str]) -> None:
     file, name, out, runs = arguments
-    study = load_study(Path(file))
-    (cell,) = [cell for cell in study.cells if cell.name == name]
-    run_cell(study, cell, Path(out), Path(runs))
+    (cell,) = [cell for cell in load_study(Path(file)).cells if cell.name == name]
+    run_cell(cell, Path(out), Path(runs))
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ def _protocol(study: Study, finished: Finished) -> str:
     """How the figures came about, as far as all runs share it."""
     configs = [cell.config for cell, _ in finished]
     lines = [
-        f"Each figure is the mean return of {study.episodes} games that no run had seen, played greedily"
+        f"Each figure is the mean return of {finished[0][0].episodes} games that no run had seen, played greedily"
         f"{_shared(configs, 'epsilon')} by the weights of the run's end, whatever they were; no weights were chosen.",
     ]
     if any(config.env.id.startswith(ATARI) for config in configs):
@@ -157,24 +157,12 @@ def _range(values: Sequence[float], spec: str) -> str:
 def _write_csv(path: Path, finished: Finished) -> None:
     with open(path, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(
-            [
-                "panel",
-                "arm",
-                "seed",
-                "mean_return",
-                "std_return",
-                "games",
-                "agent_steps",
-                "updates",
-                "minutes",
-                "stopped_by",
-            ]
-        )
+        games, spent = ["mean_return", "std_return", "games"], ["agent_steps", "updates", "minutes", "stopped_by"]
+        writer.writerow(["panel", "arm", "seed", *games, *spent])
         for cell, o in finished:
             figures = [f"{np.mean(o.scores):.6g}", f"{np.std(o.scores):.6g}", len(o.scores)]
-            spent = [o.agent_steps, o.updates, f"{o.minutes:.2f}", o.stopped_by]
-            writer.writerow([cell.panel, cell.arm, cell.config.seed, *figures, *spent])
+            cost = [o.agent_steps, o.updates, f"{o.minutes:.2f}", o.stopped_by]
+            writer.writerow([cell.panel, cell.arm, cell.config.seed, *figures, *cost])
 
 
 def _draw(study: Study, finished: Finished, out: Path) -> None:

@@ -1,9 +1,9 @@
 """Runs a study's cells, each in a process of its own, as many side by side as the machine has cores."""
 
-import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -73,11 +73,17 @@ def run_study(file: Path, study: Study, out: Path, runs: Path, jobs: int | None)
                         f"{ended.cell.name}: {told}, {(time.monotonic() - ended.started) / 60:.1f} min; "
                         f"{left - done} to go, about {minutes * (left - done) / done:.0f} min"
                     )
+    except KeyboardInterrupt:
+        console.print(f"stopping: {len(running)} runs save themselves; the same command goes on with them")
+        raise
     finally:
-        for each in running:
-            each.process.send_signal(signal.SIGTERM)  # after Ctrl-C the terminal has told them already: the same signal
-        for each in running:
-            each.process.wait()
+        while running:  # a second Ctrl-C tells them again, and then they give up saving
+            with suppress(KeyboardInterrupt):
+                for each in running:
+                    each.process.terminate()
+                for each in running:
+                    each.process.wait()
+                running.clear()
     if failed:
         raise RoleFailedError(f"{len(failed)} of {total} runs failed: {'; '.join(failed)}; logs in {runs}")
 
@@ -94,7 +100,10 @@ def _start(file: Path, cell: Cell, out: Path, runs: Path) -> _Running:
 
 
 def _popen(command: list[str], stream: IO[bytes]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT)
+    # In a session of its own: Ctrl-C in the terminal is this process's to deal with.
+    return subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
+    )
 
 
 def _last_line(log: Path) -> str:

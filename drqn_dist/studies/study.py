@@ -25,7 +25,7 @@ import itertools
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,8 @@ class Cell:
     """Values of the other axes."""
     config: TrainConfig
     """With its seed."""
+    episodes: int
+    """Greedy games that the last weights play."""
 
     @property
     def name(self) -> str:
@@ -60,8 +62,6 @@ class Study:
     name: str
     title: str
     question: str
-    episodes: int
-    """Greedy games that the last weights of each run play."""
     cells: tuple[Cell, ...]
     references: dict[str, dict[str, float]]
     """By panel: returns that others reached, by their name."""
@@ -106,7 +106,7 @@ def _study(name: str, table: Mapping[str, Any]) -> Study:
     if not axes:
         raise ConfigError("there is no [axes.NAME]: a study compares at least two values of something")
     values = [[(name, _table(_table(axes, axis), name)) for name in _table(axes, axis)] for axis in axes]
-    cells = [cell for chosen in itertools.product(*values) for cell in _cells(chosen, common, seeds)]
+    cells = [cell for chosen in itertools.product(*values) for cell in _cells(chosen, common, seeds, episodes)]
     names = [cell.name for cell in cells]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
@@ -118,15 +118,14 @@ def _study(name: str, table: Mapping[str, Any]) -> Study:
     return Study(
         name,
         str(table.get("title", name)),
-        str(table.get("question", "")),
-        episodes,
+        str(table.get("question", "")).strip(),
         tuple(cells),
         {panel: {key: float(value) for key, value in _table(references, panel).items()} for panel in references},
     )
 
 
 def _cells(
-    chosen: tuple[tuple[str, Mapping[str, Any]], ...], common: Mapping[str, Any], seeds: list[int]
+    chosen: tuple[tuple[str, Mapping[str, Any]], ...], common: Mapping[str, Any], seeds: list[int], episodes: int
 ) -> list[Cell]:
     """The runs of one combination of the axes' values."""
     settings: dict[str, Any] = dict(common)
@@ -138,7 +137,7 @@ def _cells(
     if not isinstance(settings.get("preset"), str):
         raise ConfigError(f'{", ".join(names)} has no preset; name one in [settings], for example preset = "gridworld"')
     config = from_dict(TrainConfig, _merged(asdict(preset(settings["preset"])), settings))
-    return [Cell(panel, arm, from_dict(TrainConfig, asdict(config) | {"seed": seed})) for seed in seeds]
+    return [Cell(panel, arm, replace(config, seed=seed), episodes) for seed in seeds]
 
 
 def _merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:

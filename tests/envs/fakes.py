@@ -45,6 +45,18 @@ class Echo(gymnasium.Env[Any, Any]):
         return self.observation_space.sample(), float(action), self._steps == 4, False, {}
 
 
+class Pairs(Echo):
+    """Two numbers for an action; the reward is ten times the first plus the second."""
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        super().__init__()
+        self.action_space = spaces.MultiDiscrete([2, 3])
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        assert self.action_space.contains(action)
+        return self.observation_space.sample(), float(10 * action[0] + action[1]), False, False, {}
+
+
 class Negated(gymnasium.RewardWrapper[Any, Any]):
     def reward(self, reward: Any) -> float:
         return -float(reward)
@@ -76,5 +88,6 @@ class NeedsPackage(Echo):
 
 
 gymnasium.register(id="drqn_test/Echo-v0", entry_point="tests.envs.fakes:Echo")
+gymnasium.register(id="drqn_test/Pairs-v0", entry_point="tests.envs.fakes:Pairs")
 gymnasium.register(id="drqn_test/Fragile-v0", entry_point="tests.envs.fakes:Fragile")
 gymnasium.register(id="drqn_test/NeedsPackage-v0", entry_point="tests.envs.fakes:NeedsPackage")

@@ -172,6 +172,14 @@ def test_tuples_and_dicts_are_stepped_as_one_vector(observation: str) -> None:
     batch.close()
 
 
+def test_each_number_of_an_action_is_one_pair_of_a_multi_discrete_space() -> None:
+    batch = make_batch_env(EnvConfig(id="drqn_test/Pairs-v0"), 3)
+    assert batch.spec.num_actions == 6
+    batch.reset(0)
+    assert batch.step(np.array([0, 2, 4])).rewards.tolist() == [0, 2, 11]
+    batch.close()
+
+
 def test_wrappers_go_around_the_environment_from_the_inside_out() -> None:
     wrappers = ["gymnasium.wrappers:FlattenObservation", "tests.envs.fakes:Negated"]
     batch = make_batch_env(EnvConfig(id=ECHO, kwargs={"observation": "hw"}, wrappers=wrappers), 1)

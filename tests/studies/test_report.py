@@ -12,6 +12,8 @@ from drqn_dist.studies.study import load_study
 from tests.studies.outcomes import finish
 from tests.studies.test_study import FILE, write
 
+TWO_GAMES = FILE.replace("episodes = 7", "episodes = 2")
+
 
 def test_the_interquartile_mean_leaves_out_a_quarter_at_either_end() -> None:
     found = estimate([100.0, 1.0, 3.0, 2.0, 4.0, 5.0, 6.0, -50.0])
@@ -34,11 +36,11 @@ def test_one_seed_has_no_interval_and_equal_ones_an_empty_one() -> None:
 
 
 def test_a_report_tells_every_arm_that_has_finished(tmp_path: Path) -> None:
-    study = load_study(write(tmp_path, FILE))
+    study = load_study(write(tmp_path, TWO_GAMES))
     by_name = {cell.name: cell for cell in study.cells}
     finish(tmp_path, by_name["small__gru-b32__0"], scores=[1.0, 0.0], evaluations=[0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
     finish(tmp_path, by_name["small__gru-b32__1"], scores=[1.0, 1.0], evaluations=[0.2] * 6)
-    finish(tmp_path, by_name["large-slow__none-b8__4"], scores=[12.34])
+    finish(tmp_path, by_name["large-slow__none-b8__4"], scores=[12.34, 12.34])
     text = write_report(study, tmp_path)
     # last evaluations: (0.2 + 0.3 + 0.4 + 0.5 + 0.6 + 5 * 0.2) / 10 = 0.3
     assert "| GRU, B32 | 2 | **0.75** | 0.75 | 0.50 to 1.00 | 0.50, 1.00 | 0.30 | 9,000 | 1.5 |" in text
@@ -60,18 +62,20 @@ def test_a_report_tells_every_arm_that_has_finished(tmp_path: Path) -> None:
 
 def test_a_study_of_which_nothing_has_finished_has_no_report(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="nothing to report yet"):
-        write_report(load_study(write(tmp_path, FILE)), tmp_path)
+        write_report(load_study(write(tmp_path, TWO_GAMES)), tmp_path)
 
 
 def test_a_cell_counts_as_finished_only_with_the_settings_that_it_has_now(tmp_path: Path) -> None:
-    (cell, *_) = load_study(write(tmp_path, FILE)).cells
-    finish(tmp_path, cell, scores=[1.0])
+    (cell, *_) = load_study(write(tmp_path, TWO_GAMES)).cells
+    finish(tmp_path, cell, scores=[1.0, 1.0])
     found = read_outcome(tmp_path, cell)
     assert found is not None
-    assert found.scores == [1.0]
-    (changed, *_) = load_study(write(tmp_path, FILE.replace("9_000", "8_000"))).cells
+    assert found.scores == [1.0, 1.0]
+    (changed, *_) = load_study(write(tmp_path, TWO_GAMES.replace("9_000", "8_000"))).cells
     assert changed.name == cell.name
     assert read_outcome(tmp_path, changed) is None
+    (more_games, *_) = load_study(write(tmp_path, FILE)).cells
+    assert read_outcome(tmp_path, more_games) is None
     outcome_path(tmp_path, cell).write_text("{", encoding="utf-8")
     with pytest.raises(RunFolderError, match="delete it"):
         read_outcome(tmp_path, cell)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -71,6 +72,14 @@ def test_a_cell_that_fails_is_told_and_the_others_finish(tmp_path: Path) -> None
     ] == ["none__0"]
 
 
+def test_a_cell_is_run_by_one_process_at_a_time(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    with open(tmp_path / "runs" / "none__0.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(RoleFailedError, match=r"none__0 \(error: another process is at"):
+            run(tmp_path, SMALL.replace("GRU = {}", ""))
+
+
 def test_jobs_must_be_positive(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--jobs is 0"):
         run(tmp_path, SMALL, jobs=0)
@@ -85,8 +94,9 @@ def test_a_study_that_is_stopped_goes_on_where_it_was(tmp_path: Path) -> None:
         until(lambda: any(runs.glob("gru__0/*/metrics.jsonl")), "the first run to begin")
         children = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=120)
+        _, told = process.communicate(timeout=120)
         assert process.returncode == 130
+        assert b"the same command goes on" in told
     assert not any(child.is_running() for child in children)
     assert not any(out.glob("cells/*"))
     (folder,) = runs.glob("gru__0/*")

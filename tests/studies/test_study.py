@@ -44,7 +44,7 @@ def write(folder: Path, text: str) -> Path:
 
 def test_a_grid_is_every_combination_of_its_axes_and_seeds(tmp_path: Path) -> None:
     study = load_study(write(tmp_path, FILE))
-    assert (study.name, study.title, study.episodes) == ("which", "Which memory?", 7)
+    assert (study.name, study.title, study.cells[0].episodes) == ("which", "Which memory?", 7)
     assert study.panels == ["small", "large & slow"]
     assert study.arms == ["GRU, B32", "GRU, B8", "none, B32", "none, B8"]
     assert [cell.name for cell in study.cells if cell.panel == "large & slow"] == [
