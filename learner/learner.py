@@ -24,6 +24,8 @@ from learner.weight_publisher import WeightPublisher
 
 UNDER_WAY = 8
 """Updates whose results may be on their way from the device before the learner waits for the oldest."""
+COLLECT_S = 0.02
+"""A learner that waits for a batch looks so often for results that have arrived."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,8 @@ class Learner:
         is driven remotely."""
         deadline = time.monotonic() + seconds
         while (now := time.monotonic()) < deadline:
-            ready = self.feed.wait(deadline - now)
+            ready = self.feed.wait(min(deadline - now, COLLECT_S))
+            self._outbox.collect()
             self._wait_s += time.monotonic() - now
             if ready:
                 self.update()

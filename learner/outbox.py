@@ -37,7 +37,7 @@ class Outbox:
         fits = next((i for i, buffer in enumerate(self._free) if buffer.shape == tensor.shape), None)
         buffer = torch.empty(tensor.shape, pin_memory=True) if fits is None else self._free.pop(fits)
         buffer.copy_(tensor.detach(), non_blocking=True)
-        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # or waiting takes a core
         event.record(torch.cuda.current_stream(tensor.device))
         self._under_way.append((buffer, event, take))
 

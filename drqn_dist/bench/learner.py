@@ -46,6 +46,7 @@ def bench(config: TrainConfig, settings: BenchSettings) -> dict[str, Any]:
         (replay,) = remote_replay.start_replay(config, run)
         ray.get(replay.push.remote(payloads))
         gpus = learner_gpus(config, lambda line: print(line, file=sys.stderr, flush=True))
+        config = replace(config, learner=replace(config.learner, device="cuda" if gpus else "cpu"))
         role = RAY.remote(num_cpus=1, num_gpus=gpus, concurrency_groups={"weights": 1})(_LearnerRole)
         learner = role.remote(config, spec, run)
         device = ray.get(learner.catch_up.remote(len(payloads)))

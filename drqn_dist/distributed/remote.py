@@ -146,8 +146,8 @@ class EvaluatorRole:
 
 def start_learner(config: TrainConfig, spec: EnvSpec, run: str, where: Placement) -> Any:
     """A learner process, on a GPU if it is to use one; Ray starts it again if it dies. It waits for `begin`."""
-    if where.gpus:  # Ray shows its process this one alone
-        config = replace(config, learner=replace(config.learner, device="cuda"))
+    # Ray shows the process its GPU alone, but one that got none sees them all: others are at work there.
+    config = replace(config, learner=replace(config.learner, device="cuda" if where.gpus else "cpu"))
     remote = RAY.remote(num_cpus=1, max_restarts=-1, concurrency_groups={"weights": 1})(LearnerRole)
     return remote.options(**where.learner()).remote(config, spec, run)
 

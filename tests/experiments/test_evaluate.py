@@ -74,7 +74,7 @@ def test_the_result_describes_all_scores(run: Path) -> None:
         "std_return": pytest.approx(statistics.pstdev(scores)),
         "median_return": statistics.median(scores),
         "episodes": 30,
-        "scores": scores,
+        "scores": list(scores),
         "env": "drqn_dist/GridWorld-v0",
         "weights_sha256": summary["weights_sha256"],
     }
