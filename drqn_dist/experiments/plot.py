@@ -22,6 +22,7 @@ XAxis = Literal["steps", "frames", "minutes"]
 TRAINING_TAG = "charts/episodic_return"
 EVAL_TAG = "eval/mean_return"
 GRID_POINTS = 200
+PANELS_ACROSS = 4
 
 _NOT_COMPARED = RESUMABLE | {"seed", "run_dir"}
 _X_COLUMNS = {"steps": ("agent_steps", 1.0), "frames": ("frames", 1.0), "minutes": ("wall_s", 1 / 60)}
@@ -87,8 +88,9 @@ def plot_runs(runs: Sequence[Path], out: Path, x: XAxis = "steps") -> None:
 
 
 @contextmanager
-def figure(out: Path, inches: tuple[float, float], dpi: int, columns: int = 1) -> Iterator[list["Axes"]]:
-    """Axes side by side, to be drawn on in this context, and then written as the PNG `out`.
+def figure(out: Path, inches: tuple[float, float], dpi: int, panels: int = 1) -> Iterator[list["Axes"]]:
+    """Axes, up to four side by side and each of this size, to be drawn on in this context, and then written as the PNG
+    `out`.
 
     Raises:
         RunFolderError: it cannot be written.
@@ -98,9 +100,14 @@ def figure(out: Path, inches: tuple[float, float], dpi: int, columns: int = 1) -
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    drawn, axes = pyplot.subplots(1, columns, squeeze=False, figsize=inches, dpi=dpi, layout="constrained")
+    columns = min(panels, PANELS_ACROSS)
+    rows = -(-panels // columns)
+    size = (columns * inches[0], rows * inches[1])
+    drawn, axes = pyplot.subplots(rows, columns, squeeze=False, figsize=size, dpi=dpi, layout="constrained")
+    for unused in axes.flat[panels:]:
+        unused.set_axis_off()
     try:
-        yield list(axes[0])
+        yield list(axes.flat[:panels])
         drawn.savefig(out, format="png")
     except OSError as error:
         raise RunFolderError(f"cannot write {out}: {error.strerror or error}; choose another --out") from error

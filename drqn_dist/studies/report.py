@@ -13,7 +13,7 @@ from drqn_dist.checkpoint import write_atomically
 from drqn_dist.config import TrainConfig
 from drqn_dist.envs.atari import PREFIX as ATARI
 from drqn_dist.errors import RunFolderError
-from drqn_dist.experiments.plot import COLOURS, Points, figure, mean_curve
+from drqn_dist.experiments.plot import COLOURS, PANELS_ACROSS, Points, figure, mean_curve
 from drqn_dist.studies.cell import Outcome, read_outcome
 from drqn_dist.studies.study import Cell, Study
 
@@ -166,8 +166,7 @@ def _write_csv(path: Path, finished: Finished) -> None:
 
 
 def _draw(study: Study, finished: Finished, out: Path) -> None:
-    columns = len(study.panels)
-    with figure(out, (1.5 + 4.0 * columns, 3.8), 120, columns) as drawn:
+    with figure(out, (4.5, 3.6), 110, len(study.panels)) as drawn:
         for axes, panel in zip(drawn, study.panels, strict=True):
             for index, arm in enumerate(study.arms):
                 curves = [
@@ -183,8 +182,10 @@ def _draw(study: Study, finished: Finished, out: Path) -> None:
             axes.set_xlabel("agent steps")
             axes.grid(alpha=0.25, linewidth=0.6)
             axes.spines[["top", "right"]].set_visible(False)
-        drawn[0].set_ylabel("mean return, greedy evaluation")
-        drawn[-1].legend(frameon=False, fontsize=8)
+        for axes in drawn[::PANELS_ACROSS]:
+            axes.set_ylabel("mean return, greedy evaluation")
+        for axes in drawn:
+            axes.legend(frameon=False, fontsize=8)
 
 
 def _draw_arm(axes: "Axes", arm: str, curves: list[Points], colour: str) -> None:
