@@ -12,6 +12,7 @@ import pytest
 
 from drqn_dist.errors import ConfigError, RoleFailedError
 from drqn_dist.studies.cell import outcome_path, read_outcome
+from drqn_dist.studies.report import write_report
 from drqn_dist.studies.runner import run_study
 from drqn_dist.studies.study import Study, load_study
 from tests.runs import until
@@ -112,3 +113,20 @@ def test_a_study_that_is_stopped_goes_on_where_it_was(tmp_path: Path) -> None:
     assert resumed is not None
     assert resumed.resumed
     assert [path.name for path in runs.glob("gru__0/*")] == [folder.name]
+
+
+@pytest.mark.slow
+def test_the_smallest_study_that_is_shipped_shows_what_memory_is_for(tmp_path: Path) -> None:
+    file = Path(__file__).parents[2] / "studies" / "smallest.toml"
+    study = load_study(file)
+    run_study(file, study, tmp_path / "out", tmp_path / "runs", jobs=None)
+    returns: dict[str, list[float]] = {}
+    for cell in study.cells:
+        outcome = read_outcome(tmp_path / "out", cell)
+        assert outcome is not None
+        returns.setdefault(cell.arm, []).append(sum(outcome.scores) / len(outcome.scores))
+    assert all(value == 1.0 for value in returns["GRU"]), returns
+    assert all(value < 0.8 for value in returns["none"]), (
+        returns
+    )  # 0.5, and 0.14 is twice the standard error of 50 games
+    assert write_report(study, tmp_path / "out").count("| 2 |") == 2
