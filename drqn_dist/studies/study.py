@@ -1,25 +1,4 @@
-"""A study's file, read: which runs there are to be, and with which settings.
-
-title = "Memory against none"
-question = "One paragraph: what is asked, and how it could come out otherwise."
-seeds = [0, 1, 2]                 # of every arm that does not name its own
-episodes = 200                    # greedy games that the last weights of each run play
-
-[settings]                        # of all runs, over the preset's
-preset = "gridworld"
-mode = "serial"
-
-[axes.maze]                       # the first axis: a panel of the picture for each value
-T-maze = { env.kwargs.maze = "tmaze" }
-cheese = { env.kwargs.maze = "cheese" }
-
-[axes.memory]                     # the other axes: an arm for each combination
-GRU = { network.core = "gru" }
-none = { network.core = "none", seeds = [0] }
-
-[references.T-maze]               # what others reached there, or what is known: lines of the table and the picture
-"best without memory" = 0.5
-"""
+"""A study's file, read: which runs there are to be, and with which settings. `studies/README.md` shows one."""
 
 import itertools
 import re
@@ -76,7 +55,7 @@ class Study:
 
 
 def load_study(path: Path) -> Study:
-    """Reads a study's file (the module's docstring shows one).
+    """Reads a study's file (`studies/README.md` shows one).
 
     Raises:
         ConfigError: it cannot be read, something in it is unknown or missing, or a run's settings cannot work.
