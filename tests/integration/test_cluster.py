@@ -185,7 +185,7 @@ def test_a_run_starts_with_what_is_there_grows_and_survives_the_loss_of_a_node(
 
     def steps() -> int:
         found = list(tmp_path.glob("*/metrics.jsonl"))
-        lines = found[0].read_text().splitlines() if found else []
+        lines = found[0].read_text().split("\n")[:-1] if found else []  # the last one may be half written
         return int(json.loads(lines[-1])["agent_steps"]) if lines else 0
 
     def goes_on(actors: int, what: str) -> None:
