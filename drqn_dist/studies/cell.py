@@ -91,6 +91,8 @@ def run_cell(cell: Cell, out: Path, runs: Path) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         raise RunFolderError(f"another process is at {place}; wait for it, or end it") from None
+    if read_outcome(out, cell) is not None:  # another process has finished it meanwhile
+        return
     before = set(place.glob("*"))
     earlier = _stopped_run(before, cell.config)
     if earlier is None:

@@ -93,8 +93,11 @@ def _protocol(study: Study, finished: Finished) -> str:
     """How the figures came about, as far as all runs share it."""
     configs = [cell.config for cell, _ in finished]
     lines = [
-        f"Each figure is the mean return of {finished[0][0].episodes} games that no run had seen, played greedily"
-        f"{_shared(configs, 'epsilon')} by the weights of the run's end, whatever they were; no weights were chosen.",
+        f"Each figure is the mean return of {finished[0][0].episodes} games from seeds used nowhere else, played "
+        f"greedily{_shared(configs, 'epsilon')} by the weights of the run's end.",
+        "The interval is a percentile bootstrap of the mean over seeds; with few seeds it is too narrow: of normal "
+        "figures it holds the true mean in 75 % of cases with three seeds, 84 % with five, 91 % with ten.",
+        _ends([outcome for _, outcome in finished]),
     ]
     if any(config.env.id.startswith(ATARI) for config in configs):
         kinds = {
@@ -113,6 +116,14 @@ def _protocol(study: Study, finished: Finished) -> str:
     return "\n".join(lines)
 
 
+def _ends(outcomes: Sequence[Outcome]) -> str:
+    """Whether a good moment could have ended a run."""
+    settled = sum(outcome.stopped_by == "stop_at_return" for outcome in outcomes)
+    if settled:
+        return f"{settled} of {len(outcomes)} runs ended when they reached stop_at_return, which flatters their end."
+    return "No run was ended at a good moment, and no weights were chosen."
+
+
 def _shared(configs: Sequence[TrainConfig], name: str) -> str:
     epsilons = sorted({getattr(config.eval, name) for config in configs})
     return "" if epsilons == [0] else f" (but for ε = {', '.join(f'{e:g}' for e in epsilons)})"
@@ -125,7 +136,7 @@ def _tables(study: Study, finished: Finished) -> str:
 def _table(study: Study, panel: str, finished: Finished) -> str:
     lines = [f"## {panel}", ""] if panel else []
     lines += [
-        "| arm | seeds | mean | IQM | 95 % interval | each seed | last evaluations | agent steps | minutes |",
+        "| arm | seeds | mean | IQM | bootstrap interval | each seed | last evaluations | agent steps | minutes |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for arm in study.arms:
