@@ -11,7 +11,7 @@ from drqn_dist.fragment import Fragment, Observations
 from drqn_dist.interfaces import EnvSpec, StepBatch
 from drqn_dist.qlearning.priority import mixed_priority
 from drqn_dist.qlearning.rescale import value_transform
-from drqn_dist.qlearning.returns import n_step_targets
+from drqn_dist.qlearning.returns import learnt_rewards, n_step_targets
 
 INCARNATION_STRIDE = 2**32
 """Sequence numbers of a restarted actor begin above all those of the actor it replaces."""
@@ -223,7 +223,7 @@ class FragmentBuffer:
         seen[:, :width] = torch.where(known, torch.from_numpy(rewards), 0.0)
         values[:, : width + 1] = torch.from_numpy(q_greedy)
         targets = n_step_targets(
-            seen.clamp(-1.0, 1.0) if learner.clip_rewards else seen,
+            learnt_rewards(seen, learner),
             h.invert(values),
             steps_left,
             torch.from_numpy(terminated),

@@ -145,8 +145,11 @@ class LearnerConfig(Bounded):
     """The online network picks the action that the target network values (van Hasselt et al. 2016)."""
     rescale_values: bool = False
     """Learn h(Q) with h(x) = sign(x)(sqrt(|x|+1) - 1) + 0.001 x (R2D2: yes)."""
+    reward_scale: Annotated[float, Within(1e-9, 1e9)] = 1.0
+    """Rewards are multiplied by this before anything is learnt from them: gradients of small ones drown in
+    optimizer_epsilon. Scores stay as they are."""
     clip_rewards: bool = True
-    """Learn from rewards clipped to [-1, 1] (DQN: yes, R2D2: no); scores are always unclipped."""
+    """Learn from rewards clipped to [-1, 1], once scaled (DQN: yes, R2D2: no); scores are always unclipped."""
     loss: Literal["huber", "squared"] = "huber"
     """Loss of one temporal-difference error (DQN: Huber, R2D2: squared)."""
     loss_over_time: Literal["mean", "sum"] = "mean"

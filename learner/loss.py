@@ -9,7 +9,7 @@ from torch import Tensor
 from drqn_dist.config import LearnerConfig, WindowShape
 from drqn_dist.network.q_network import NetworkInput, QNetwork
 from drqn_dist.qlearning.rescale import value_transform
-from drqn_dist.qlearning.returns import n_step_targets
+from drqn_dist.qlearning.returns import learnt_rewards, n_step_targets
 from learner.windows import WindowTensors, stack_frames
 
 
@@ -73,7 +73,7 @@ def td_loss(
     q_taken = trained_values.gather(-1, windows.actions[:, :steps, None]).squeeze(-1)
     with torch.no_grad():
         h = value_transform(config.rescale_values)
-        rewards = windows.rewards.clamp(-1.0, 1.0) if config.clip_rewards else windows.rewards
+        rewards = learnt_rewards(windows.rewards, config)
         values = h.invert(target_values.gather(-1, best_values.argmax(-1, keepdim=True)).squeeze(-1))
         returns = n_step_targets(rewards, values, windows.steps_left, windows.terminated, config.n_step, config.gamma)
         y = h.apply(returns)

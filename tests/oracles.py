@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from drqn_dist.config import TrainConfig
+from drqn_dist.config import LearnerConfig, TrainConfig
 from drqn_dist.network.q_network import NetworkInput, QNetwork
 
 
@@ -98,9 +98,10 @@ def h_inverse(y: float) -> float:
     return math.copysign(((math.sqrt(1 + 4 * eps * (abs(y) + 1 + eps)) - 1) / (2 * eps)) ** 2 - 1, y)
 
 
-def clipped(reward: float) -> float:
-    """Mnih et al. 2015: to [-1, 1]."""
-    return max(-1.0, min(1.0, reward))
+def as_learnt(reward: float, config: LearnerConfig) -> float:
+    """Scaled, then to [-1, 1] (Mnih et al. 2015) where that is asked."""
+    scaled = reward * config.reward_scale
+    return max(-1.0, min(1.0, scaled)) if config.clip_rewards else scaled
 
 
 def n_step_return(
@@ -134,7 +135,7 @@ def window_errors(
     for step, row in frozen.items():
         best = int(np.argmax(online[step] if learner.double_q else row))
         values[step] = inverse(row[best])
-    rewards = [clipped(r) if learner.clip_rewards else r for r in episode.rewards]
+    rewards = [as_learnt(r, learner) for r in episode.rewards]
     q_taken, errors = [], []
     for step in range(start, min(start + learner.unroll_steps, episode.num_steps)):
         q = online[step][episode.actions[step]]
@@ -154,7 +155,7 @@ def fragment_priorities(
     q_values, _ = step_through_all(network, episode, config.env.stack_frames)
     values = {step: inverse(max(row)) for step, row in q_values.items()}
     known = min(end + learner.unroll_steps - config.window.stride, episode.num_steps)
-    rewards = [clipped(r) if learner.clip_rewards else r for r in episode.rewards[:known]]
+    rewards = [as_learnt(r, learner) for r in episode.rewards[:known]]
     terminated = episode.terminated and known == episode.num_steps
     priorities = []
     for start in range(first, end, config.window.stride):

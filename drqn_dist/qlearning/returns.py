@@ -3,6 +3,14 @@
 import torch
 from torch import Tensor
 
+from drqn_dist.config import LearnerConfig
+
+
+def learnt_rewards(rewards: Tensor, config: LearnerConfig) -> Tensor:
+    """Rewards as they are learnt from: scaled, then clipped to [-1, 1] where that is wanted."""
+    scaled = rewards if config.reward_scale == 1.0 else rewards * config.reward_scale
+    return scaled.clamp(-1.0, 1.0) if config.clip_rewards else scaled
+
 
 def n_step_targets(
     rewards: Tensor, bootstrap_values: Tensor, steps_left: Tensor, terminated: Tensor, n: int, gamma: float

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from actors.fragment_buffer import INCARNATION_STRIDE
 from drqn_dist.config import TrainConfig
 from drqn_dist.fragment import Fragment
-from tests.oracles import clipped, h, h_inverse, n_step_return
+from tests.oracles import as_learnt, h, h_inverse, n_step_return
 
 
 class NaiveBuilder:
@@ -89,7 +89,7 @@ class NaiveBuilder:
     def _priority(self, start: int) -> float:
         learner, eta = self.config.learner, self.config.replay.priority_eta
         forward, inverse = (h, h_inverse) if learner.rescale_values else (float, float)
-        rewards = [clipped(r) if learner.clip_rewards else r for r in self.rewards]
+        rewards = [as_learnt(r, learner) for r in self.rewards]
         values = {step: inverse(max(row)) for step, row in enumerate(self.q_values)}
         errors = []
         for step in range(start, min(start + learner.unroll_steps, len(rewards))):

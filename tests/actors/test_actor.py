@@ -147,6 +147,7 @@ def test_initial_priorities_and_stored_states_equal_the_oracle(
             "n_step": n_step,
             "burn_in_steps": burn_in,
             "rescale_values": rescale,
+            "reward_scale": 0.5 if rescale else 1.0,
             "clip_rewards": clip,
             "gamma": 0.9,
         },

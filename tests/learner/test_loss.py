@@ -133,6 +133,17 @@ def test_errors_by_hand_with_clipped_rewards() -> None:
     check(errors_of(result), expected)
 
 
+def test_errors_by_hand_with_scaled_rewards_which_are_clipped_after_that() -> None:
+    # Rewards 1, 2, -4 and 0.5, 1 become 0.5, 1, -2 and 0.25, 0.5; clipped, -2 is -1.
+    expected = [
+        [0.5 + 0.5 * 1 + 0.25 * -2.0 - 2.0, 1 + 0.5 * -2 - 3.0, -2 - 2.5],
+        [0.25 + 0.5 * 0.5 + 0.2, 0.5 + 0.4 - 2.0],
+    ]
+    check(errors_of(table_loss(PLAIN_TARGET, PLAIN_REWARDS, reward_scale=0.5)), expected)
+    expected[0][1:] = [1 + 0.5 * -1 - 3.0, -1 - 2.5]
+    check(errors_of(table_loss(PLAIN_TARGET, PLAIN_REWARDS, reward_scale=0.5, clip_rewards=True)), expected)
+
+
 def test_errors_by_hand_with_rescaled_values() -> None:
     # h(x) = sign(x)(sqrt(|x| + 1) - 1) + 0.001 x:
     #   h(3) = 2 - 1 + 0.003 = 1.003   h(8) = 3 - 1 + 0.008 = 2.008   h(15) = 4 - 1 + 0.015 = 3.015

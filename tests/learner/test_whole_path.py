@@ -100,6 +100,7 @@ def configs(draw: st.DrawFn) -> TrainConfig:
             "gamma": draw(st.sampled_from([0.0, 0.5, 0.97, 1.0])),
             "double_q": draw(st.booleans()),
             "rescale_values": draw(st.booleans()),
+            "reward_scale": draw(st.sampled_from([1.0, 0.25, 3.0])),
             "clip_rewards": draw(st.booleans()),
         },
         replay={"window_stride_steps": stride, "shards": shards},
