@@ -155,7 +155,7 @@ def _study(argv: Sequence[str]) -> None:
     study = load_study(args.file)
     out = args.out or Path("results/studies", study.name)
     if not args.report:
-        run_study(args.file, study, out, args.runs or Path("runs/studies", study.name), args.jobs)
+        run_study(study, out, args.runs or Path("runs/studies", study.name), args.jobs)
     print(write_report(study, out))
     print(f"wrote {out}/README.md, curves.png and runs.csv", file=sys.stderr)
 

@@ -70,6 +70,25 @@ class RunFolder:
         except OSError as error:
             raise RunFolderError(f"could not write {self.path / SUMMARY_NAME}: {error.strerror}") from error
 
+    def read_summary(self) -> Summary:
+        """What the run came to, or what it is at.
+
+        Raises:
+            RunFolderError: it has no readable `summary.json`: it was stopped before its first checkpoint.
+        """
+        try:
+            return Summary(**json.loads((self.path / SUMMARY_NAME).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise RunFolderError(f"{self.path} has no readable {SUMMARY_NAME}: {error}") from error
+
+    def read_description(self) -> dict[str, Any]:
+        """All that stands in `config.json`: config, command_line, created, versions and machine.
+
+        Raises:
+            RunFolderError: it cannot be read.
+        """
+        return _read_description(self.path)
+
 
 def create_run(config: TrainConfig, command_line: Sequence[str]) -> RunFolder:
     """Makes a new folder under `config.run_dir` and writes `config.json` into it (the program without its path).
@@ -99,16 +118,25 @@ def open_run(path: Path) -> RunFolder:
         RunFolderError: it is missing, not a run, or its configuration cannot be read.
     """
     try:
-        description = json.loads((path / CONFIG_NAME).read_text(encoding="utf-8"))
-        config = from_dict(TrainConfig, description["config"])
+        config = from_dict(TrainConfig, _read_description(path)["config"])
+    except (TypeError, AttributeError, ConfigError) as error:
+        raise RunFolderError(f"{path / CONFIG_NAME} is damaged or of another version: {error}") from error
+    return RunFolder(path, config)
+
+
+def _read_description(path: Path) -> dict[str, Any]:
+    try:
+        description: dict[str, Any] = json.loads((path / CONFIG_NAME).read_text(encoding="utf-8"))
+        for key in ("config", "versions", "machine"):
+            description[key]
     except OSError as error:
         raise RunFolderError(
             f"{path} is no run folder: no readable {CONFIG_NAME} in it ({error.strerror}); "
             "name a folder <env>__<preset>__<seed>__<time>"
         ) from error
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError, ConfigError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise RunFolderError(f"{path / CONFIG_NAME} is damaged or of another version: {error}") from error
-    return RunFolder(path, config)
+    return description
 
 
 def machine_description() -> dict[str, Any]:

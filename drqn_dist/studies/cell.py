@@ -2,21 +2,24 @@
 
 import fcntl
 import json
+import os
+import signal
 import sys
+import threading
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from drqn_dist.checkpoint import write_atomically
+from drqn_dist.checkpoint import Checkpoint, write_atomically
 from drqn_dist.config import TrainConfig, differences, from_dict
 from drqn_dist.errors import ConfigError, DrqnError, RunFolderError
 from drqn_dist.experiments.plot import EVAL_TAG, TRAINING_TAG
-from drqn_dist.experiments.run_folder import RunFolder, machine_description, open_run, versions
+from drqn_dist.experiments.run_folder import RunFolder, Summary, open_run
 from drqn_dist.metrics import read_metrics
 from drqn_dist.seeding import EVALUATION_SEED
-from drqn_dist.studies.study import Cell, load_study
+from drqn_dist.studies.study import Cell
 
 CURVE_POINTS = 200
 """Of each learning curve that is kept."""
@@ -31,8 +34,10 @@ class Outcome:
     """What is kept of a finished run; a JSON file."""
 
     config: dict[str, Any]
+    episodes: int
+    """Greedy games that the last weights were to play after the run, none of them seen before."""
     scores: list[float]
-    """Unclipped returns of the greedy games that the last weights played after the run, none of them seen before."""
+    """Their unclipped returns; fewer where eval.max_steps cut them short."""
     agent_steps: int
     frames: int
     updates: int
@@ -46,7 +51,9 @@ class Outcome:
     training: Points
     """The same of recent training games."""
     versions: dict[str, str]
+    """Of what trained it."""
     machine: dict[str, Any]
+    """On which the run began."""
 
 
 def outcome_path(out: Path, cell: Cell) -> Path:
@@ -69,12 +76,17 @@ def read_outcome(out: Path, cell: Cell) -> Outcome | None:
         return None
     except (OSError, ValueError, TypeError) as error:
         raise RunFolderError(f"{path} cannot be read: {error}; delete it, and the cell is run again") from error
-    same = not set(differences(config, cell.config)) - _ELSEWHERE and len(outcome.scores) == cell.episodes
+    same = not set(differences(config, cell.config)) - _ELSEWHERE and outcome.episodes == cell.episodes
     return outcome if same else None
 
 
-def run_cell(cell: Cell, out: Path, runs: Path) -> None:
+def run_cell(cell: Cell, out: Path, runs: Path, told_to_stop: threading.Event) -> None:
     """Trains a cell, or goes on where it was stopped, lets its last weights play, and writes its outcome.
+
+    Args:
+        out: where outcomes are kept.
+        runs: where the runs' folders lie.
+        told_to_stop: set before a signal is sent to this process.
 
     Raises:
         DrqnError: as `train` and `evaluate`, or another process is at it.
@@ -94,32 +106,20 @@ def run_cell(cell: Cell, out: Path, runs: Path) -> None:
     if read_outcome(out, cell) is not None:  # another process has finished it meanwhile
         return
     before = set(place.glob("*"))
-    earlier = _stopped_run(before, cell.config)
-    if earlier is None:
-        summary = train(replace(cell.config, run_dir=str(place)))
-        (run,) = set(place.glob("*")) - before
+    found = _begun_run(before, cell.config)
+    if found is None:
+        train(replace(cell.config, run_dir=str(place)))
+        (path,) = set(place.glob("*")) - before
+        run = open_run(path)
     else:
-        run = earlier.path
-        summary = train(earlier.config, resume=run)
-    if summary.stopped_by == "signal":
+        run, checkpoint = found
+        if run.read_summary().stopped_by in ("signal", "unfinished"):
+            train(_with_time_left(run.config, checkpoint), resume=run.path)
+    summary = run.read_summary()
+    if told_to_stop.is_set() or summary.stopped_by == "signal":
         raise SystemExit(130)
-    scores = evaluate(run, cell.episodes, EVALUATION_SEED + cell.config.seed)["scores"]
-    lines = read_metrics(run)
-    outcome = Outcome(
-        config=asdict(cell.config),
-        scores=scores,
-        agent_steps=summary.agent_steps,
-        frames=summary.frames,
-        updates=summary.updates,
-        minutes=round(summary.wall_s / 60, 3),
-        stopped_by=summary.stopped_by,
-        resumed=earlier is not None,
-        weights_sha256=summary.weights_sha256,
-        evaluations=_curve(lines, EVAL_TAG),
-        training=_curve(lines, TRAINING_TAG),
-        versions=versions(),
-        machine=machine_description(),
-    )
+    scores = evaluate(run.path, cell.episodes, EVALUATION_SEED + cell.config.seed)["scores"]
+    outcome = _outcome(cell, run, summary, scores)
     path = outcome_path(out, cell)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -128,16 +128,51 @@ def run_cell(cell: Cell, out: Path, runs: Path) -> None:
         raise RunFolderError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def _stopped_run(folders: Iterable[Path], config: TrainConfig) -> RunFolder | None:
+def _outcome(cell: Cell, run: RunFolder, summary: Summary, scores: list[float]) -> Outcome:
+    lines = read_metrics(run.path)
+    made = run.read_description()
+    last = run.checkpoints.latest()
+    return Outcome(
+        config=asdict(cell.config),
+        episodes=cell.episodes,
+        scores=scores,
+        agent_steps=summary.agent_steps,
+        frames=summary.frames,
+        updates=summary.updates,
+        minutes=round(summary.wall_s / 60, 3),
+        stopped_by=summary.stopped_by,
+        resumed=last is not None and _times_started(last) > 1,
+        weights_sha256=summary.weights_sha256,
+        evaluations=_curve(lines, EVAL_TAG),
+        training=_curve(lines, TRAINING_TAG),
+        versions=made["versions"],
+        machine=made["machine"],
+    )
+
+
+def _begun_run(folders: Iterable[Path], config: TrainConfig) -> tuple[RunFolder, Checkpoint] | None:
     """The newest run with these settings that left a checkpoint."""
+    elsewhere = _ELSEWHERE | ({"actors"} if config.actors is None else set())
     found = []
     for path in folders:
         with suppress(DrqnError):  # of another version, or stopped before there was anything to go on from
             run = open_run(path)
-            same = set(differences(run.config, config)) <= _ELSEWHERE | {"actors"}
-            if same and run.checkpoints.latest() is not None:
-                found.append(run)
-    return max(found, key=lambda run: run.path.stat().st_mtime, default=None)
+            checkpoint = run.checkpoints.latest()
+            if set(differences(run.config, config)) <= elsewhere and checkpoint is not None:
+                run.read_summary()
+                found.append((run, checkpoint))
+    return max(found, key=lambda pair: pair[0].path.stat().st_mtime, default=None)
+
+
+def _with_time_left(config: TrainConfig, checkpoint: Checkpoint) -> TrainConfig:
+    """`minutes` bound the whole run, not what is left of it."""
+    if config.minutes is None:
+        return config
+    return replace(config, minutes=max(config.minutes - float(checkpoint.meta["wall_s"]) / 60, 0.01))
+
+
+def _times_started(checkpoint: Checkpoint) -> int:
+    return int(checkpoint.meta.get("starts", 1))
 
 
 def _curve(lines: list[dict[str, float]], tag: str) -> Points:
@@ -151,14 +186,24 @@ def _curve(lines: list[dict[str, float]], tag: str) -> Points:
     return points[::-1][::every][::-1]
 
 
-def _main(arguments: Sequence[str]) -> None:
-    file, name, out, runs = arguments
-    (cell,) = [cell for cell in load_study(Path(file)).cells if cell.name == name]
-    run_cell(cell, Path(out), Path(runs))
+def _main(arguments: Sequence[str], parent: IO[str]) -> None:
+    """Runs the cell that the first line of `parent` describes; the end of `parent`, by whatever ends it, stops it."""
+    out, runs = map(Path, arguments)
+    described = json.loads(parent.readline())
+    cell = Cell(**described | {"config": from_dict(TrainConfig, described["config"])})
+    told_to_stop = threading.Event()
+
+    def wait() -> None:
+        parent.read()
+        told_to_stop.set()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
+    run_cell(cell, out, runs, told_to_stop)
 
 
 if __name__ == "__main__":
     try:
-        _main(sys.argv[1:])
+        _main(sys.argv[1:], sys.stdin)
     except DrqnError as error:
         raise SystemExit(f"error: {error}") from None

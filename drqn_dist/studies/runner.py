@@ -1,10 +1,12 @@
 """Runs a study's cells, each in a process of its own, as many side by side as the machine has cores."""
 
+import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
 
@@ -23,14 +25,15 @@ class _Running:
     cell: Cell
     process: subprocess.Popen[bytes]
     log: Path
+    told_from: int
+    """Bytes of the log that are older than this process."""
     started: float
 
 
-def run_study(file: Path, study: Study, out: Path, runs: Path, jobs: int | None) -> None:
+def run_study(study: Study, out: Path, runs: Path, jobs: int | None) -> None:
     """Runs every cell that has not finished. Ctrl-C lets the running ones save; they go on next time.
 
     Args:
-        file: the study's file, which each cell's process reads.
         out: where outcomes are kept.
         runs: where the runs' folders and logs lie.
         jobs: runs at a time; None: as many as cores, but one where a run starts Ray, which takes them all.
@@ -55,16 +58,17 @@ def run_study(file: Path, study: Study, out: Path, runs: Path, jobs: int | None)
         with console.status("") as status:
             while waiting or running:
                 while waiting and len(running) < jobs:
-                    running.append(_start(file, waiting.pop(0), out, runs))
+                    running.append(_start(waiting.pop(0), out, runs))
                 names = ", ".join(f"{r.cell.name} ({(time.monotonic() - r.started) / 60:.1f} min)" for r in running)
                 status.update(f"{left - done} to go: {names}")
                 time.sleep(POLL_S)
                 for ended in [r for r in running if r.process.poll() is not None]:
                     running.remove(ended)
+                    _close(ended.process)
                     done += 1
                     outcome = read_outcome(out, ended.cell)
                     if outcome is None:
-                        failed.append(f"{ended.cell.name} ({_last_line(ended.log)})")
+                        failed.append(f"{ended.cell.name} ({_why(ended)})")
                         told = "FAILED"
                     else:
                         told = f"mean return {sum(outcome.scores) / len(outcome.scores):.2f}"
@@ -77,35 +81,61 @@ def run_study(file: Path, study: Study, out: Path, runs: Path, jobs: int | None)
         console.print(f"stopping: {len(running)} runs save themselves; the same command goes on with them")
         raise
     finally:
-        while running:  # a second Ctrl-C tells them again, and then they give up saving
-            with suppress(KeyboardInterrupt):
-                for each in running:
-                    each.process.terminate()
-                for each in running:
-                    each.process.wait()
-                running.clear()
+        _end([each.process for each in running])
     if failed:
         raise RoleFailedError(f"{len(failed)} of {total} runs failed: {'; '.join(failed)}; logs in {runs}")
 
 
-def _start(file: Path, cell: Cell, out: Path, runs: Path) -> _Running:
-    command = [sys.executable, "-m", "drqn_dist.studies.cell", str(file), cell.name, str(out), str(runs)]
+def _start(cell: Cell, out: Path, runs: Path) -> _Running:
+    command = [sys.executable, "-m", "drqn_dist.studies.cell", str(out), str(runs)]
     log = runs / f"{cell.name}.log"
     try:
         runs.mkdir(parents=True, exist_ok=True)
         with open(log, "ab") as stream:
-            return _Running(cell, _popen(command, stream), log, time.monotonic())
+            told_from = stream.tell()
+            process = _popen(command, stream)
+        assert process.stdin is not None
+        with suppress(BrokenPipeError):  # it ended at once; its exit code tells
+            process.stdin.write(json.dumps(asdict(cell)).encode() + b"\n")
+            process.stdin.flush()
     except OSError as error:
         raise RunFolderError(f"cannot start {cell.name} with its log in {runs}: {error.strerror or error}") from error
+    return _Running(cell, process, log, told_from, time.monotonic())
 
 
 def _popen(command: list[str], stream: IO[bytes]) -> subprocess.Popen[bytes]:
-    # In a session of its own: Ctrl-C in the terminal is this process's to deal with.
+    # In a session of its own: Ctrl-C in the terminal is this process's to deal with. Its stdin stays open as long as
+    # this process lives, so that no run outlives it, whatever ends it.
     return subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
+        command, stdin=subprocess.PIPE, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
     )
 
 
-def _last_line(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return lines[-1] if lines else "no word"
+def _end(processes: list[subprocess.Popen[bytes]]) -> None:
+    """Lets runs save. A second Ctrl-C tells them to give that up, a third kills them."""
+    ways: list[Callable[[subprocess.Popen[bytes]], None]] = [
+        _close,
+        lambda each: each.terminate(),
+        lambda each: each.kill(),
+    ]
+    for way in ways:
+        with suppress(KeyboardInterrupt):
+            for process in processes:
+                way(process)
+            for process in processes:
+                process.wait()
+            return
+
+
+def _close(process: subprocess.Popen[bytes]) -> None:
+    assert process.stdin is not None
+    with suppress(BrokenPipeError):
+        process.stdin.close()
+
+
+def _why(ended: _Running) -> str:
+    """The last line that a process wrote, and how it ended."""
+    with open(ended.log, "rb") as file:
+        file.seek(ended.told_from)
+        lines = file.read().decode(errors="replace").strip().splitlines()
+    return f"{lines[-1] if lines else 'no word'}; exit code {ended.process.returncode}"

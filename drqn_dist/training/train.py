@@ -150,6 +150,7 @@ class _Run:
             float(meta.get("wall_s", 0.0)),
         )
         self._resumed_at = int(meta["agent_steps"]) if restored else None
+        self._starts = int(meta.get("starts", 1)) + 1 if restored else 1
         self._final_seed = int(meta.get("final_seed", config.seed))
         self._started = self._checkpointed = time.monotonic()
 
@@ -311,7 +312,11 @@ class _Run:
         """Writes a checkpoint, and the summary of a run that ends there; an error (a full disk) is reported and
         returned, and the checkpoint before stays."""
         # The last checkpoint is written before the last evaluation, which takes one more.
-        meta = saved.meta | {"wall_s": self._monitor.wall_s, "final_seed": self._final_seed + 1}
+        meta = saved.meta | {
+            "wall_s": self._monitor.wall_s,
+            "starts": self._starts,
+            "final_seed": self._final_seed + 1,
+        }
         try:
             self._folder.checkpoints.write(self._monitor.updates, saved.tensors, meta)
             if self._last_word is not None:

@@ -16,6 +16,7 @@ def finish(out: Path, cell: Cell, scores: Sequence[float], evaluations: Sequence
     curve = [[1_000 * i, 0.1 * i, value] for i, value in enumerate(evaluations)]
     outcome = Outcome(
         config=asdict(cell.config),
+        episodes=cell.episodes,
         scores=list(scores),
         agent_steps=9_000,
         frames=9_000,

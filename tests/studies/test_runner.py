@@ -5,13 +5,17 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
+from drqn_dist.checkpoint import Checkpoint
 from drqn_dist.errors import ConfigError, RoleFailedError
-from drqn_dist.studies.cell import outcome_path, read_outcome
+from drqn_dist.experiments.run_folder import open_run
+from drqn_dist.presets import preset
+from drqn_dist.studies.cell import _with_time_left, outcome_path, read_outcome
 from drqn_dist.studies.report import write_report
 from drqn_dist.studies.runner import run_study
 from drqn_dist.studies.study import Study, load_study
@@ -38,9 +42,8 @@ none = { network.core = "none", seeds = [0] }
 
 
 def run(folder: Path, text: str, jobs: int | None = None) -> Study:
-    file = write(folder, text)
-    study = load_study(file)
-    run_study(file, study, folder / "out", folder / "runs", jobs)
+    study = load_study(write(folder, text))
+    run_study(study, folder / "out", folder / "runs", jobs)
     return study
 
 
@@ -86,13 +89,56 @@ def test_jobs_must_be_positive(tmp_path: Path) -> None:
         run(tmp_path, SMALL, jobs=0)
 
 
-def test_a_study_that_is_stopped_goes_on_where_it_was(tmp_path: Path) -> None:
-    file = write(tmp_path, SMALL.replace("1_500", "1_000_000").replace("seeds = [0, 1]", "seeds = [0]"))
-    out, runs = tmp_path / "out", tmp_path / "runs"
+def test_a_run_that_has_ended_is_not_trained_again(tmp_path: Path) -> None:
+    text = SMALL.replace("seeds = [0, 1]", "seeds = [0]").replace("\nnone", "\n# none") + "\n"
+    study = run(tmp_path, text)
+    first = read_outcome(tmp_path / "out", study.cells[0])
+    (folder,) = (tmp_path / "runs").glob("gru__0/*")
+    before = (folder / "metrics.jsonl").read_bytes()
+    # A process that was killed after the training has left no outcome; another asks for more games.
+    outcome_path(tmp_path / "out", study.cells[0]).unlink()
+    study = run(tmp_path, text.replace("episodes = 5", "episodes = 7"))
+    second = read_outcome(tmp_path / "out", study.cells[0])
+    assert first is not None
+    assert second is not None
+    assert (folder / "metrics.jsonl").read_bytes() == before
+    assert list((tmp_path / "runs").glob("gru__0/*")) == [folder]
+    assert len(second.scores) == 7
+    assert (second.resumed, second.weights_sha256) == (False, first.weights_sha256)
+
+
+def test_games_that_are_cut_short_do_not_keep_a_cell_from_finishing(tmp_path: Path) -> None:
+    text = SMALL.replace("seeds = [0, 1]", "seeds = [0]").replace("\nnone", "\n# none")
+    text = text.replace("episodes = 2 }", "episodes = 2, max_steps = 3 }")
+    outcome = read_outcome(tmp_path / "out", run(tmp_path, text).cells[0])
+    assert outcome is not None
+    assert (outcome.episodes, len(outcome.scores) <= 5) == (5, True)
+
+
+def test_minutes_bound_a_run_and_not_what_is_left_of_it() -> None:
+    config = replace(preset("gridworld"), minutes=3.0)
+    spent = Checkpoint(0, {}, {"wall_s": 150.0})
+    assert _with_time_left(config, spent).minutes == pytest.approx(0.5)
+    assert _with_time_left(config, Checkpoint(0, {}, {"wall_s": 999.0})).minutes == pytest.approx(0.01)
+    assert _with_time_left(replace(config, minutes=None), spent).minutes is None
+
+
+def begin(folder: Path, text: str) -> subprocess.Popen[bytes]:
+    """A study in a process of its own, in the midst of its first run."""
+    file = write(folder, text)
     command = [sys.executable, "-m", "drqn_dist.cli", "study", str(file), "--jobs", "1"]
-    command += ["--out", str(out), "--runs", str(runs)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, env=os.environ | {"COLUMNS": "200"}) as process:
-        until(lambda: any(runs.glob("gru__0/*/metrics.jsonl")), "the first run to begin")
+    command += ["--out", str(folder / "out"), "--runs", str(folder / "runs")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, env=os.environ | {"COLUMNS": "200"})
+    until(lambda: any(folder.glob("runs/gru__0/*/metrics.jsonl")), "the first run to begin")
+    return process
+
+
+LONG = SMALL.replace("1_500", "1_000_000").replace("seeds = [0, 1]", "seeds = [0]")
+
+
+def test_a_study_that_is_stopped_goes_on_where_it_was(tmp_path: Path) -> None:
+    out, runs = tmp_path / "out", tmp_path / "runs"
+    with begin(tmp_path, LONG) as process:
         children = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGTERM)
         _, told = process.communicate(timeout=120)
@@ -101,25 +147,38 @@ def test_a_study_that_is_stopped_goes_on_where_it_was(tmp_path: Path) -> None:
     assert not any(child.is_running() for child in children)
     assert not any(out.glob("cells/*"))
     (folder,) = runs.glob("gru__0/*")
-    assert any(folder.glob("checkpoints/*"))
+    stopped = open_run(folder).read_summary()
+    assert stopped.stopped_by == "signal"
 
     # The same run goes on. Its bound is a setting too, so that it has to be lowered in both places.
+    bound = stopped.agent_steps + 1_500
     config = folder / "config.json"
-    config.write_text(config.read_text().replace('"total_steps": 1000000', '"total_steps": 1500'))
-    file.write_text(file.read_text().replace("1_000_000", "1_500"))
-    study = load_study(file)
-    run_study(file, study, out, runs, jobs=2)
+    config.write_text(config.read_text().replace('"total_steps": 1000000', f'"total_steps": {bound}'))
+    study = load_study(write(tmp_path, LONG.replace("1_000_000", str(bound))))
+    run_study(study, out, runs, jobs=2)
     resumed = read_outcome(out, study.cells[0])
     assert resumed is not None
     assert resumed.resumed
+    assert resumed.agent_steps >= bound
+    assert resumed.updates > stopped.updates
     assert [path.name for path in runs.glob("gru__0/*")] == [folder.name]
+
+
+def test_no_run_outlives_a_study_that_is_killed_and_none_is_lost(tmp_path: Path) -> None:
+    with begin(tmp_path, LONG) as process:
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        process.communicate(timeout=120)
+    until(lambda: not any(child.is_running() for child in children), "its runs to end")
+    (folder,) = tmp_path.glob("runs/gru__0/*")
+    assert open_run(folder).read_summary().stopped_by == "signal"
+    assert open_run(folder).checkpoints.latest() is not None
 
 
 @pytest.mark.slow
 def test_the_smallest_study_that_is_shipped_shows_what_memory_is_for(tmp_path: Path) -> None:
-    file = Path(__file__).parents[2] / "studies" / "smallest.toml"
-    study = load_study(file)
-    run_study(file, study, tmp_path / "out", tmp_path / "runs", jobs=None)
+    study = load_study(Path(__file__).parents[2] / "studies" / "smallest.toml")
+    run_study(study, tmp_path / "out", tmp_path / "runs", jobs=None)
     returns: dict[str, list[float]] = {}
     for cell in study.cells:
         outcome = read_outcome(tmp_path / "out", cell)
