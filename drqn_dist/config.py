@@ -176,6 +176,9 @@ class LearnerConfig(Bounded):
     batches_per_draw: Annotated[int, Within(1, 1024)] = 2
     """Batches drawn in one call, times the number of shards (Ray mode); up to twice as many wait at the learner. More
     make fewer calls to the replay, but what waits was drawn with older priorities."""
+    probe_period_updates: Annotated[int | None, Within(1, 10**12, "never")] = 1_000
+    """Every so many updates the learner measures how stale stored states are and how many greedy actions an update
+    changes, for about the time of five updates and of playing four episodes; None: never."""
     frame_store: Literal["auto", "device", "host"] = "auto"
     """Where the learner keeps decoded frames: auto takes its device if they all fit there, else host memory, and where
     they fit in neither the newest part of them; device and host ask for one place."""

@@ -18,12 +18,25 @@ from drqn_dist.fragment import Fragment
 from drqn_dist.interfaces import EnvSpec, Fresh, Held, WindowDraws, WindowSource
 from drqn_dist.network.torso import ConvTorso, MlpTorso
 from drqn_dist.qlearning.priority import importance_weights
-from learner.fragment_table import FragmentTable, Placement, check_fragment
+from learner.fragment_table import FragmentTable, Placement, Windows, check_fragment
 from learner.frame_store import FrameStore, Gathered, Staged, StorePlan, state_shape
 from learner.windows import pack, rows_of
 
+PROBED_WINDOWS = 4
+"""At most so many windows of a probed batch come with their episode's past."""
 WAITING_DRAWS = 1
 """Prepared draws that may wait for the learner; one more is being prepared."""
+
+
+class Past(NamedTuple):
+    """An episode from its start to the last trained step of one of a batch's windows: a long window of its own."""
+
+    window: int
+    """Which one of the batch."""
+    places: Tensor
+    """int64 [W + 4, 1], as for `Batch`."""
+    gathered: Gathered | None
+    """As for `Batch`."""
 
 
 class Batch(NamedTuple):
@@ -40,6 +53,8 @@ class Batch(NamedTuple):
     weight_versions: npt.NDArray[np.int64]
     """int64 [B], of the policy that acted at the window's start."""
     inserted_steps: int
+    pasts: list[Past] | None = None
+    """Of the few batches whose windows are to be probed, for some of those that begin with a stored state."""
 
 
 @dataclass
@@ -186,6 +201,7 @@ class Feed:
         """
         shards = config.replay.shards if config.mode == "ray" else 1
         slots, units = state_shape(config, spec)
+        self._slots = slots if config.learner.stored_state else 0
         self.table = FragmentTable(config.window, shards, plan.capacity, config.learner.stored_state and slots > 0)
         self._gathers = plan.place == "host"
         self._pins = device.type == "cuda"
@@ -198,6 +214,9 @@ class Feed:
         self._batches, self._windows = config.batches_per_draw, config.learner.batch_windows
         self._exponent = config.replay.importance_exponent
         self._ready: deque[Batch] = deque()
+        self._period = config.learner.probe_period_updates
+        self._made = 0
+        """Batches so far."""
         self._queue: queue.Queue[_Prepared | BaseException] = queue.Queue(WAITING_DRAWS)
         self._failed: BaseException | None = None
         self._stopped = threading.Event()
@@ -277,8 +296,27 @@ class Feed:
                 gathered = self.store.gather(*rows_of(places[k]))
                 if self._pins:
                     gathered = Gathered(*map(_pinned, gathered))
-            batches.append(Batch(places[k], weights[k], gathered, ids[k], versions[k], draws.inserted_steps))
+            batch = Batch(places[k], weights[k], gathered, ids[k], versions[k], draws.inserted_steps)
+            self._made += 1
+            if self._period is not None and self._made % self._period == 0:
+                batch = batch._replace(pasts=self._pasts_of(draws, windows, k * self._windows))
+            batches.append(batch)
         return batches
+
+    def _pasts_of(self, draws: WindowDraws, windows: Windows, first: int) -> list[Past]:
+        """Of the batch whose windows are numbered from `first` on in its draw."""
+        pasts: list[Past] = []
+        for window in range(self._windows if self._slots else 0):
+            n = first + window
+            begins_with_state = windows.first_steps[n] > 0
+            rows = self.table.since_start(int(draws.starts[n]), draws.chains[n]) if begins_with_state else None
+            if rows is not None:
+                places = torch.from_numpy(np.concatenate([rows, np.zeros(4, np.int64)])[:, None])
+                gathered = self.store.gather(*rows_of(places)) if self._gathers else None
+                pasts.append(Past(window, places, gathered))
+            if len(pasts) == PROBED_WINDOWS:
+                break
+        return pasts
 
     def _admit(self, prepared: _Prepared) -> None:
         for staged in prepared.staged:

@@ -105,6 +105,10 @@ class FragmentTable:
         self._row, self._state_row, self._first_step, self._num_steps, self._end, self._version = (
             np.zeros(entries, np.int64) for _ in range(6)
         )
+        self._before = np.full(entries, -1)
+        """Serial number of the fragment before, in the same episode; -1 where that did not come right before."""
+        self._newest: dict[tuple[int, int, int], tuple[int, int]] = {}
+        """Of each shard, actor and environment: sequence and serial number of its last fragment."""
         # Positions at which a fragment began, before they were wrapped.
         self._row_position, self._state_position = np.zeros(entries, np.int64), np.zeros(entries, np.int64)
         self._rings = [_Ring(first=shard * SHARD_STRIDE, end=shard * SHARD_STRIDE) for shard in range(shards)]
@@ -136,6 +140,7 @@ class FragmentTable:
         ring = self._rings[shard]
         if ring.log != log or ring.end != first:
             ring.log, ring.first, ring.end = log, first, first
+            self._newest = {source: newest for source, newest in self._newest.items() if source[0] != shard}
 
     def place(self, shard: int, fragment: Fragment) -> Placement:
         """Takes in the next fragment of a shard."""
@@ -150,6 +155,11 @@ class FragmentTable:
             shard * capacity.rows + row % capacity.rows, 1 + shard * capacity.states + state % max(1, capacity.states)
         )
         self._enter(entry, ring.end, fragment, placement)
+        source = (shard, fragment.actor_id, fragment.env_id)
+        sequence_no, serial = self._newest.get(source, (-1, -1))
+        follows = fragment.first_step > 0 and fragment.sequence_no == sequence_no + 1
+        self._before[entry] = serial if follows else -1
+        self._newest[source] = (fragment.sequence_no, ring.end)
         ring.end += 1
         self._forget(shard, ring.row - capacity.rows, ring.state - capacity.states, ring.end - capacity.fragments)
         return placement
@@ -221,6 +231,33 @@ class FragmentTable:
             terminated=self._end[last] == _TERMINATED,
             weight_versions=self._version[began_in],
         )
+
+    def since_start(self, start: int, chain: Ints) -> Ints | None:
+        """Rows int64 [history + n] of an episode from its start to the last trained step of a window, n steps in all.
+
+        Args:
+            start: episode step at which the window's unroll begins.
+            chain: int64 [C], the window's part of `WindowDraws.chains`.
+
+        Returns:
+            None if part of the episode's beginning is not kept.
+        """
+        ring, fragments = self._rings[chain[0] // SHARD_STRIDE], self._capacity.fragments
+        offset = chain[0] // SHARD_STRIDE * fragments
+        serials = [serial for serial in chain.tolist() if serial >= 0]
+        if serials[0] < ring.first or serials[-1] >= ring.end:  # it came along with the draw
+            return None
+        while self._first_step[offset + serials[0] % fragments] > 0:
+            before = int(self._before[offset + serials[0] % fragments])
+            if before < ring.first:
+                return None
+            serials.insert(0, before)
+        entries = offset + np.array(serials) % fragments
+        last = min(start + self._shape.unroll, int(self._first_step[entries[-1]] + self._num_steps[entries[-1]])) - 1
+        steps = np.clip(np.arange(-self._shape.history, last + 1), 0, None)
+        read = entries[steps // self._shape.fragment]
+        rows: Ints = self._row[read] + steps - self._first_step[read]
+        return rows
 
     def _entries(self, chains: Ints) -> Ints:
         """Places in the table int64 [N, C]; a chain's last one again where it has ended."""

@@ -1,5 +1,6 @@
 """The learner: batches in; weights and priorities out."""
 
+import math
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -18,9 +19,11 @@ from drqn_dist.network.torso import make_torso
 from learner.feed import Batch, Feed
 from learner.frame_store import StorePlan
 from learner.outbox import Array, Outbox
+from learner.probe import Probe, churn
 from learner.train_state import TrainState
 from learner.update import STATISTICS, Update
 from learner.weight_publisher import WeightPublisher
+from learner.windows import WindowTensors
 
 UNDER_WAY = 8
 """Updates whose results may be on their way from the device before the learner waits for the oldest."""
@@ -49,6 +52,12 @@ class LearnerStats:
     """Seconds spent waiting for batches."""
     train_s: float
     """Seconds spent on updates: on a GPU, on enqueueing them."""
+    staleness_first: float = float("nan")
+    """ΔQ at the first trained step, see `probe.Staleness`; like the next two a mean over probes, NaN without any."""
+    staleness_last: float = float("nan")
+    """ΔQ at the last trained step."""
+    churn: float = float("nan")
+    """Share of greedy actions that one update changes."""
     arrived: int = 0
     """Updates behind the means of loss, error, value and gradient; on a GPU the last ones come with the next piece."""
     wall_s: float = 0.0
@@ -111,6 +120,9 @@ class Learner:
             torso = make_torso(config.network, spec.observation_shape, config.env.stack_frames)
         self.feed = Feed(config, spec, source, torso, plan, self._device, threaded)
         self.step = Update(config, self.state, self.feed.store)
+        self._probe = Probe(config, self.state.network, self.feed.store)
+        self._watched: WindowTensors | None = None
+        """Windows whose greedy actions are looked at before and after the next update."""
 
     def update(self) -> None:
         """Trains on one batch.
@@ -156,6 +168,7 @@ class Learner:
             inserted_steps=self._inserted_steps,
             **dict(zip(STATISTICS, means.tolist(), strict=True)),
             sample_age=self._age / count if count else float("nan"),
+            **{name: _mean(values) for name, values in self._probes.items()},
             wait_s=self._wait_s,
             train_s=self._train_s,
             arrived=self._arrived,
@@ -201,7 +214,16 @@ class Learner:
         config, state = self._config.learner, self.state
         if config.learning_rate_halving_updates:
             state.set_learning_rate(config.learning_rate_at(state.updates))
+        watched, self._watched = self._watched, None
+        before = None if watched is None else self._probe.greedy(watched)
+        if batch.pasts is not None:
+            self._watched = self._probe.windows_of(batch)
+            found = self._probe.staleness(batch, self._watched)
+            self._probes["staleness_first"].append(found.first)
+            self._probes["staleness_last"].append(found.last)
         outputs = self.step(batch)
+        if watched is not None and before is not None:
+            self._probes["churn"].append(churn(before, self._probe.greedy(watched), watched.mask))
         state.updates += 1
         # Sent right behind what computed it; on a GPU it is read some updates later.
         self._outbox.post(outputs, partial(self._take, batch.ids, state.updates))
@@ -241,4 +263,10 @@ class Learner:
     def _reset_stats(self) -> None:
         self._stats_from = self.state.updates
         self._sums, self._arrived = np.zeros(len(STATISTICS)), 0
+        self._probes: dict[str, list[float]] = {"staleness_first": [], "staleness_last": [], "churn": []}
         self._age = self._wait_s = self._train_s = 0.0
+
+
+def _mean(values: list[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan

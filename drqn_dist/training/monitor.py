@@ -140,6 +140,9 @@ def evaluation_values(evaluation: Evaluation) -> dict[str, float]:
     }
 
 
+PROBES = ("staleness_first", "staleness_last", "churn")
+
+
 def _learner_values(pieces: list[LearnerStats]) -> dict[str, float]:
     trained = [p for p in pieces if p.new_updates or p.arrived]
     if not trained:
@@ -157,6 +160,7 @@ def _learner_values(pieces: list[LearnerStats]) -> dict[str, float]:
         "losses/q_values": mean("q_value", "arrived"),
         "losses/grad_norm": mean("grad_norm", "arrived"),
         "replay/sample_age_updates": mean("sample_age", "new_updates"),
+        **{f"probe/{name}": _mean(v for p in trained if math.isfinite(v := getattr(p, name))) for name in PROBES},
         "time/waiting_for_replay": wait / max(wait + train, 1e-9),
     }
 

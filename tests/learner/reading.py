@@ -168,7 +168,12 @@ class Reader:
             gathered = self.feed.store.gather(*rows_of(batch.places))
         with_last = self._config.network.last_action_and_reward
         windows = read_windows(gathered, batch.places, self._config.window, with_last)
-        return Read(batch, windows, [self.source.places[number] for number in batch.ids.tolist()])
+        places = [self.source.places[number] for number in batch.ids.tolist()]
+        if batch.pasts:  # the next batch may overwrite what they read
+            store = self.feed.store
+            pasts = [past._replace(gathered=store.gather(*rows_of(past.places))) for past in batch.pasts]
+            batch = batch._replace(gathered=gathered, pasts=pasts)
+        return Read(batch, windows, places)
 
     def read_until(self, seen: int) -> list[Read]:
         """Batches until so many different windows have come."""

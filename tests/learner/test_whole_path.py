@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 
 from drqn_dist.config import TrainConfig
 from drqn_dist.interfaces import EnvSpec
+from learner.feed import PROBED_WINDOWS
 from learner.loss import TdLoss, td_loss
+from learner.probe import Probe
 from learner.windows import WindowTensors, stack_frames
 from replay_server.replay import LocalSource
 from tests.fakes import Script
@@ -32,7 +34,7 @@ from tests.learner.reading import (
     make_shards,
     small_plan,
 )
-from tests.oracles import folded, read_window, stack_at, step_through_all, window_errors
+from tests.oracles import folded, read_window, stack_at, staleness, step_through_all, window_errors
 from tests.play import Played, play
 from tests.tiny import IMAGE, VECTOR, make_network, tiny_config
 
@@ -223,6 +225,31 @@ def check_state(
 
 
 @THOROUGH
+@given(configs(), SCRIPTS, MEMORIES, st.integers(0, 10**6))
+def test_staleness_is_what_an_episode_played_again_from_its_start_would_have_told(
+    config: TrainConfig, scripts: list[list[Script]], memory: Memory, seed: int
+) -> None:
+    config = replace(config, learner=replace(config.learner, probe_period_updates=1))
+    acted, network = (make_network(config, VECTOR, seed + k, gain=3) for k in range(2))
+    played = play(config, VECTOR, scripts, steps=25, network=acted)
+    for read in read_all(config, VECTOR, played, memory):
+        pasts = read.batch.pasts
+        assert pasts is not None
+        begun = [row for row, place in enumerate(read.places) if place.start > config.learner.burn_in_steps]
+        if not config.learner.stored_state or config.network.core == "none":
+            begun = []
+        if memory.complete and memory.fresh_limit == 10_000:
+            assert [past.window for past in pasts] == begun[:PROBED_WINDOWS]
+        assert {past.window for past in pasts} <= set(begun)
+        for past in pasts:
+            probe = Probe(config, network, NOTHING)
+            found = probe.staleness(read.batch._replace(pasts=[past]), probe.windows_of(read.batch))
+            place = read.places[past.window]
+            episode = played.episode(place.env_id, place.episode_id)
+            assert found == pytest.approx(staleness(config, acted, network, episode, place.start), rel=1e-3, abs=1e-5)
+
+
+@THOROUGH
 @given(configs(), SCRIPTS, st.integers(0, 10**6))
 def test_every_step_of_every_episode_is_trained_and_without_overlap_exactly_once(
     config: TrainConfig, scripts: list[list[Script]], seed: int
@@ -246,6 +273,7 @@ def test_every_step_of_every_episode_is_trained_and_without_overlap_exactly_once
         assert len(finished - pushed) <= 1
 
 
+NOTHING: Any = None
 MEMORY_CASES = [
     Memory(),
     Memory("host"),
