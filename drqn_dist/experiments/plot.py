@@ -1,6 +1,7 @@
 """Learning curves: runs that differ in their seed alone become one line with its spread."""
 
 import csv
+import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from drqn_dist.checkpoint import write_atomically
 from drqn_dist.config import RESUMABLE, TrainConfig, differences, setting
 from drqn_dist.errors import RunFolderError
 from drqn_dist.experiments.run_folder import open_run
@@ -108,7 +110,9 @@ def figure(out: Path, inches: tuple[float, float], dpi: int, panels: int = 1) ->
         unused.set_axis_off()
     try:
         yield list(axes.flat[:panels])
-        drawn.savefig(out, format="png")
+        content = io.BytesIO()
+        drawn.savefig(content, format="png")
+        write_atomically(out, content.getvalue())
     except OSError as error:
         raise RunFolderError(f"cannot write {out}: {error.strerror or error}; choose another --out") from error
     finally:

@@ -50,6 +50,8 @@ class Outcome:
     """[agent steps, minutes, mean return] of the greedy evaluations while it trained."""
     training: Points
     """The same of recent training games."""
+    probes: dict[str, float]
+    """Means over the second half of the run of what the learner measured of itself, by tag without `probe/`."""
     versions: dict[str, str]
     """Of what trained it."""
     machine: dict[str, Any]
@@ -145,6 +147,7 @@ def _outcome(cell: Cell, run: RunFolder, summary: Summary, scores: list[float]) 
         weights_sha256=summary.weights_sha256,
         evaluations=_curve(lines, EVAL_TAG),
         training=_curve(lines, TRAINING_TAG),
+        probes=_probes(lines, summary.agent_steps / 2),
         versions=made["versions"],
         machine=made["machine"],
     )
@@ -184,6 +187,15 @@ def _curve(lines: list[dict[str, float]], tag: str) -> Points:
     ]
     every = -(-len(points) // CURVE_POINTS) or 1
     return points[::-1][::every][::-1]
+
+
+def _probes(lines: list[dict[str, float]], since: float) -> dict[str, float]:
+    found: dict[str, list[float]] = {}
+    for line in lines:
+        for tag, value in line.items():
+            if tag.startswith("probe/") and line["agent_steps"] >= since:
+                found.setdefault(tag.removeprefix("probe/"), []).append(value)
+    return {name: float(f"{sum(values) / len(values):.4g}") for name, values in found.items()}
 
 
 def _main(arguments: Sequence[str], parent: IO[str]) -> None:

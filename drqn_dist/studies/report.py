@@ -1,6 +1,8 @@
 """The report on a study: a table, learning curves and a CSV file of its runs."""
 
 import csv
+import io
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,8 @@ from drqn_dist.studies.study import Cell, Study
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+PROBES = {"staleness_first": "ΔQ first", "staleness_last": "ΔQ last", "churn": "churn"}
+"""What the learner measures now and then, by its tag, and what the table calls it."""
 LAST_EVALUATIONS = 5
 """Behind the column that tells whether a score was still there at the end."""
 
@@ -64,7 +68,7 @@ def write_report(study: Study, out: Path) -> str:
         raise RunFolderError(f"no run of the study {study.name} has finished in {out}; there is nothing to report yet")
     tables = _tables(study, finished)
     try:
-        _write_csv(out / "runs.csv", finished)
+        write_atomically(out / "runs.csv", _csv(finished).encode())
         write_atomically(out / "README.md", _page(study, finished, tables).encode())
     except OSError as error:
         raise RunFolderError(f"cannot write the report into {out}: {error.strerror or error}") from error
@@ -99,6 +103,13 @@ def _protocol(study: Study, finished: Finished) -> str:
         "figures it holds the true mean in 75 % of cases with three seeds, 84 % with five, 91 % with ten.",
         _ends([outcome for _, outcome in finished]),
     ]
+    if any(outcome.probes for _, outcome in finished):
+        lines.append(
+            "ΔQ, of stored states after burn-in (R2D2, figure 1), at the first and last trained step, and churn, the "
+            "share of greedy actions that one update changes, are means over the second half of a run; in brackets the "
+            "lowest and highest seed."
+        )
+    lines += _environments(configs)
     if any(config.env.id.startswith(ATARI) for config in configs):
         kinds = {
             f"sticky actions {config.env.sticky_action_probability:g}, up to {config.env.noop_max_steps} no-ops at a "
@@ -114,6 +125,17 @@ def _protocol(study: Study, finished: Finished) -> str:
     versions = sorted({f"torch {o.versions['torch']}" for _, o in finished})
     lines.append(f"Machine: {'; '.join(machines + gpus)}; {', '.join(versions)}.")
     return "\n".join(lines)
+
+
+def _environments(configs: Sequence[TrainConfig]) -> list[str]:
+    """What the agents see beside observations, and what is around their environments."""
+    fed = {config.network.last_action_and_reward for config in configs}
+    lines = ["Networks are fed their own last action and reward" + ("." if fed == {True} else " in some arms only.")]
+    lines = lines if True in fed else []
+    wrappers = sorted({" in ".join(reversed(config.env.wrappers)) for config in configs if config.env.wrappers})
+    if wrappers:
+        lines.append(f"Wrappers around the environments: {'; '.join(wrappers)}.")
+    return lines
 
 
 def _ends(outcomes: Sequence[Outcome]) -> str:
@@ -135,10 +157,20 @@ def _tables(study: Study, finished: Finished) -> str:
 
 def _table(study: Study, panel: str, finished: Finished) -> str:
     lines = [f"## {panel}", ""] if panel else []
-    lines += [
-        "| arm | seeds | mean | IQM | bootstrap interval | each seed | last evaluations | agent steps | minutes |",
-        "|---|---|---|---|---|---|---|---|---|",
+    columns = [
+        "arm",
+        "seeds",
+        "mean",
+        "IQM",
+        "bootstrap interval",
+        "each seed",
+        "last evaluations",
+        "agent steps",
+        "minutes",
     ]
+    probes = [name for name in PROBES if any(name in outcome.probes for _, outcome in finished)]
+    columns += [PROBES[name] for name in probes]
+    lines += [_row(columns), _row(["---"] * len(columns))]
     for arm in study.arms:
         outcomes = [outcome for cell, outcome in finished if (cell.panel, cell.arm) == (panel, arm)]
         if not outcomes:
@@ -147,13 +179,26 @@ def _table(study: Study, panel: str, finished: Finished) -> str:
         whole = estimate(means)
         interval = "" if whole.low is None or whole.high is None else f"{_figure(whole.low)} to {_figure(whole.high)}"
         last = [value for outcome in outcomes for *_, value in outcome.evaluations[-LAST_EVALUATIONS:]]
-        lines.append(
-            f"| {arm} | {len(outcomes)} | **{_figure(whole.mean)}** | {_figure(whole.iqm)} | {interval} | "
-            f"{', '.join(map(_figure, means))} | {_figure(float(np.mean(last))) if last else ''} | "
-            f"{_range([o.agent_steps for o in outcomes], ',.0f')} | {_range([o.minutes for o in outcomes], '.1f')} |"
-        )
-    lines += [f"| {name} | | {_figure(value)} | | | | | | |" for name, value in study.references.get(panel, {}).items()]
+        cells = [arm, str(len(outcomes)), f"**{_figure(whole.mean)}**", _figure(whole.iqm), interval]
+        cells += [", ".join(map(_figure, means)), _figure(float(np.mean(last))) if last else ""]
+        cells += [_range([o.agent_steps for o in outcomes], ",.0f"), _range([o.minutes for o in outcomes], ".1f")]
+        for name in probes:
+            known = [o.probes[name] for o in outcomes if name in o.probes]
+            cells.append(_with_spread(known) if known else "")
+        lines.append(_row(cells))
+    for name, value in study.references.get(panel, {}).items():
+        lines.append(_row([name, "", _figure(value)] + [""] * (len(columns) - 3)))
     return "\n".join(lines)
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _with_spread(values: Sequence[float]) -> str:
+    low, high = min(values), max(values)
+    spread = "" if len(values) == 1 else f" ({low:.2g} to {high:.2g})"
+    return f"{float(np.mean(values)):.2g}{spread}"
 
 
 def _figure(value: float) -> str:
@@ -165,15 +210,17 @@ def _range(values: Sequence[float], spec: str) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _write_csv(path: Path, finished: Finished) -> None:
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        games, spent = ["mean_return", "std_return", "games"], ["agent_steps", "updates", "minutes", "stopped_by"]
-        writer.writerow(["panel", "arm", "seed", *games, *spent])
-        for cell, o in finished:
-            figures = [f"{np.mean(o.scores):.6g}", f"{np.std(o.scores):.6g}", len(o.scores)]
-            cost = [o.agent_steps, o.updates, f"{o.minutes:.2f}", o.stopped_by]
-            writer.writerow([cell.panel, cell.arm, cell.config.seed, *figures, *cost])
+def _csv(finished: Finished) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    games, spent = ["mean_return", "std_return", "games"], ["agent_steps", "updates", "minutes", "stopped_by"]
+    writer.writerow(["panel", "arm", "seed", *games, *spent, *PROBES])
+    for cell, o in finished:
+        figures = [f"{np.mean(o.scores):.6g}", f"{np.std(o.scores):.6g}", len(o.scores)]
+        cost = [o.agent_steps, o.updates, f"{o.minutes:.2f}", o.stopped_by]
+        probed = [f"{o.probes[name]:.4g}" if name in o.probes else "" for name in PROBES]
+        writer.writerow([cell.panel, cell.arm, cell.config.seed, *figures, *cost, *probed])
+    return text.getvalue()
 
 
 def _draw(study: Study, finished: Finished, out: Path) -> None:
@@ -186,8 +233,9 @@ def _draw(study: Study, finished: Finished, out: Path) -> None:
                     if (cell.panel, cell.arm) == (panel, arm) and outcome.evaluations
                 ]
                 if curves:
-                    _draw_arm(axes, arm, curves, COLOURS[index % len(COLOURS)])
-            for (name, value), style in zip(study.references.get(panel, {}).items(), ("--", ":", "-."), strict=False):
+                    _draw_arm(axes, arm, curves, index)
+            styles = itertools.cycle(("--", ":", "-."))
+            for (name, value), style in zip(study.references.get(panel, {}).items(), styles, strict=False):
                 axes.axhline(value, color="grey", linestyle=style, linewidth=1, label=name)
             axes.set_title(panel, fontsize=10)
             axes.set_xlabel("agent steps")
@@ -199,9 +247,12 @@ def _draw(study: Study, finished: Finished, out: Path) -> None:
             axes.legend(frameon=False, fontsize=8)
 
 
-def _draw_arm(axes: "Axes", arm: str, curves: list[Points], colour: str) -> None:
+def _draw_arm(axes: "Axes", arm: str, curves: list[Points], index: int) -> None:
+    colour, style = COLOURS[index % len(COLOURS)], ("-", "--", ":")[index // len(COLOURS) % 3]
+    # The first arms lie on top and are drawn thickest, so that curves which coincide are all seen.
+    width, above = 2.6 if index == 0 else 1.6, 3 - 0.1 * index
     grid, mean, lowest, highest = mean_curve(curves)
     label: str = f"{arm} ({len(curves)})" if len(curves) > 1 else arm
     if len(curves) > 1:
         axes.fill_between(grid, lowest, highest, color=colour, alpha=0.15, linewidth=0)
-    axes.plot(grid, mean, color=colour, linewidth=1.8, label=label)
+    axes.plot(grid, mean, color=colour, linestyle=style, linewidth=width, zorder=above, label=label)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,7 +11,13 @@ from drqn_dist.studies.cell import Outcome, outcome_path
 from drqn_dist.studies.study import Cell
 
 
-def finish(out: Path, cell: Cell, scores: Sequence[float], evaluations: Sequence[float] = (0.0,)) -> None:
+def finish(
+    out: Path,
+    cell: Cell,
+    scores: Sequence[float],
+    evaluations: Sequence[float] = (0.0,),
+    probes: Mapping[str, float] | None = None,
+) -> None:
     """Writes an outcome with an evaluation each thousand steps."""
     curve = [[1_000 * i, 0.1 * i, value] for i, value in enumerate(evaluations)]
     outcome = Outcome(
@@ -27,6 +33,7 @@ def finish(out: Path, cell: Cell, scores: Sequence[float], evaluations: Sequence
         weights_sha256="00",
         evaluations=curve,
         training=curve,
+        probes=dict(probes or {}),
         versions={"torch": "2"},
         machine={"cpu": "a processor", "usable_cores": 2, "gpu": None},
     )
