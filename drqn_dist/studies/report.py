@@ -244,7 +244,8 @@ def _draw(study: Study, finished: Finished, out: Path) -> None:
         for axes in drawn[::PANELS_ACROSS]:
             axes.set_ylabel("mean return, greedy evaluation")
         for axes in drawn:
-            axes.legend(frameon=False, fontsize=8)
+            if axes.get_legend_handles_labels()[0]:  # something has finished there
+                axes.legend(frameon=False, fontsize=8)
 
 
 def _draw_arm(axes: "Axes", arm: str, curves: list[Points], index: int) -> None:

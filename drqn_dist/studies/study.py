@@ -90,17 +90,27 @@ def _study(name: str, table: Mapping[str, Any]) -> Study:
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise ConfigError(f"two runs would both be called {twice}; give the values of the axes other names")
-    panels = {cell.panel for cell in cells}
-    for panel in references:
-        if panel not in panels:
-            raise ConfigError(f"references.{panel}: the first axis has no such value, only {', '.join(sorted(panels))}")
     return Study(
         name,
         str(table.get("title", name)),
         str(table.get("question", "")).strip(),
         tuple(cells),
-        {panel: {key: float(value) for key, value in _table(references, panel).items()} for panel in references},
+        _references(references, list(dict.fromkeys(cell.panel for cell in cells))),
     )
+
+
+def _references(table: Mapping[str, Any], panels: list[str]) -> dict[str, dict[str, float]]:
+    """By panel; a study of one axis has but one, without a name."""
+    by_panel = {"": table} if panels == [""] and table else table
+    for panel in by_panel:
+        if panel not in panels:
+            raise ConfigError(f"references.{panel}: the first axis has no such value, only {', '.join(panels)}")
+        for name, value in _table(by_panel, panel).items():
+            if not isinstance(value, int | float):
+                raise ConfigError(
+                    f"references: {panel + ': ' if panel else ''}{name} is {value!r}, but must be a number"
+                )
+    return {panel: {name: float(value) for name, value in values.items()} for panel, values in by_panel.items()}
 
 
 def _cells(
@@ -115,6 +125,8 @@ def _cells(
     seeds = _seeds(settings.pop("seeds", seeds), f"seeds of {arm}")
     if not isinstance(settings.get("preset"), str):
         raise ConfigError(f'{", ".join(names)} has no preset; name one in [settings], for example preset = "gridworld"')
+    if "seed" in settings:
+        raise ConfigError(f"seed is {settings['seed']!r}; say seeds = [{settings['seed']}], a list")
     config = from_dict(TrainConfig, _merged(asdict(preset(settings["preset"])), settings))
     return [Cell(panel, arm, replace(config, seed=seed), episodes) for seed in seeds]
 

@@ -60,6 +60,19 @@ def test_a_report_tells_every_arm_that_has_finished(tmp_path: Path) -> None:
     ]
 
 
+def test_what_the_learner_measured_of_itself_is_told_with_its_spread(tmp_path: Path) -> None:
+    study = load_study(write(tmp_path, TWO_GAMES))
+    cells = {cell.name: cell for cell in study.cells}
+    finish(tmp_path, cells["small__gru-b32__0"], [1.0], probes={"staleness_last": 0.5, "churn": 0.1})
+    finish(tmp_path, cells["small__gru-b32__1"], [1.0], probes={"staleness_last": 0.25, "churn": 0.1})
+    finish(tmp_path, cells["small__gru-b8__0"], [1.0])
+    text = write_report(study, tmp_path)
+    assert "| agent steps | minutes | ΔQ last | churn |" in text
+    assert "| 9,000 | 1.5 | 0.38 (0.25 to 0.5) | 0.1 (0.1 to 0.1) |" in text
+    assert "| 9,000 | 1.5 |  |  |" in text
+    assert "second half of a run" in (tmp_path / "README.md").read_text(encoding="utf-8")
+
+
 def test_a_study_of_which_nothing_has_finished_has_no_report(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="nothing to report yet"):
         write_report(load_study(write(tmp_path, TWO_GAMES)), tmp_path)

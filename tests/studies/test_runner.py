@@ -15,7 +15,7 @@ from drqn_dist.checkpoint import Checkpoint
 from drqn_dist.errors import ConfigError, RoleFailedError
 from drqn_dist.experiments.run_folder import open_run
 from drqn_dist.presets import preset
-from drqn_dist.studies.cell import _with_time_left, outcome_path, read_outcome
+from drqn_dist.studies.cell import CURVE_POINTS, _curve, _probes, _with_time_left, outcome_path, read_outcome
 from drqn_dist.studies.report import write_report
 from drqn_dist.studies.runner import run_study
 from drqn_dist.studies.study import Study, load_study
@@ -113,6 +113,24 @@ def test_games_that_are_cut_short_do_not_keep_a_cell_from_finishing(tmp_path: Pa
     outcome = read_outcome(tmp_path / "out", run(tmp_path, text).cells[0])
     assert outcome is not None
     assert (outcome.episodes, len(outcome.scores) <= 5) == (5, True)
+
+
+def test_probes_are_means_of_the_second_half() -> None:
+    lines = [
+        {"agent_steps": 10, "probe/churn": 9.0},
+        {"agent_steps": 50, "probe/churn": 1.0},
+        {"agent_steps": 60},
+        {"agent_steps": 100, "probe/churn": 2.0, "probe/staleness_last": 0.5, "losses/td_loss": 3.0},
+    ]
+    assert _probes(lines, 50) == {"churn": 1.5, "staleness_last": 0.5}
+
+
+def test_a_curve_keeps_its_last_point_and_at_most_so_many() -> None:
+    lines = [{"agent_steps": k, "wall_s": 60.0 * k, "eval/mean_return": k / 7} for k in range(CURVE_POINTS * 2 + 1)]
+    points = _curve([{"agent_steps": 0, "wall_s": 0.0}, *lines], "eval/mean_return")
+    assert points[-1] == [400, 400.0, 57.14]
+    assert points[-2][0] == 397
+    assert len(points) <= CURVE_POINTS
 
 
 def test_minutes_bound_a_run_and_not_what_is_left_of_it() -> None:

@@ -70,7 +70,9 @@ def test_settings_of_the_axes_come_over_those_of_the_study_and_these_over_the_pr
 
 
 def test_one_axis_makes_no_panels(tmp_path: Path) -> None:
-    study = load_study(write(tmp_path, '[axes.memory]\nGRU = {preset = "dqn"}\nnone = {preset = "drqn"}'))
+    text = '[axes.memory]\nGRU = {preset = "dqn"}\nnone = {preset = "drqn"}\n[references]\nbest = 500'
+    study = load_study(write(tmp_path, text))
+    assert study.references == {"": {"best": 500.0}}
     assert (study.panels, study.arms) == ([""], ["GRU", "none"])
     assert [cell.name for cell in study.cells] == ["gru__0", "none__0"]
     assert study.cells[0].config == preset("dqn")
@@ -90,6 +92,8 @@ def test_one_axis_makes_no_panels(tmp_path: Path) -> None:
         ("references.small", "references.smal", r"references\.smal: the first axis has no such value"),
         ("B32 = {}", "B32 = 32", r"B32 is 32, but must be a table"),
         ("[settings]", "[settings", r"no TOML file"),
+        ('"by hand" = 0.5', '"by hand" = "half"', r"references: small: by hand is 'half', but must be a number"),
+        ("total_steps", "seed = 3\ntotal_steps", r"seed is 3; say seeds = \[3\]"),
         ('preset = "gridworld"', "", r"small, GRU, B32 has no preset"),
     ],
 )
