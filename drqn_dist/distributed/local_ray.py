@@ -207,14 +207,22 @@ def _remove_leftovers(parent: Path) -> None:
 
 @contextlib.contextmanager
 def own_signals() -> Iterator[None]:
-    """Puts the handlers of SIGINT and SIGTERM back at the end."""
+    """Puts the handlers of SIGINT and SIGTERM back at the end. A SIGINT is dealt with only then: an exception in the
+    midst of Ray's start can bring the process down."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    if callable(handlers[signal.SIGINT]):
+        signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
     try:
         yield
     finally:
-        if threading.current_thread() is threading.main_thread():
-            for number, handler in handlers.items():
-                signal.signal(number, handler or signal.SIG_DFL)
+        for number, handler in handlers.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+    if came:
+        signal.raise_signal(signal.SIGINT)
 
 
 def reread_authentication() -> None:

@@ -74,8 +74,12 @@ def train(config: TrainConfig, resume: Path | None = None) -> Summary:
     with ExitStack() as stack:
         stop = stack.enter_context(_signals())
         last_word = stack.enter_context(LastWord()) if config.mode == "ray" else None
-        with stop.at_once():  # a cluster may take long to have room
-            session = _start_session(config, restored)
+        try:
+            with stop.at_once():  # a cluster may take long to have room
+                session = _start_session(config, restored)
+        except KeyboardInterrupt:
+            print("stopped before the run began; nothing was written", file=sys.stderr, flush=True)
+            raise
         stack.callback(session.close)
         if resume is None:
             folder = create_run(config, sys.argv)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import psutil
 import pytest
 import ray
 
-from drqn_dist.distributed.local_ray import _remove_leftovers, _require_listener, locked
+from drqn_dist.distributed.local_ray import _remove_leftovers, _require_listener, locked, own_signals
 from drqn_dist.errors import ConfigError
 from tests.runs import tells_metrics
 
@@ -99,3 +100,21 @@ def test_an_address_where_nobody_listens_is_refused_at_once(address: str) -> Non
         if "127" in address:
             _require_listener(address.format(probe.getsockname()[1]))
     _require_listener("auto")
+
+
+def test_a_ctrl_c_in_the_midst_of_rays_start_is_dealt_with_when_it_has_started() -> None:
+    seen: list[str] = []
+
+    def interrupt(number: int, frame: object) -> None:
+        seen.append("handled")
+        raise KeyboardInterrupt
+
+    old = signal.signal(signal.SIGINT, interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt), own_signals():
+            signal.raise_signal(signal.SIGINT)
+            seen.append("Ray has started")
+        assert seen == ["Ray has started", "handled"]
+        assert signal.getsignal(signal.SIGINT) is interrupt
+    finally:
+        signal.signal(signal.SIGINT, old)
