@@ -102,6 +102,12 @@ def test_an_address_where_nobody_listens_is_refused_at_once(address: str) -> Non
     _require_listener("auto")
 
 
+def interrupted_start(seen: list[str]) -> None:
+    with own_signals():
+        signal.raise_signal(signal.SIGINT)
+        seen.append("Ray has started")
+
+
 def test_a_ctrl_c_in_the_midst_of_rays_start_is_dealt_with_when_it_has_started() -> None:
     seen: list[str] = []
 
@@ -111,9 +117,8 @@ def test_a_ctrl_c_in_the_midst_of_rays_start_is_dealt_with_when_it_has_started()
 
     old = signal.signal(signal.SIGINT, interrupt)
     try:
-        with pytest.raises(KeyboardInterrupt), own_signals():
-            signal.raise_signal(signal.SIGINT)
-            seen.append("Ray has started")
+        with pytest.raises(KeyboardInterrupt):
+            interrupted_start(seen)
         assert seen == ["Ray has started", "handled"]
         assert signal.getsignal(signal.SIGINT) is interrupt
     finally:
