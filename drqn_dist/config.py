@@ -90,6 +90,11 @@ class EnvConfig(Bounded):
     def __post_init__(self) -> None:
         super().__post_init__()
         _require(bool(self.id), "env.id is empty; name an environment, for example ALE/Pong-v5")
+        _require(
+            not (self.wrappers and self.id.startswith("ALE/")),
+            f"env.wrappers is {self.wrappers}, but Atari games are stepped by their emulator's own vector environment, "
+            "which takes none; preprocessing is set by the other settings of env",
+        )
 
 
 @dataclass(frozen=True)
@@ -246,7 +251,8 @@ class ActorConfig(Bounded):
     envs_per_actor: Annotated[int, Within(1, 65_536)] = 16
     """Environments stepped as one batch by each actor."""
     env_threads: Annotated[int, Within(1, 1024)] = 1
-    """Atari: emulator threads of each actor."""
+    """Threads that step the environments of each actor. Outside Atari they only help where an environment computes
+    outside Python; where it does not, more actors do."""
     torch_threads: Annotated[int, Within(1, 1024)] = 1
     """CPU threads of each actor's network."""
     fragment_steps: Annotated[int | None, Within(1, 1_000_000, "automatic")] = None

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from drqn_dist.arguments import parse_train
-from drqn_dist.config import TrainConfig, from_dict, setting
+from drqn_dist.config import EnvConfig, TrainConfig, from_dict, setting
 from drqn_dist.errors import ConfigError
 
 LEFT_OPEN = {
@@ -79,3 +79,8 @@ def test_no_configuration_among_the_results_is_refused_for_a_value() -> None:
     refusals = [_refusal(path) for path in Path(__file__).parent.parent.glob("results/**/config.json")]
     # Earlier versions had other settings.
     assert [refusal for refusal in refusals if refusal and not refusal.startswith("unknown setting")] == []
+
+
+def test_wrappers_of_an_atari_game_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"env\.wrappers is \['m:W'\], but Atari"):
+        EnvConfig(id="ALE/Pong-v5", wrappers=["m:W"])

@@ -2,7 +2,10 @@
 
 import difflib
 import pkgutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from itertools import pairwise
 from typing import Any
 
 import gymnasium
@@ -19,18 +22,19 @@ from drqn_dist.seeding import row_seeds
 
 
 class GymBatch:
-    """N copies of one Gymnasium environment as a `BatchEnv`, stepped one after the other in this thread.
+    """N copies of one Gymnasium environment as a `BatchEnv`, stepped one after the other, or shared out among threads.
 
     Args:
         config: `id` may be `module:Env-v0`, then the module is imported first; `kwargs` go to the constructor.
         num_envs: N.
+        num_threads: at most so many; one steps in the caller's thread.
         render_mode: passed to the constructor; None for speed.
 
     Raises:
         EnvError: the id is unknown, its module is missing, the constructor failed, or a space is not supported.
     """
 
-    def __init__(self, config: EnvConfig, num_envs: int, render_mode: str | None = None) -> None:
+    def __init__(self, config: EnvConfig, num_envs: int, num_threads: int = 1, render_mode: str | None = None) -> None:
         first = make_one(config, render_mode)
         try:
             self._encoder = observation_encoder(first.observation_space, config.id)
@@ -42,22 +46,36 @@ class GymBatch:
         rows = [
             _Row(env, f"{config.id} raised", f"environment {i} of {num_envs}") for i, env in enumerate([first, *rest])
         ]
-        self._envs: SyncVectorEnv[Any, Any] = SyncVectorEnv(
-            [lambda env=env: env for env in rows],  # type: ignore[misc]
-            copy=True,
-            autoreset_mode=AutoresetMode.NEXT_STEP,
-        )
+        self._groups = [
+            SyncVectorEnv(
+                [lambda env=env: env for env in group],  # type: ignore[misc]
+                copy=True,
+                autoreset_mode=AutoresetMode.NEXT_STEP,
+            )
+            for group in _split(rows, num_threads)
+        ]
+        self._sizes = [group.num_envs for group in self._groups]
+        self._threads = ThreadPoolExecutor(len(self._groups)) if len(self._groups) > 1 else None
         self.num_envs = num_envs
         self.spec = EnvSpec(self._encoder.shape, self._encoder.dtype, self._actions.num_actions, frames_per_step=1)
 
     def reset(self, seed: int) -> Observations:
-        observations, _ = self._envs.reset(seed=row_seeds(seed, self.num_envs).tolist())
-        return self._encoder.encode(observations)
+        seeds = row_seeds(seed, self.num_envs)
+
+        def reset(group: SyncVectorEnv[Any, Any], seeds: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], ...]:
+            observations, _ = group.reset(seed=seeds.tolist())
+            return (self._encoder.encode(observations),)
+
+        return self._for_each_group(reset, seeds)[0]
 
     def step(self, actions: npt.NDArray[np.int64]) -> StepBatch:
-        observations, rewards, terminated, truncated, _ = self._envs.step(self._actions.decode(actions))
+        def step(group: SyncVectorEnv[Any, Any], actions: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], ...]:
+            observations, *rest, _ = group.step(self._actions.decode(actions))
+            return (self._encoder.encode(observations), *rest)
+
+        observations, rewards, terminated, truncated = self._for_each_group(step, actions)
         return StepBatch(
-            observations=self._encoder.encode(observations),
+            observations=observations,
             rewards=rewards.astype(np.float32),
             terminated=terminated,
             truncated=truncated,
@@ -66,10 +84,31 @@ class GymBatch:
 
     def render(self) -> npt.NDArray[np.uint8]:
         """The picture uint8 [H, W, 3] of the first row; needs `render_mode="rgb_array"`."""
-        return np.asarray(self._envs.render()[0], dtype=np.uint8)
+        return np.asarray(self._groups[0].render()[0], dtype=np.uint8)
 
     def close(self) -> None:
-        self._envs.close()
+        if self._threads is not None:
+            self._threads.shutdown()
+        for group in self._groups:
+            group.close()
+
+    def _for_each_group(
+        self,
+        do: Callable[[SyncVectorEnv[Any, Any], npt.NDArray[Any]], tuple[npt.NDArray[Any], ...]],
+        rows: npt.NDArray[Any],
+    ) -> list[npt.NDArray[Any]]:
+        """Each group's answers to its part of [N, ...], put together again."""
+        parts = np.split(rows, np.cumsum(self._sizes)[:-1])
+        if self._threads is None:
+            return list(do(self._groups[0], parts[0]))
+        answers = list(self._threads.map(do, self._groups, parts))
+        return [np.concatenate(answer) for answer in zip(*answers, strict=True)]
+
+
+def _split(rows: list["_Row"], groups: int) -> list[list["_Row"]]:
+    """Into at most so many groups whose sizes differ by one at most, in order."""
+    edges = np.linspace(0, len(rows), min(groups, len(rows)) + 1).astype(int)
+    return [rows[first:end] for first, end in pairwise(edges)]
 
 
 class _Row(gymnasium.Wrapper[Any, Any, Any, Any]):

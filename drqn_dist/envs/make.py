@@ -54,7 +54,7 @@ def make_batch_env(config: EnvConfig, num_envs: int, num_threads: int = 1, seed:
     Args:
         config: which environment.
         num_envs: N, at least 1.
-        num_threads: emulator threads (Atari; other environments are stepped in the caller's thread).
+        num_threads: at most so many step them.
         seed: of the wrappers' own randomness (flicker); the games are seeded by `reset(seed)`.
 
     Raises:
@@ -64,7 +64,7 @@ def make_batch_env(config: EnvConfig, num_envs: int, num_threads: int = 1, seed:
     if config.id.startswith(atari.PREFIX):
         env = atari.AtariBatch(config, num_envs, num_threads)
     else:
-        env = GymBatch(config, num_envs)
+        env = GymBatch(config, num_envs, num_threads)
     return _with_flicker(env, config, seed)
 
 

@@ -99,12 +99,13 @@ def batch_of_one(space: spaces.Space[Any], observation: Any) -> Any:
 
 
 def _one_hot_encoder(sizes: npt.NDArray[Any], starts: npt.NDArray[Any]) -> ObservationEncoder:
-    offsets = np.concatenate([[0], np.cumsum(sizes)[:-1]]) - starts
+    sizes = sizes.astype(np.int64)  # spaces may be unsigned, in which nothing can be subtracted
+    offsets = np.concatenate([[0], np.cumsum(sizes)[:-1]]) - starts.astype(np.int64)
     width = int(sizes.sum())
 
     def encode(batch: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         out = np.zeros((batch.shape[0], width), dtype=np.float32)
-        np.put_along_axis(out, batch.reshape(batch.shape[0], -1) + offsets, 1.0, axis=1)
+        np.put_along_axis(out, batch.reshape(batch.shape[0], -1).astype(np.int64) + offsets, 1.0, axis=1)
         return out
 
     return ObservationEncoder((width,), "float32", encode)
@@ -116,7 +117,7 @@ class ActionDecoder:
 
     num_actions: int
     decode: Callable[[npt.NDArray[np.int64]], npt.NDArray[Any]]
-    """int64 [N] → [N], or [N, D] for MultiDiscrete."""
+    """int64 [N] → [N], or [N, D] for MultiDiscrete, of the space's dtype."""
 
 
 def action_decoder(space: spaces.Space[Any], env_id: str) -> ActionDecoder:
@@ -125,17 +126,19 @@ def action_decoder(space: spaces.Space[Any], env_id: str) -> ActionDecoder:
     Raises:
         EnvError: the space is of another kind, or has too many combinations.
     """
+    dtype = space.dtype
     if isinstance(space, spaces.Discrete):
         start = int(space.start)
-        return ActionDecoder(int(space.n), lambda actions: actions + start)
+        return ActionDecoder(int(space.n), lambda actions: (actions + start).astype(dtype))
     if (
         isinstance(space, spaces.MultiDiscrete)
         and space.nvec.ndim == 1
         and math.prod(space.nvec.tolist()) <= MOST_ACTIONS
     ):
-        sizes, starts = tuple(space.nvec.tolist()), space.start
+        sizes, starts = tuple(space.nvec.tolist()), space.start.astype(np.int64)
         return ActionDecoder(
-            math.prod(sizes), lambda actions: np.stack(np.unravel_index(actions, sizes), axis=-1) + starts
+            math.prod(sizes),
+            lambda actions: (np.stack(np.unravel_index(actions, sizes), axis=-1) + starts).astype(dtype),
         )
     raise EnvError(
         f"{env_id} has the action space {_in_one_line(space)}, which is not supported; Q-learning here needs a "

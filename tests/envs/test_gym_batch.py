@@ -23,9 +23,10 @@ def refusal(config: EnvConfig) -> str:
     return message
 
 
-def test_batch_equals_environments_stepped_one_by_one() -> None:
-    num_envs, rng = 3, np.random.default_rng(0)
-    batch_env = make_batch_env(EnvConfig(id="CartPole-v1"), num_envs)
+@pytest.mark.parametrize(("num_envs", "threads"), [(3, 1), (5, 2), (3, 8)])
+def test_batch_equals_environments_stepped_one_by_one(num_envs: int, threads: int) -> None:
+    rng = np.random.default_rng(0)
+    batch_env = make_batch_env(EnvConfig(id="CartPole-v1"), num_envs, threads)
     singles = [gymnasium.make("CartPole-v1") for _ in range(num_envs)]
     expected = [env.reset(seed=int(s))[0] for env, s in zip(singles, row_seeds(5, num_envs), strict=True)]
     np.testing.assert_array_equal(batch_env.reset(seed=5), expected)

@@ -62,6 +62,16 @@ def test_multi_discrete_observations_become_one_hots_side_by_side() -> None:
     assert encoder.encode(np.array([[1, 0], [3, 1]])).tolist() == [[1, 0, 0, 1, 0], [0, 0, 1, 0, 1]]
 
 
+def test_spaces_of_unsigned_numbers_are_counted_as_others_are() -> None:
+    space = spaces.MultiDiscrete(np.array([3, 2], np.uint8), dtype=np.uint8, start=np.array([1, 0], np.uint8))
+    encoder, decoder = observation_encoder(space, "E"), action_decoder(space, "E")
+    assert encoder.encode(np.array([[1, 0], [3, 1]], np.uint8)).tolist() == [[1, 0, 0, 1, 0], [0, 0, 1, 0, 1]]
+    decoded = decoder.decode(np.arange(6))
+    assert decoded.tolist() == [[1, 0], [1, 1], [2, 0], [2, 1], [3, 0], [3, 1]]
+    assert decoded.dtype == np.uint8
+    assert all(space.contains(action) for action in decoded)
+
+
 def test_multi_binary_observations_become_vectors() -> None:
     encoder = observation_encoder(spaces.MultiBinary(3), "E")
     assert encoder.encode(np.array([[1, 0, 1]], np.int8)).tolist() == [[1, 0, 1]]
