@@ -69,7 +69,10 @@ class StudyArgs:
     runs: Path | None = None
     """Folder of the runs themselves; default: runs/studies/<name of the file>."""
     jobs: int | None = None
-    """Runs at a time; None: as many as cores, one at a time where a run starts Ray."""
+    """Runs at a time; None: as many as cores, one at a time where a run starts Ray; on a cluster as it has room."""
+    address: str | None = None
+    """Ray cluster whose tasks the runs are, of one CPU each (auto, host:port); its nodes keep the runs' folders, best
+    on a disk that they share. None: this machine."""
     report: tyro.conf.FlagCreatePairsOff[bool] = False
     """Run nothing; report on what has finished."""
 
@@ -155,7 +158,7 @@ def _study(argv: Sequence[str]) -> None:
     study = load_study(args.file)
     out = args.out or Path("results/studies", study.name)
     if not args.report:
-        run_study(study, out, args.runs or Path("runs/studies", study.name), args.jobs)
+        run_study(study, out, args.runs or Path("runs/studies", study.name), args.jobs, args.address)
     print(write_report(study, out))
     print(f"wrote {out}/README.md, curves.png and runs.csv", file=sys.stderr)
 

@@ -110,6 +110,8 @@ class NetworkConfig(Bounded):
     """Recurrent core; none makes it a plain DQN."""
     core_units: Annotated[int, Within(1, 65_536)] = 512
     """Hidden size of the core (DRQN, R2D2: 512). Ignored by core none and by head gru_q."""
+    core_norm: bool = False
+    """LayerNorm before and after the core, which steadies a GRU (`results/studies`). Ignored by core none."""
     head: Literal["linear", "dueling", "gru_q"] = "dueling"
     """gru_q: the article's GRU whose hidden state is the Q value itself, which confines Q to (-1, 1)."""
     head_units: Annotated[int, Within(0, 65_536)] = 0
@@ -126,6 +128,10 @@ class NetworkConfig(Bounded):
         _require(
             self.head != "gru_q" or self.core == "gru",
             f"network.head gru_q needs network.core gru, not {self.core}: there the GRU is the Q value",
+        )
+        _require(
+            self.head != "gru_q" or not self.core_norm,
+            "network.core_norm does not go with network.head gru_q, whose core's output is the Q value",
         )
 
 

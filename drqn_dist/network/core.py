@@ -10,7 +10,11 @@ from torch import Tensor, nn
 class Core(nn.Module):
     """A recurrent layer behind one interface, or no memory at all."""
 
-    def __init__(self, kind: Literal["gru", "lstm", "none"], input_size: int, units: int) -> None:
+    def __init__(self, kind: Literal["gru", "lstm", "none"], input_size: int, units: int, norm: bool = False) -> None:
+        """
+        Args:
+            norm: LayerNorm (Ba et al. 2016, arXiv:1607.06450) before and after it; the state stays as it is.
+        """
         super().__init__()
         self.state_slots = {"gru": 1, "lstm": 2, "none": 0}[kind]
         self.units = units if kind != "none" else input_size
@@ -19,6 +23,9 @@ class Core(nn.Module):
             self.rnn = nn.GRU(input_size, units, batch_first=True)
         elif kind == "lstm":
             self.rnn = nn.LSTM(input_size, units, batch_first=True)
+        norm = norm and self.rnn is not None
+        self.before: nn.Module = nn.LayerNorm(input_size) if norm else nn.Identity()
+        self.after: nn.Module = nn.LayerNorm(units) if norm else nn.Identity()
 
     def initial_state(self, batch: int) -> Tensor:
         """Zeros [S, B, H] (H = 0 without memory), on the module's device."""
@@ -38,13 +45,14 @@ class Core(nn.Module):
         """
         if self.rnn is None:
             return features, state
+        features = self.before(features).to(features.dtype)
         if features.is_cuda:
             # Autocast would run cuDNN's cores in float16, whatever it is asked for.
             with torch.autocast("cuda", enabled=False):
                 outputs, final = self.rnn(features.float(), self._unpack(state))
         else:
             outputs, final = self.rnn(features, self._unpack(state.to(features.dtype)))
-        return outputs, self._pack(final)
+        return self.after(outputs), self._pack(final)
 
     def burn_in(self, features: Tensor, skipped: Tensor, stride: int, state: Tensor) -> Tensor:
         """State of each row after its last step; row i begins with its own state at column `skipped[i]`.

@@ -55,7 +55,7 @@ class QNetwork(nn.Module):
             )
         extra = spec.num_actions + 1 if config.last_action_and_reward else 0
         units = spec.num_actions if config.head == "gru_q" else config.core_units
-        self.core = Core(config.core, config.torso_units + extra, units)
+        self.core = Core(config.core, config.torso_units + extra, units, config.core_norm)
         self.head = make_head(config.head, self.core.units, config.head_units, spec.num_actions)
 
     def initial_state(self, batch: int) -> Tensor:

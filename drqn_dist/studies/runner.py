@@ -1,14 +1,14 @@
-"""Runs a study's cells, each in a process of its own, as many side by side as the machine has cores."""
+"""Runs a study's cells: each in a process of its own, as many at a time as the machine has cores, or as Ray tasks."""
 
 import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 from rich.console import Console
 
@@ -18,89 +18,190 @@ from drqn_dist.studies.study import Cell, Study
 from drqn_dist.training.memory import usable_cores
 
 POLL_S = 0.2
+NAMED = 4
+"""At most so many running cells are named on the screen."""
 
 
-@dataclass
-class _Running:
-    cell: Cell
-    process: subprocess.Popen[bytes]
-    log: Path
-    told_from: int
-    """Bytes of the log that are older than this process."""
-    started: float
+class Job(Protocol):
+    """A cell under way."""
+
+    def ended(self) -> bool:
+        """Whether it has come to its end, good or bad; then its outcome is written, if it has one."""
+        ...
+
+    def why(self) -> str:
+        """Once it has ended without an outcome: how."""
+        ...
 
 
-def run_study(study: Study, out: Path, runs: Path, jobs: int | None) -> None:
+class Place(Protocol):
+    """Where cells are run."""
+
+    def start(self, cell: Cell) -> Job: ...
+
+    def stop(self, jobs: list[Job], insist: int) -> None:
+        """Lets these save, and waits for them; insisting once, they are told to give that up, and twice, ended."""
+        ...
+
+
+def run_study(study: Study, out: Path, runs: Path, jobs: int | None, address: str | None = None) -> None:
     """Runs every cell that has not finished. Ctrl-C lets the running ones save; they go on next time.
 
     Args:
         out: where outcomes are kept.
-        runs: where the runs' folders and logs lie.
-        jobs: runs at a time; None: as many as cores, but one where a run starts Ray, which takes them all.
+        runs: where the runs' folders and logs lie; on a cluster on the node that runs a cell.
+        jobs: runs at a time; None: as many as cores, but one where a run starts Ray, which takes them all; on a cluster
+            all of them, as it has room.
+        address: of a Ray cluster whose tasks the cells are; None: this machine.
 
     Raises:
-        ConfigError: jobs is not positive.
+        ConfigError: jobs is not positive, or a cell that starts Ray is to be a task of it.
         RunFolderError: a folder cannot be made.
         RoleFailedError: cells failed; the others have finished.
     """
-    if jobs is None:
-        jobs = usable_cores() if all(cell.config.mode == "serial" for cell in study.cells) else 1
-    if jobs < 1:
+    if jobs is not None and jobs < 1:
         raise ConfigError(f"--jobs is {jobs}, but must be at least 1")
-    console = Console(stderr=True, highlight=False)
     waiting = [cell for cell in study.cells if read_outcome(out, cell) is None]
+    if jobs is None and address is not None:
+        jobs = max(1, len(waiting))
+    elif jobs is None:
+        jobs = usable_cores() if all(cell.config.mode == "serial" for cell in study.cells) else 1
+    with _place(study, out, runs, address) as place:
+        _run(study, waiting, place, jobs, out, runs)
+
+
+def _place(study: Study, out: Path, runs: Path, address: str | None) -> AbstractContextManager[Place]:
+    if address is None:
+        return _here(out, runs)
+    for cell in study.cells:
+        if cell.config.mode != "serial":
+            raise ConfigError(f'{cell.name} starts Ray and cannot be a task of it; give it mode = "serial"')
+    from drqn_dist.studies.tasks import cluster  # Ray takes a second to import
+
+    return cluster(address, out, runs)
+
+
+def _run(study: Study, waiting: list[Cell], place: Place, at_a_time: int, out: Path, runs: Path) -> None:
+    console = Console(stderr=True, highlight=False)
     total, left, began = len(study.cells), len(waiting), time.monotonic()
-    console.print(f"{study.title}: {total} runs, {total - left} finished before; {jobs} at a time, logs in {runs}")
-    running: list[_Running] = []
+    console.print(f"{study.title}: {total} runs, {total - left} finished before; {at_a_time} at a time, in {runs}")
+    running: dict[str, tuple[Cell, Job, float]] = {}
     failed: list[str] = []
     done = 0
     try:
         with console.status("") as status:
             while waiting or running:
-                while waiting and len(running) < jobs:
-                    running.append(_start(waiting.pop(0), out, runs))
-                names = ", ".join(f"{r.cell.name} ({(time.monotonic() - r.started) / 60:.1f} min)" for r in running)
-                status.update(f"{left - done} to go: {names}")
+                while waiting and len(running) < at_a_time:
+                    cell = waiting.pop(0)
+                    running[cell.name] = (cell, place.start(cell), time.monotonic())
+                shown = [f"{name} ({_minutes_since(since):.1f} min)" for name, (*_, since) in running.items()]
+                more = f" and {len(shown) - NAMED} more" if len(shown) > NAMED else ""
+                status.update(f"{left - done} to go: {', '.join(shown[:NAMED])}{more}")
                 time.sleep(POLL_S)
-                for ended in [r for r in running if r.process.poll() is not None]:
-                    running.remove(ended)
-                    _close(ended.process)
+                for cell, job, since in [entry for entry in running.values() if entry[1].ended()]:
+                    del running[cell.name]
                     done += 1
-                    outcome = read_outcome(out, ended.cell)
+                    outcome = read_outcome(out, cell)
                     if outcome is None:
-                        failed.append(f"{ended.cell.name} ({_why(ended)})")
+                        failed.append(f"{cell.name} ({job.why()})")
                         told = "FAILED"
                     else:
                         told = f"mean return {sum(outcome.scores) / len(outcome.scores):.2f}"
-                    minutes = (time.monotonic() - began) / 60
+                    to_go = _minutes_since(began) * (left - done) / done
                     console.print(
-                        f"{ended.cell.name}: {told}, {(time.monotonic() - ended.started) / 60:.1f} min; "
-                        f"{left - done} to go, about {minutes * (left - done) / done:.0f} min"
+                        f"{cell.name}: {told}, {_minutes_since(since):.1f} min; {left - done} to go, about "
+                        f"{to_go:.{0 if to_go >= 10 else 1}f} min"
                     )
     except KeyboardInterrupt:
         console.print(f"stopping: {len(running)} runs save themselves; the same command goes on with them")
         raise
     finally:
-        _end([each.process for each in running])
+        for insist in range(3):  # each further Ctrl-C insists more
+            with suppress(KeyboardInterrupt):
+                place.stop([job for _, job, _ in running.values()], insist)
+                break
     if failed:
         raise RoleFailedError(f"{len(failed)} of {total} runs failed: {'; '.join(failed)}; logs in {runs}")
 
 
-def _start(cell: Cell, out: Path, runs: Path) -> _Running:
-    command = [sys.executable, "-m", "drqn_dist.studies.cell", str(out), str(runs)]
-    log = runs / f"{cell.name}.log"
-    try:
-        runs.mkdir(parents=True, exist_ok=True)
-        with open(log, "ab") as stream:
-            told_from = stream.tell()
-            process = _popen(command, stream)
-        assert process.stdin is not None
-        with suppress(BrokenPipeError):  # it ended at once; its exit code tells
-            process.stdin.write(json.dumps(asdict(cell)).encode() + b"\n")
-            process.stdin.flush()
-    except OSError as error:
-        raise RunFolderError(f"cannot start {cell.name} with its log in {runs}: {error.strerror or error}") from error
-    return _Running(cell, process, log, told_from, time.monotonic())
+def _minutes_since(moment_s: float) -> float:
+    return (time.monotonic() - moment_s) / 60
+
+
+class _Process:
+    """A cell in a process of this machine."""
+
+    def __init__(self, process: subprocess.Popen[bytes], log: Path, told_from: int) -> None:
+        """
+        Args:
+            told_from: bytes of the log that are older than this process.
+        """
+        self.process = process
+        self._log, self._told_from = log, told_from
+
+    def ended(self) -> bool:
+        if self.process.poll() is None:
+            return False
+        self.hang_up()
+        return True
+
+    def why(self) -> str:
+        with open(self._log, "rb") as file:
+            file.seek(self._told_from)
+            lines = file.read().decode(errors="replace").strip().splitlines()
+        return f"{lines[-1] if lines else 'no word'}; exit code {self.process.returncode}"
+
+    def hang_up(self) -> None:
+        """Lets it save and end."""
+        assert self.process.stdin is not None
+        with suppress(BrokenPipeError):
+            self.process.stdin.close()
+
+
+class _Here:
+    """This machine."""
+
+    def __init__(self, out: Path, runs: Path) -> None:
+        self._out, self._runs = out, runs
+
+    def start(self, cell: Cell) -> _Process:
+        """
+        Raises:
+            RunFolderError: its log cannot be written.
+        """
+        command = [sys.executable, "-m", "drqn_dist.studies.cell", str(self._out), str(self._runs)]
+        log = self._runs / f"{cell.name}.log"
+        try:
+            self._runs.mkdir(parents=True, exist_ok=True)
+            with open(log, "ab") as stream:
+                told_from = stream.tell()
+                process = _popen(command, stream)
+            assert process.stdin is not None
+            with suppress(BrokenPipeError):  # it ended at once; its exit code tells
+                process.stdin.write(json.dumps(asdict(cell)).encode() + b"\n")
+                process.stdin.flush()
+        except OSError as error:
+            raise RunFolderError(
+                f"cannot start {cell.name} with its log in {self._runs}: {error.strerror or error}"
+            ) from error
+        return _Process(process, log, told_from)
+
+    def stop(self, jobs: list[Job], insist: int) -> None:
+        processes = [job for job in jobs if isinstance(job, _Process)]
+        ways: list[Callable[[_Process], None]] = [
+            _Process.hang_up,
+            lambda job: job.process.terminate(),
+            lambda job: job.process.kill(),
+        ]
+        for job in processes:
+            ways[insist](job)
+        for job in processes:
+            job.process.wait()
+
+
+@contextmanager
+def _here(out: Path, runs: Path) -> Iterator[Place]:
+    yield _Here(out, runs)
 
 
 def _popen(command: list[str], stream: IO[bytes]) -> subprocess.Popen[bytes]:
@@ -109,33 +210,3 @@ def _popen(command: list[str], stream: IO[bytes]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
     )
-
-
-def _end(processes: list[subprocess.Popen[bytes]]) -> None:
-    """Lets runs save. A second Ctrl-C tells them to give that up, a third kills them."""
-    ways: list[Callable[[subprocess.Popen[bytes]], None]] = [
-        _close,
-        lambda each: each.terminate(),
-        lambda each: each.kill(),
-    ]
-    for way in ways:
-        with suppress(KeyboardInterrupt):
-            for process in processes:
-                way(process)
-            for process in processes:
-                process.wait()
-            return
-
-
-def _close(process: subprocess.Popen[bytes]) -> None:
-    assert process.stdin is not None
-    with suppress(BrokenPipeError):
-        process.stdin.close()
-
-
-def _why(ended: _Running) -> str:
-    """The last line that a process wrote, and how it ended."""
-    with open(ended.log, "rb") as file:
-        file.seek(ended.told_from)
-        lines = file.read().decode(errors="replace").strip().splitlines()
-    return f"{lines[-1] if lines else 'no word'}; exit code {ended.process.returncode}"

@@ -84,13 +84,15 @@ def configs(draw: st.DrawFn) -> TrainConfig:
     unroll = draw(st.integers(1, 6))
     stride = draw(st.sampled_from([unroll, draw(st.integers(1, unroll))]))
     core = draw(st.sampled_from(["gru", "lstm", "none"]))
+    head = draw(st.sampled_from(["linear", "dueling", "gru_q"] if core == "gru" else ["linear", "dueling"]))
     shards = draw(st.integers(1, 3))
     return tiny_config(
         actors=shards,
         env={"stack_frames": draw(st.integers(1, 3))},
         network={
             "core": core,
-            "head": draw(st.sampled_from(["linear", "dueling", "gru_q"] if core == "gru" else ["linear", "dueling"])),
+            "core_norm": head != "gru_q" and draw(st.booleans()),
+            "head": head,
             "last_action_and_reward": draw(st.booleans()),
         },
         learner={

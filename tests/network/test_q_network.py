@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from drqn_dist.errors import EnvError
+from drqn_dist.errors import ConfigError, EnvError
 from drqn_dist.interfaces import EnvSpec
 from drqn_dist.network.q_network import NetworkInput, QNetwork, use_bf16
 from drqn_dist.presets import preset
@@ -140,3 +140,25 @@ def test_a_gpu_that_only_emulates_bf16_runs_in_fp32(native: bool) -> None:
 
     assert use_bf16("auto", "cuda", supported) == native
     assert use_bf16("bf16", "cuda", supported)
+
+
+def test_layer_norm_stands_before_and_after_the_core_and_leaves_its_state_alone() -> None:
+    plain = make_network(tiny_config(network={"core": "gru"}), VECTOR).core
+    normed = make_network(tiny_config(network={"core": "gru", "core_norm": True}), VECTOR).core
+    missing, _ = normed.load_state_dict(plain.state_dict(), strict=False)
+    assert sorted(missing) == ["after.bias", "after.weight", "before.bias", "before.weight"]
+    features, state = torch.randn(2, 3, 8), torch.randn(1, 2, 8)
+
+    def standard(x: torch.Tensor) -> torch.Tensor:
+        return (x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
+
+    with torch.no_grad():
+        outputs, final = normed(features, state)
+        expected, expected_final = plain(standard(features), state)
+    torch.testing.assert_close(outputs, standard(expected), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(final, expected_final, rtol=1e-4, atol=1e-5)
+
+
+def test_layer_norm_and_the_articles_head_are_refused_together() -> None:
+    with pytest.raises(ConfigError, match="core_norm does not go with"):
+        tiny_config(network={"core_norm": True, "head": "gru_q"})
