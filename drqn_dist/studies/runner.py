@@ -76,7 +76,7 @@ def _place(study: Study, out: Path, runs: Path, address: str | None) -> Abstract
     for cell in study.cells:
         if cell.config.mode != "serial":
             raise ConfigError(f'{cell.name} starts Ray and cannot be a task of it; give it mode = "serial"')
-    from drqn_dist.studies.tasks import cluster  # Ray takes a second to import
+    from drqn_dist.distributed.study_tasks import cluster  # Ray takes a second to import
 
     return cluster(address, out, runs)
 
