@@ -169,7 +169,7 @@ class Reader:
         with_last = self._config.network.last_action_and_reward
         windows = read_windows(gathered, batch.places, self._config.window, with_last)
         places = [self.source.places[number] for number in batch.ids.tolist()]
-        if batch.pasts:  # the next batch may overwrite what they read
+        if batch.pasts is not None:  # the next batch may overwrite what they read
             store = self.feed.store
             pasts = [past._replace(gathered=store.gather(*rows_of(past.places))) for past in batch.pasts]
             batch = batch._replace(gathered=gathered, pasts=pasts)

@@ -243,8 +243,12 @@ def test_staleness_is_what_an_episode_played_again_from_its_start_would_have_tol
         if memory.complete and memory.fresh_limit == 10_000:
             assert [past.window for past in pasts] == begun[:PROBED_WINDOWS]
         assert {past.window for past in pasts} <= set(begun)
+        probe, windows, ones = Probe(config, network, NOTHING), read.windows, torch.ones(len(read.places))
+        looked_at = probe._values(probe.windows_of(read.batch), config.window)
+        taken = looked_at.gather(-1, windows.actions[:, : config.learner.unroll_steps, None]).squeeze(-1)
+        trained = td_loss(network, network, windows, config.learner, config.window, config.env.stack_frames, ones)
+        torch.testing.assert_close(taken * windows.mask, trained.q_taken * windows.mask, rtol=1e-4, atol=1e-5)
         for past in pasts:
-            probe = Probe(config, network, NOTHING)
             found = probe.staleness(read.batch._replace(pasts=[past]), probe.windows_of(read.batch))
             place = read.places[past.window]
             episode = played.episode(place.env_id, place.episode_id)
