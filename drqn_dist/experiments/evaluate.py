@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from actors.evaluator import Evaluator
 from actors.policy import RecurrentPolicy
-from drqn_dist.config import TrainConfig
+from drqn_dist.config import EnvConfig, TrainConfig
 from drqn_dist.envs.make import SingleEnv, describe_single, env_spec, make_render_env
 from drqn_dist.errors import CheckpointError, ConfigError
 from drqn_dist.experiments.run_folder import open_run
@@ -40,8 +40,11 @@ class Agent:
     weights_sha256: str
 
 
-def load_agent(run: Path) -> Agent:
+def load_agent(run: Path, env: EnvConfig | None = None) -> Agent:
     """Loads the newest checkpoint of a run.
+
+    Args:
+        env: to play in another environment than that of the training, with observations and actions of the same shape.
 
     Raises:
         RunFolderError: it is no run folder.
@@ -52,7 +55,7 @@ def load_agent(run: Path) -> Agent:
     checkpoint = folder.checkpoints.latest()
     if checkpoint is None:
         raise CheckpointError(f"{run} holds no checkpoint yet; let it train longer")
-    config = folder.config
+    config = folder.config if env is None else replace(folder.config, env=env)
     spec = env_spec(config.env)
     network = QNetwork(config.network, spec, config.env.stack_frames)
     load_network(network, checkpoint.tensors, "network.")
@@ -60,7 +63,11 @@ def load_agent(run: Path) -> Agent:
 
 
 def evaluate(
-    run: str | Path, episodes: int = 20, seed: int = EVALUATION_SEED, video: Path | None = None
+    run: str | Path,
+    episodes: int = 20,
+    seed: int = EVALUATION_SEED,
+    video: Path | None = None,
+    env: EnvConfig | None = None,
 ) -> dict[str, Any]:
     """Plays whole games with a run's newest checkpoint, greedily but for `eval.epsilon`.
 
@@ -69,6 +76,7 @@ def evaluate(
         episodes: at least 1.
         seed: of the games; the same seed and weights give the same scores.
         video: one more episode is played and written to this MP4 file, all or nothing.
+        env: another environment to play in, see `load_agent`.
 
     Returns:
         mean_return, std_return (of the population), median_return (all unclipped), episodes, scores (one for each),
@@ -82,7 +90,7 @@ def evaluate(
     for name, value, least in (("episodes", episodes, 1), ("seed", seed, 0)):
         if value < least:
             raise ConfigError(f"{name} is {value}, but must be at least {least}")
-    agent = load_agent(Path(run))
+    agent = load_agent(Path(run), env)
     torch.set_num_threads(agent.config.actor.torch_threads)  # more of them only wait for each other in small batches
     if video is not None:  # first, so that a file that cannot be written is known before the long part
         write_video(video, _pictures(agent, seed), describe_single(agent.config.env).steps_per_s)

@@ -8,12 +8,12 @@ import sys
 import threading
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
 from drqn_dist.checkpoint import Checkpoint, write_atomically
-from drqn_dist.config import TrainConfig, differences, from_dict
+from drqn_dist.config import EnvConfig, TrainConfig, differences, from_dict
 from drqn_dist.errors import ConfigError, DrqnError, RunFolderError
 from drqn_dist.experiments.plot import EVAL_TAG, TRAINING_TAG
 from drqn_dist.experiments.run_folder import RunFolder, Summary, open_run
@@ -23,7 +23,7 @@ from drqn_dist.studies.study import Cell
 
 CURVE_POINTS = 200
 """Of each learning curve that is kept."""
-_ELSEWHERE = frozenset(["run_dir", "log_period_s", "checkpoint_period_s", "checkpoints_kept"])
+_IRRELEVANT = frozenset(["run_dir", "log_period_s", "checkpoint_period_s", "checkpoints_kept"])
 """Settings that change nothing about what a run comes to."""
 
 Points = list[list[float]]
@@ -56,6 +56,8 @@ class Outcome:
     """Of what trained it."""
     machine: dict[str, Any]
     """On which the run began."""
+    elsewhere: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By name of another environment: its settings, `env`, and the `scores` of as many games there."""
 
 
 def outcome_path(out: Path, cell: Cell) -> Path:
@@ -78,7 +80,12 @@ def read_outcome(out: Path, cell: Cell) -> Outcome | None:
         return None
     except (OSError, ValueError, TypeError) as error:
         raise RunFolderError(f"{path} cannot be read: {error}; delete it, and the cell is run again") from error
-    same = not set(differences(config, cell.config)) - _ELSEWHERE and outcome.episodes == cell.episodes
+    same = (
+        not set(differences(config, cell.config)) - _IRRELEVANT
+        and outcome.episodes == cell.episodes
+        and {name: played["env"] for name, played in outcome.elsewhere.items()}
+        == {name: asdict(env) for name, env in cell.elsewhere.items()}
+    )
     return outcome if same else None
 
 
@@ -120,8 +127,13 @@ def run_cell(cell: Cell, out: Path, runs: Path, told_to_stop: threading.Event) -
     summary = run.read_summary()
     if told_to_stop.is_set() or summary.stopped_by == "signal":
         raise SystemExit(130)
-    scores = evaluate(run.path, cell.episodes, EVALUATION_SEED + cell.config.seed)["scores"]
-    outcome = _outcome(cell, run, summary, scores)
+    seed = EVALUATION_SEED + cell.config.seed
+    scores = evaluate(run.path, cell.episodes, seed)["scores"]
+    elsewhere = {
+        name: {"env": asdict(env), "scores": evaluate(run.path, cell.episodes, seed, env=env)["scores"]}
+        for name, env in cell.elsewhere.items()
+    }
+    outcome = _outcome(cell, run, summary, scores, elsewhere)
     path = outcome_path(out, cell)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -130,7 +142,9 @@ def run_cell(cell: Cell, out: Path, runs: Path, told_to_stop: threading.Event) -
         raise RunFolderError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def _outcome(cell: Cell, run: RunFolder, summary: Summary, scores: list[float]) -> Outcome:
+def _outcome(
+    cell: Cell, run: RunFolder, summary: Summary, scores: list[float], elsewhere: dict[str, dict[str, Any]]
+) -> Outcome:
     lines = read_metrics(run.path)
     made = run.read_description()
     last = run.checkpoints.latest()
@@ -138,6 +152,7 @@ def _outcome(cell: Cell, run: RunFolder, summary: Summary, scores: list[float]) 
         config=asdict(cell.config),
         episodes=cell.episodes,
         scores=scores,
+        elsewhere=elsewhere,
         agent_steps=summary.agent_steps,
         frames=summary.frames,
         updates=summary.updates,
@@ -155,13 +170,13 @@ def _outcome(cell: Cell, run: RunFolder, summary: Summary, scores: list[float]) 
 
 def _begun_run(folders: Iterable[Path], config: TrainConfig) -> tuple[RunFolder, Checkpoint] | None:
     """The newest run with these settings that left a checkpoint."""
-    elsewhere = _ELSEWHERE | ({"actors"} if config.actors is None else set())
+    irrelevant = _IRRELEVANT | ({"actors"} if config.actors is None else set())
     found = []
     for path in folders:
         with suppress(DrqnError):  # of another version, or stopped before there was anything to go on from
             run = open_run(path)
             checkpoint = run.checkpoints.latest()
-            if set(differences(run.config, config)) <= elsewhere and checkpoint is not None:
+            if set(differences(run.config, config)) <= irrelevant and checkpoint is not None:
                 run.read_summary()
                 found.append((run, checkpoint))
     return max(found, key=lambda pair: pair[0].path.stat().st_mtime, default=None)
@@ -202,7 +217,9 @@ def _main(arguments: Sequence[str], parent: IO[str]) -> None:
     """Runs the cell that the first line of `parent` describes; the end of `parent`, by whatever ends it, stops it."""
     out, runs = map(Path, arguments)
     described = json.loads(parent.readline())
-    cell = Cell(**described | {"config": from_dict(TrainConfig, described["config"])})
+    described["config"] = from_dict(TrainConfig, described["config"])
+    described["elsewhere"] = {name: from_dict(EnvConfig, env) for name, env in described["elsewhere"].items()}
+    cell = Cell(**described)
     told_to_stop = threading.Event()
 
     def wait() -> None:

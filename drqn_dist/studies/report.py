@@ -188,6 +188,20 @@ def _table(study: Study, panel: str, finished: Finished) -> str:
         lines.append(_row(cells))
     for name, value in study.references.get(panel, {}).items():
         lines.append(_row([name, "", _figure(value)] + [""] * (len(columns) - 3)))
+    return "\n".join(lines) + _elsewhere(study, panel, finished)
+
+
+def _elsewhere(study: Study, panel: str, finished: Finished) -> str:
+    """What the same weights came to in other environments: a row for each arm, mean, lowest and highest seed."""
+    names = list(dict.fromkeys(name for _, outcome in finished for name in outcome.elsewhere))
+    if not names:
+        return ""
+    lines = ["", "", "Elsewhere:", "", _row(["arm", *names]), _row(["---"] * (1 + len(names)))]
+    for arm in study.arms:
+        outcomes = [outcome for cell, outcome in finished if (cell.panel, cell.arm) == (panel, arm)]
+        if outcomes:
+            means = [[float(np.mean(o.elsewhere[n]["scores"])) for o in outcomes if n in o.elsewhere] for n in names]
+            lines.append(_row([arm, *(_with_spread(values) if values else "" for values in means)]))
     return "\n".join(lines)
 
 
@@ -197,8 +211,8 @@ def _row(cells: Sequence[str]) -> str:
 
 def _with_spread(values: Sequence[float]) -> str:
     low, high = min(values), max(values)
-    spread = "" if len(values) == 1 else f" ({low:.2g} to {high:.2g})"
-    return f"{float(np.mean(values)):.2g}{spread}"
+    spread = "" if len(values) == 1 else f" ({low:.3g} to {high:.3g})"
+    return f"{float(np.mean(values)):.3g}{spread}"
 
 
 def _figure(value: float) -> str:

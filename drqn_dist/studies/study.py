@@ -4,15 +4,15 @@ import itertools
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from drqn_dist.config import TrainConfig, from_dict
+from drqn_dist.config import EnvConfig, TrainConfig, from_dict
 from drqn_dist.errors import ConfigError
 from drqn_dist.presets import preset
 
-_KEYS = {"title", "question", "seeds", "episodes", "settings", "axes", "references"}
+_KEYS = {"title", "question", "seeds", "episodes", "settings", "axes", "references", "elsewhere"}
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,8 @@ class Cell:
     """With its seed."""
     episodes: int
     """Greedy games that the last weights play."""
+    elsewhere: dict[str, EnvConfig] = field(default_factory=dict)
+    """Other environments in which they play as many, by name."""
 
     @property
     def name(self) -> str:
@@ -81,11 +83,17 @@ def _study(name: str, table: Mapping[str, Any]) -> Study:
     episodes = table.get("episodes", 20)
     if not isinstance(episodes, int) or episodes < 1:
         raise ConfigError(f"episodes is {episodes!r}, but must be a whole number of at least 1")
-    common, axes, references = (_table(table, key) for key in ("settings", "axes", "references"))
+    common, axes, references, elsewhere = (
+        _table(table, key) for key in ("settings", "axes", "references", "elsewhere")
+    )
     if not axes:
         raise ConfigError("there is no [axes.NAME]: a study compares at least two values of something")
     values = [[(name, _table(_table(axes, axis), name)) for name in _table(axes, axis)] for axis in axes]
-    cells = [cell for chosen in itertools.product(*values) for cell in _cells(chosen, common, seeds, episodes)]
+    cells = [
+        replace(cell, elsewhere=_elsewhere(elsewhere, cell.config.env))
+        for chosen in itertools.product(*values)
+        for cell in _cells(chosen, common, seeds, episodes)
+    ]
     names = [cell.name for cell in cells]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
@@ -97,6 +105,17 @@ def _study(name: str, table: Mapping[str, Any]) -> Study:
         tuple(cells),
         _references(references, list(dict.fromkeys(cell.panel for cell in cells))),
     )
+
+
+def _elsewhere(table: Mapping[str, Any], env: EnvConfig) -> dict[str, EnvConfig]:
+    """A run's environment under other settings of `env`."""
+    found = {}
+    for name in table:
+        others = _table(table, name)
+        if set(others) != {"env"}:
+            raise ConfigError(f"elsewhere.{name} sets {', '.join(sorted(others))}, but only env can be another one")
+        found[name] = from_dict(EnvConfig, _merged(asdict(env), _table(others, "env")), "env.")
+    return found
 
 
 def _references(table: Mapping[str, Any], panels: list[str]) -> dict[str, dict[str, float]]:

@@ -24,6 +24,10 @@ def finish(
         config=asdict(cell.config),
         episodes=cell.episodes,
         scores=list(scores),
+        elsewhere={
+            name: {"env": asdict(env), "scores": [score / 2 for score in scores]}
+            for name, env in cell.elsewhere.items()
+        },
         agent_steps=9_000,
         frames=9_000,
         updates=90,

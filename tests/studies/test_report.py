@@ -68,9 +68,19 @@ def test_what_the_learner_measured_of_itself_is_told_with_its_spread(tmp_path: P
     finish(tmp_path, cells["small__gru-b8__0"], [1.0])
     text = write_report(study, tmp_path)
     assert "| agent steps | minutes | ΔQ last | churn |" in text
-    assert "| 9,000 | 1.5 | 0.38 (0.25 to 0.5) | 0.1 (0.1 to 0.1) |" in text
+    assert "| 9,000 | 1.5 | 0.375 (0.25 to 0.5) | 0.1 (0.1 to 0.1) |" in text
     assert "| 9,000 | 1.5 |  |  |" in text
     assert "second half of a run" in (tmp_path / "README.md").read_text(encoding="utf-8")
+
+
+def test_what_the_weights_come_to_elsewhere_has_a_table_of_its_own(tmp_path: Path) -> None:
+    other = "[elsewhere.longer]\nenv.kwargs.size = 9\n[axes.memory]"
+    study = load_study(write(tmp_path, TWO_GAMES.replace("[axes.memory]", other)))
+    cells = {cell.name: cell for cell in study.cells}
+    finish(tmp_path, cells["small__gru-b32__0"], [1.0])
+    finish(tmp_path, cells["small__gru-b32__1"], [0.5])
+    text = write_report(study, tmp_path)
+    assert "| arm | longer |\n| --- | --- |\n| GRU, B32 | 0.375 (0.25 to 0.5) |" in text
 
 
 def test_a_study_of_which_nothing_has_finished_has_no_report(tmp_path: Path) -> None:

@@ -107,6 +107,18 @@ def test_a_run_that_has_ended_is_not_trained_again(tmp_path: Path) -> None:
     assert (second.resumed, second.weights_sha256) == (False, first.weights_sha256)
 
 
+def test_the_last_weights_play_elsewhere_too(tmp_path: Path) -> None:
+    text = SMALL.replace("seeds = [0, 1]", "seeds = [0]").replace("\nnone", "\n# none")
+    text = text.replace("[axes.memory]", "[elsewhere.hopeless]\nenv.kwargs = { max_steps = 1 }\n[axes.memory]")
+    study = run(tmp_path, text)
+    outcome = read_outcome(tmp_path / "out", study.cells[0])
+    assert outcome is not None
+    assert outcome.elsewhere["hopeless"]["scores"] == [0.0] * 5
+    assert max(outcome.scores) == 1.0
+    other = load_study(write(tmp_path, text.replace("max_steps = 1 ", "max_steps = 2 ")))
+    assert read_outcome(tmp_path / "out", other.cells[0]) is None, "other games, another outcome"
+
+
 def test_games_that_are_cut_short_do_not_keep_a_cell_from_finishing(tmp_path: Path) -> None:
     text = SMALL.replace("seeds = [0, 1]", "seeds = [0]").replace("\nnone", "\n# none")
     text = text.replace("episodes = 2 }", "episodes = 2, max_steps = 3 }")

@@ -69,6 +69,19 @@ def test_settings_of_the_axes_come_over_those_of_the_study_and_these_over_the_pr
     assert cells["small__gru-b32__1"].minutes == preset("gridworld").minutes
 
 
+def test_elsewhere_is_each_runs_own_environment_under_other_settings(tmp_path: Path) -> None:
+    other = "[elsewhere.flickering]\nenv = { flicker_probability = 0.9, kwargs.size = 7 }\n[axes.size]"
+    cells = {cell.name: cell for cell in load_study(write(tmp_path, FILE.replace("[axes.size]", other))).cells}
+    env = cells["large-slow__none-b8__4"].elsewhere["flickering"]
+    assert (env.id, env.flicker_probability, env.kwargs) == (
+        "drqn_dist/GridWorld-v0",
+        0.9,
+        {"maze": "cheese", "size": 7},
+    )
+    with pytest.raises(ConfigError, match=r"elsewhere\.flickering sets env, learner, but only env"):
+        load_study(write(tmp_path, FILE.replace("[axes.size]", other.replace("env =", "learner = {}\nenv ="))))
+
+
 def test_one_axis_makes_no_panels(tmp_path: Path) -> None:
     text = '[axes.memory]\nGRU = {preset = "dqn"}\nnone = {preset = "drqn"}\n[references]\nbest = 500'
     study = load_study(write(tmp_path, text))
