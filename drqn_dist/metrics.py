@@ -11,7 +11,7 @@ Every line of `metrics.jsonl` holds `agent_steps`, `frames` and `wall_s`, and an
     losses/td_error            mean absolute temporal-difference error
     losses/q_values            mean Q of the actions taken
     losses/grad_norm           gradient norm before clipping
-    probe/staleness_first      ΔQ of stored states after burn-in, at the first trained step (R2D2, figure 1)
+    probe/staleness_first      ΔQ after a window's burn-in, at its first trained step (after R2D2, figure 1)
     probe/staleness_last       the same at the last trained step
     probe/churn                share of greedy actions that one update changes
     replay/steps               agent steps stored

@@ -18,12 +18,15 @@ from drqn_dist.fragment import Fragment
 from drqn_dist.interfaces import EnvSpec, Fresh, Held, WindowDraws, WindowSource
 from drqn_dist.network.torso import ConvTorso, MlpTorso
 from drqn_dist.qlearning.priority import importance_weights
+from drqn_dist.seeding import derive_seed
 from learner.fragment_table import FragmentTable, Placement, Windows, check_fragment
 from learner.frame_store import FrameStore, Gathered, Staged, StorePlan, state_shape
 from learner.windows import pack, rows_of
 
 PROBED_WINDOWS = 4
-"""At most so many windows of a probed batch come with their episode's past."""
+"""At most so many windows of a probed batch come with their episode's past,"""
+PROBED_STEPS = 4_000
+"""and only such as lie in so many first steps of an episode: their past is kept and unrolled."""
 WAITING_DRAWS = 1
 """Prepared draws that may wait for the learner; one more is being prepared."""
 
@@ -54,7 +57,7 @@ class Batch(NamedTuple):
     """int64 [B], of the policy that acted at the window's start."""
     inserted_steps: int
     pasts: list[Past] | None = None
-    """Of the few batches whose windows are to be probed, for some of those that begin with a stored state."""
+    """Of the few batches whose windows are to be probed, for some of those that do not begin with their episode."""
 
 
 @dataclass
@@ -201,7 +204,8 @@ class Feed:
         """
         shards = config.replay.shards if config.mode == "ray" else 1
         slots, units = state_shape(config, spec)
-        self._slots = slots if config.learner.stored_state else 0
+        self._remembers = slots > 0
+        self._rng = np.random.default_rng(derive_seed(config.seed, "learner", 1))
         self.table = FragmentTable(config.window, shards, plan.capacity, config.learner.stored_state and slots > 0)
         self._gathers = plan.place == "host"
         self._pins = device.type == "cuda"
@@ -304,12 +308,14 @@ class Feed:
         return batches
 
     def _pasts_of(self, draws: WindowDraws, windows: Windows, first: int) -> list[Past]:
-        """Of the batch whose windows are numbered from `first` on in its draw."""
+        """Of some windows of the batch whose windows are numbered from `first` on in its draw, chosen at random:
+        where a window stands in its batch tells its age."""
         pasts: list[Past] = []
-        for window in range(self._windows if self._slots else 0):
+        for window in self._rng.permutation(self._windows if self._remembers else 0).tolist():
             n = first + window
-            begins_with_state = windows.first_steps[n] > 0
-            rows = self.table.since_start(int(draws.starts[n]), draws.chains[n]) if begins_with_state else None
+            rows = None
+            if 0 < draws.starts[n] < PROBED_STEPS:
+                rows = self.table.since_start(int(draws.starts[n]), draws.chains[n])
             if rows is not None:
                 places = torch.from_numpy(np.concatenate([rows, np.zeros(4, np.int64)])[:, None])
                 gathered = self.store.gather(*rows_of(places)) if self._gathers else None

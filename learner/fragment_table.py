@@ -245,7 +245,7 @@ class FragmentTable:
         ring, fragments = self._rings[chain[0] // SHARD_STRIDE], self._capacity.fragments
         offset = chain[0] // SHARD_STRIDE * fragments
         serials = [serial for serial in chain.tolist() if serial >= 0]
-        if serials[0] < ring.first or serials[-1] >= ring.end:  # it came along with the draw
+        if min(serials) < ring.first or max(serials) >= ring.end:  # some came along with the draw
             return None
         while self._first_step[offset + serials[0] % fragments] > 0:
             before = int(self._before[offset + serials[0] % fragments])

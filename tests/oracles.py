@@ -148,11 +148,13 @@ def window_errors(
 def staleness(
     config: TrainConfig, acted: QNetwork, network: QNetwork, episode: PlainEpisode, start: int
 ) -> tuple[float, float]:
-    """ΔQ at the first and the last trained step of a window whose stored state `acted` made."""
+    """ΔQ at the first and the last trained step of a window whose stored state, if it has one, `acted` made."""
     stack, first = config.env.stack_frames, max(0, start - config.learner.burn_in_steps)
     end = min(start + config.learner.unroll_steps, episode.num_steps)
     true, _ = step_through_all(network, episode, stack)
-    state = step_through_all(acted, episode, stack)[1][first]
+    state = network.initial_state(1)
+    if config.learner.stored_state:
+        state = step_through_all(acted, episode, stack)[1][first]
     mine, _ = step_through(network, episode, range(first, end), state, stack)
     largest = max(abs(q) for step in range(start, end) for q in true[step])
     first_off, last_off = (math.dist(mine[step], true[step]) / largest for step in (start, end - 1))

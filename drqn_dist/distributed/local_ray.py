@@ -12,6 +12,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import psutil
@@ -208,21 +209,27 @@ def _remove_leftovers(parent: Path) -> None:
 @contextlib.contextmanager
 def own_signals() -> Iterator[None]:
     """Puts the handlers of SIGINT and SIGTERM back at the end. A SIGINT is dealt with only then: an exception in the
-    midst of Ray's start can bring the process down."""
+    midst of Ray's start can bring the process down; the third one is, at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     came: list[int] = []
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def wait(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        if len(came) > 2:  # Ray hangs
+            raise KeyboardInterrupt
+
     if callable(handlers[signal.SIGINT]):
-        signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
+        signal.signal(signal.SIGINT, wait)
     try:
         yield
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler or signal.SIG_DFL)
-    if came:
-        signal.raise_signal(signal.SIGINT)
+        if came:
+            signal.raise_signal(signal.SIGINT)
 
 
 def reread_authentication() -> None:

@@ -28,6 +28,7 @@ from drqn_dist.distributed.channels import (
 )
 from drqn_dist.distributed.placement import ACTOR_OPTIONS, Placement
 from drqn_dist.distributed.remote_replay import find_replay
+from drqn_dist.envs.atari import PREFIX as ATARI
 from drqn_dist.interfaces import EnvSpec, WeightSnapshot
 from drqn_dist.seeding import derive_seed
 from drqn_dist.training.memory import plan_frame_store, usable_cores
@@ -130,7 +131,9 @@ class EvaluatorRole:
         torch.set_num_threads(self._config.actor.torch_threads)
         given = isinstance(source, WeightSnapshot)  # then training rests, and all cores are free
         if (episodes, given) not in self._evaluators:
-            acting = replace(self._config.actor, env_threads=usable_cores()) if given else self._config.actor
+            acting = self._config.actor
+            if given and self._config.env.id.startswith(ATARI):  # others may not bear threads
+                acting = replace(acting, env_threads=usable_cores())
             self._evaluators[episodes, given] = Evaluator(replace(self._config, actor=acting), episodes)
         weights = source if given else newest_weights(source)
         try:

@@ -11,7 +11,7 @@ from ray.exceptions import RayError
 
 from drqn_dist.checkpoint import write_atomically
 from drqn_dist.distributed.local_ray import LocalRay
-from drqn_dist.errors import DrqnError
+from drqn_dist.errors import DrqnError, RunFolderError
 from drqn_dist.studies.cell import outcome_path, run_cell
 from drqn_dist.studies.runner import Job, Place
 from drqn_dist.studies.study import Cell
@@ -55,8 +55,11 @@ class _Task:
             self._why = lines[-1] if lines else type(error).__name__
             return True
         path = outcome_path(self._out, self._cell)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, text.encode())
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, text.encode())
+        except OSError as error:
+            raise RunFolderError(f"cannot write {path}: {error.strerror or error}") from error
         return True
 
     def why(self) -> str:
@@ -72,12 +75,11 @@ class _Cluster:
     def start(self, cell: Cell) -> _Task:
         return _Task(cell, self._out, self._remote.remote(cell, str(self._runs.absolute())))
 
-    def stop(self, jobs: list[Job], insist: int) -> None:
+    def stop(self, jobs: list[Job], insist: int) -> int:
         answers = [job.answer for job in jobs if isinstance(job, _Task)]
         for answer in answers:
             ray.cancel(answer, force=insist > 0)
-        if answers:
-            ray.wait(answers, num_returns=len(answers), timeout=SAVE_S)
+        return len(ray.wait(answers, num_returns=len(answers), timeout=SAVE_S)[1]) if answers else 0
 
 
 @contextmanager

@@ -55,7 +55,8 @@ class GymBatch:
             for group in _split(rows, num_threads)
         ]
         self._sizes = [group.num_envs for group in self._groups]
-        self._threads = ThreadPoolExecutor(len(self._groups)) if len(self._groups) > 1 else None
+        # One for each group: many environments bear no change of thread.
+        self._threads = [ThreadPoolExecutor(1) for _ in self._groups] if len(self._groups) > 1 else []
         self.num_envs = num_envs
         self.spec = EnvSpec(self._encoder.shape, self._encoder.dtype, self._actions.num_actions, frames_per_step=1)
 
@@ -87,8 +88,8 @@ class GymBatch:
         return np.asarray(self._groups[0].render()[0], dtype=np.uint8)
 
     def close(self) -> None:
-        if self._threads is not None:
-            self._threads.shutdown()
+        for thread in self._threads:
+            thread.shutdown()
         for group in self._groups:
             group.close()
 
@@ -99,9 +100,13 @@ class GymBatch:
     ) -> list[npt.NDArray[Any]]:
         """Each group's answers to its part of [N, ...], put together again."""
         parts = np.split(rows, np.cumsum(self._sizes)[:-1])
-        if self._threads is None:
+        if not self._threads:
             return list(do(self._groups[0], parts[0]))
-        answers = list(self._threads.map(do, self._groups, parts))
+        under_way = [
+            thread.submit(do, group, part)
+            for thread, group, part in zip(self._threads, self._groups, parts, strict=True)
+        ]
+        answers = [answer.result() for answer in under_way]
         return [np.concatenate(answer) for answer in zip(*answers, strict=True)]
 
 

@@ -45,13 +45,13 @@ class Core(nn.Module):
         """
         if self.rnn is None:
             return features, state
-        features = self.before(features).to(features.dtype)
+        normed = self.before(features)
         if features.is_cuda:
             # Autocast would run cuDNN's cores in float16, whatever it is asked for.
             with torch.autocast("cuda", enabled=False):
-                outputs, final = self.rnn(features.float(), self._unpack(state))
+                outputs, final = self.rnn(normed.float(), self._unpack(state))
         else:
-            outputs, final = self.rnn(features, self._unpack(state.to(features.dtype)))
+            outputs, final = self.rnn(normed.to(features.dtype), self._unpack(state.to(features.dtype)))
         return self.after(outputs), self._pack(final)
 
     def burn_in(self, features: Tensor, skipped: Tensor, stride: int, state: Tensor) -> Tensor:

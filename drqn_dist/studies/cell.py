@@ -76,9 +76,9 @@ def read_outcome(out: Path, cell: Cell) -> Outcome | None:
         config = from_dict(TrainConfig, outcome.config)
     except FileNotFoundError:
         return None
-    except ConfigError:  # of a version with other settings
+    except (ConfigError, TypeError):  # of a version with other settings, or that kept other things
         return None
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise RunFolderError(f"{path} cannot be read: {error}; delete it, and the cell is run again") from error
     same = (
         not set(differences(config, cell.config)) - _IRRELEVANT

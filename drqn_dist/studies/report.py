@@ -105,9 +105,9 @@ def _protocol(study: Study, finished: Finished) -> str:
     ]
     if any(outcome.probes for _, outcome in finished):
         lines.append(
-            "ΔQ, of stored states after burn-in (R2D2, figure 1), at the first and last trained step, and churn, the "
-            "share of greedy actions that one update changes, are means over the second half of a run; in brackets the "
-            "lowest and highest seed."
+            "ΔQ, how far values after a window's burn-in are off those after the whole episode before (after R2D2, "
+            "figure 1), at the first and last trained step, and churn, the share of greedy actions that one update "
+            "changes, are means over the second half of a run; in brackets the lowest and highest seed."
         )
     lines += _environments(configs)
     if any(config.env.id.startswith(ATARI) for config in configs):

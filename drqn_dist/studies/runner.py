@@ -39,8 +39,9 @@ class Place(Protocol):
 
     def start(self, cell: Cell) -> Job: ...
 
-    def stop(self, jobs: list[Job], insist: int) -> None:
-        """Lets these save, and waits for them; insisting once, they are told to give that up, and twice, ended."""
+    def stop(self, jobs: list[Job], insist: int) -> int:
+        """Lets these save, and waits for them; insisting once, they are told to give that up, and twice, ended. Answers
+        how many have not ended in time."""
         ...
 
 
@@ -118,7 +119,9 @@ def _run(study: Study, waiting: list[Cell], place: Place, at_a_time: int, out: P
     finally:
         for insist in range(3):  # each further Ctrl-C insists more
             with suppress(KeyboardInterrupt):
-                place.stop([job for _, job, _ in running.values()], insist)
+                late = place.stop([job for _, job, _ in running.values()], insist)
+                if late:
+                    console.print(f"{late} runs did not save in time; they go on from their last checkpoints")
                 break
     if failed:
         raise RoleFailedError(f"{len(failed)} of {total} runs failed: {'; '.join(failed)}; logs in {runs}")
@@ -186,7 +189,7 @@ class _Here:
             ) from error
         return _Process(process, log, told_from)
 
-    def stop(self, jobs: list[Job], insist: int) -> None:
+    def stop(self, jobs: list[Job], insist: int) -> int:
         processes = [job for job in jobs if isinstance(job, _Process)]
         ways: list[Callable[[_Process], None]] = [
             _Process.hang_up,
@@ -197,6 +200,7 @@ class _Here:
             ways[insist](job)
         for job in processes:
             job.process.wait()
+        return 0
 
 
 @contextmanager

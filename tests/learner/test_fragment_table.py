@@ -296,6 +296,35 @@ def test_a_ring_promises_what_it_will_still_hold_and_keeps_the_promise() -> None
         assert (held.log, held.end - held.first) == (7, min(number, 4))
 
 
+def test_an_episode_is_followed_back_to_its_start_where_all_of_it_is_kept() -> None:
+    table = small_table(fragments=6)
+    table.begin(0, log=1, first=0)
+    for number in range(4):
+        table.place(0, full_fragment(SMALL, number))
+    whole = table.since_start(8, np.array([2, 3]))
+    assert whole is not None
+    assert whole.tolist() == [0, 1, 2, 3, 5, 6, 7, 8, 10, 11, 12, 13]  # a fragment has five rows, its last one apart
+    for number in range(4, 7):
+        table.place(0, full_fragment(SMALL, number))
+    assert table.since_start(8, np.array([2, 3])) is None, "the first fragment was driven out"
+
+
+def test_an_episode_whose_fragments_came_in_another_order_or_with_a_gap_is_not_followed() -> None:
+    table = small_table(fragments=6)
+    table.begin(0, log=1, first=0)
+    for number in (1, 0, 2, 3):
+        table.place(0, full_fragment(SMALL, number))
+    assert table.since_start(12, np.array([3, -1])) is None, "what came right before the third is not the second"
+    # The window itself may be read in whatever order it came,
+    found = table.since_start(0, np.array([1, 0]))
+    assert found is not None
+    assert found.tolist() == [5, 6, 7, 8]
+    for number in (4, 5, 6):
+        table.place(0, full_fragment(SMALL, number))
+    # but not when one of its fragments, here the first that came, has been driven out.
+    assert table.since_start(0, np.array([1, 0])) is None
+
+
 def test_fragments_of_every_shard_have_their_own_rows() -> None:
     table = small_table(fragments=6, shards=3)
     rows = []
