@@ -7,11 +7,14 @@ from typing import Any
 
 import pytest
 
+from drqn_dist.distributed.study_tasks import cluster
 from drqn_dist.errors import ConfigError, RoleFailedError
+from drqn_dist.experiments.run_folder import open_run
 from drqn_dist.studies.cell import outcome_path, read_outcome
 from drqn_dist.studies.runner import run_study
 from drqn_dist.studies.study import load_study
-from tests.studies.test_runner import SMALL
+from tests.runs import until
+from tests.studies.test_runner import LONG, SMALL
 from tests.studies.test_study import write
 
 
@@ -27,6 +30,22 @@ def test_cells_are_tasks_and_their_outcomes_come_back(local_ray: Any, tmp_path: 
     assert outcome is not None
     assert len(outcome.scores) == 5
     assert any((tmp_path / "runs" / "none__0").glob("*/checkpoints/*"))
+
+
+def test_a_task_that_is_stopped_saves_its_run(local_ray: Any, tmp_path: Path) -> None:
+    (cell, *_) = load_study(write(tmp_path, LONG)).cells
+    out, runs = tmp_path / "out", tmp_path / "runs"
+    with cluster("auto", out, runs) as place:
+        job = place.start(cell)
+        until(lambda: any(runs.glob("gru__0/*/metrics.jsonl")), "the run to begin")
+        assert not job.ended()
+        assert place.stop([job], insist=0) == 0
+        assert job.ended()
+    (folder,) = runs.glob("gru__0/*")
+    run = open_run(folder)
+    assert run.read_summary().stopped_by == "signal"
+    assert run.checkpoints.latest() is not None
+    assert read_outcome(out, cell) is None
 
 
 def test_a_cell_that_starts_ray_is_no_task_of_it(tmp_path: Path) -> None:
