@@ -183,6 +183,7 @@ def command(root: Path, *arguments: str) -> Iterator[Command]:
     [
         ("serial", signal.SIGINT, True),
         ("serial", signal.SIGTERM, False),
+        ("serial", signal.SIGHUP, False),
         pytest.param("ray", signal.SIGINT, True, marks=pytest.mark.ray),
         pytest.param("ray", signal.SIGTERM, False, marks=pytest.mark.ray),
     ],

@@ -104,8 +104,8 @@ def _start_session(config: TrainConfig, restored: Saved | None) -> Session:
 
 
 class _StopRequest:
-    """Set by SIGINT or SIGTERM; a second one stops at once, unless it comes so soon that it is the same again: a key
-    held down, or one signal to the terminal's processes and another to this one."""
+    """Set by SIGINT, SIGTERM or SIGHUP; a second one stops at once, unless it comes so soon that it is the same again:
+    a key held down, or one signal to the terminal's processes and another to this one."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -349,8 +349,11 @@ def _scores(evaluation: Evaluation) -> str:
 @contextmanager
 def _signals() -> Iterator[_StopRequest]:
     stop = _StopRequest()
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup: it is to outlive its terminal
+        numbers.append(signal.SIGHUP)
     try:
-        old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        old = {number: signal.signal(number, stop) for number in numbers}
     except ValueError:  # not the main thread: whoever called from there handles signals
         old = {}
     try:
