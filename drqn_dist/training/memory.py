@@ -13,6 +13,7 @@ from drqn_dist.config import TrainConfig
 from drqn_dist.errors import ConfigError
 from drqn_dist.interfaces import EnvSpec
 from drqn_dist.network.q_network import QNetwork
+from learner.feed import PROBED_STEPS, PROBED_WINDOWS
 from learner.frame_store import StorePlan, plan_store
 from learner.learner import resolve_device
 
@@ -51,6 +52,8 @@ def estimate_memory(config: TrainConfig, spec: EnvSpec) -> dict[str, int]:
     copies = 5 + 2 * (config.num_actors + 1) + 1
     in_flight = config.num_actors * config.actor.max_pushes_in_flight * (window.fragment + 1) * step
     open_fragments = config.total_envs * (window.fragment + window.total + 1 + config.push_period) * step
+    # Where the frame store lies in host memory beside a GPU, the episodes behind probed windows travel whole.
+    pasts = 0 if learner.probe_period_updates is None else PROBED_WINDOWS * PROBED_STEPS
     resident = PROCESS_BYTES
     if config.mode == "ray":  # besides the driver
         resident += processes(config) * PROCESS_BYTES + RAY_BYTES
@@ -58,6 +61,7 @@ def estimate_memory(config: TrainConfig, spec: EnvSpec) -> dict[str, int]:
         "replay": stored + fragments * FRAGMENT_OVERHEAD_BYTES,
         "training step": batch_steps * activations * 4,
         "network": copies * parameters * 4,
+        "probe": pasts * (frame + 12),
         "actors": in_flight + open_fragments,
         "processes": resident,
     }
@@ -102,6 +106,7 @@ def check_memory(config: TrainConfig, spec: EnvSpec, available_bytes: int | None
             "frame store": "lower learner.frame_store_bytes or learner.batches_per_draw",
             "training step": "lower learner.batch_windows or the window",
             "network": "lower network.torso_units or network.core_units",
+            "probe": "use --learner.probe-period-updates None",
             "actors": "lower actors, actor.envs_per_actor or actor.max_pushes_in_flight",
             "processes": "lower actors or use --mode serial",
         }[largest]
