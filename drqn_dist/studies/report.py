@@ -238,6 +238,8 @@ def _csv(finished: Finished) -> str:
 
 
 def _draw(study: Study, finished: Finished, out: Path) -> None:
+    from matplotlib.ticker import EngFormatter  # takes a second to import
+
     with figure(out, (4.5, 3.6), 110, len(study.panels)) as drawn:
         for axes, panel in zip(drawn, study.panels, strict=True):
             for index, arm in enumerate(study.arms):
@@ -253,6 +255,7 @@ def _draw(study: Study, finished: Finished, out: Path) -> None:
                 axes.axhline(value, color="grey", linestyle=style, linewidth=1, label=name)
             axes.set_title(panel, fontsize=10)
             axes.set_xlabel("agent steps")
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
             axes.grid(alpha=0.25, linewidth=0.6)
             axes.spines[["top", "right"]].set_visible(False)
         for axes in drawn[::PANELS_ACROSS]:
