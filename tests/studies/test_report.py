@@ -43,9 +43,9 @@ def test_a_report_tells_every_arm_that_has_finished(tmp_path: Path) -> None:
     finish(tmp_path, by_name["large-slow__none-b8__4"], scores=[12.34, 12.34])
     text = write_report(study, tmp_path)
     # last evaluations: (0.2 + 0.3 + 0.4 + 0.5 + 0.6 + 5 * 0.2) / 10 = 0.3
-    assert "| GRU, B32 | 2 | **0.75** | 0.75 | 0.50 to 1.00 | 0.50, 1.00 | 0.30 | 9,000 | 1.5 |" in text
-    assert "| none, B8 | 1 | **12.3** | 12.3 |  | 12.3 | 0.00 | 9,000 | 1.5 |" in text
-    assert "| by hand |  | 0.50 |" in text
+    assert "| GRU, B32 | 2 | **0.750** | 0.750 | 0.500 to 1.000 | 0.500, 1.000 | 0.300 | 9,000 | 1.5 |" in text
+    assert "| none, B8 | 1 | **12.3** | 12.3 |  | 12.3 | 0.000 | 9,000 | 1.5 |" in text
+    assert "| by hand |  | 0.500 |" in text
     assert "GRU, B8" not in text
     page = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert page.startswith("# Which memory?\n")
