@@ -190,14 +190,6 @@ class LearnerConfig(Bounded):
     probe_period_updates: Annotated[int | None, Within(1, 10**12, "never")] = 1_000
     """Every so many updates the learner measures how stale stored states are and how many greedy actions an update
     changes, for about the time of five updates and of playing four episodes; None: never."""
-    averaging: Annotated[float, Within(0, 0.99999)] = 0.0
-    """Decay per update of the average of weights that acts and is evaluated; 0: the newest weights do. Serial mode."""
-    munchausen: Annotated[float, Within(0, 1)] = 0.0
-    """Share α of the scaled log-policy that is added to rewards, with soft values behind them (Vieillard et al. 2020,
-    arXiv:2007.14430: 0.9 at temperature 0.03, clipped at -1); 0: off."""
-    trust_region: Annotated[float, Within(0, 1e9)] = 0.0
-    """Errors are left out that would move a value further from the target network's than so many standard deviations of
-    the batch's errors, by which loss and priorities are divided (MEME, Kapturowski et al. 2022: 2); 0: off."""
     frame_store: Literal["auto", "device", "host"] = "auto"
     """Where the learner keeps decoded frames: auto takes its device if they all fit there, else host memory, and where
     they fit in neither the newest part of them; device and host ask for one place."""

@@ -225,10 +225,6 @@ class Learner:
         if watched is not None and before is not None:
             self._probes["churn"].append(churn(before, self._probe.greedy(watched), watched.mask))
         state.updates += 1
-        if config.averaging:
-            decay = min(config.averaging, state.updates / (state.updates + 10))
-            with torch.no_grad():
-                torch._foreach_lerp_(list(state.played.parameters()), list(state.network.parameters()), 1 - decay)
         # Sent right behind what computed it; on a GPU it is read some updates later.
         self._outbox.post(outputs, partial(self._take, batch.ids, state.updates))
         self._outbox.collect()
@@ -237,7 +233,7 @@ class Learner:
         if state.updates % config.target_period_updates == 0:
             state.copy_target()
         if state.updates % config.publish_period_updates == 0:
-            self._publisher.publish(state.played, state.updates, self._outbox)
+            self._publisher.publish(state.network, state.updates, self._outbox)
 
     def _take(self, ids: npt.NDArray[np.int64], update: int, outputs: Array) -> None:
         """Deals with what an update answered."""

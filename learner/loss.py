@@ -74,44 +74,14 @@ def td_loss(
     with torch.no_grad():
         h = value_transform(config.rescale_values)
         rewards = learnt_rewards(windows.rewards, config)
-        if config.munchausen:
-            rewards, values = munchausen(rewards, h.invert(target_values), windows.actions, config.munchausen)
-            rewards = torch.where(windows.steps_left > 0, rewards, 0.0)  # nothing behind the end
-        else:
-            values = h.invert(target_values.gather(-1, best_values.argmax(-1, keepdim=True)).squeeze(-1))
+        values = h.invert(target_values.gather(-1, best_values.argmax(-1, keepdim=True)).squeeze(-1))
         returns = n_step_targets(rewards, values, windows.steps_left, windows.terminated, config.n_step, config.gamma)
         y = h.apply(returns)
     if config.loss == "huber":
         errors = F.smooth_l1_loss(q_taken, y, reduction="none")
     else:
         errors = 0.5 * F.mse_loss(q_taken, y, reduction="none")
-    mask = windows.mask
-    deviation = 1.0
-    if config.trust_region:
-        with torch.no_grad():
-            error, count = (y - q_taken) * mask, mask.sum().clamp(min=1.0)
-            deviation = (error.square().sum() / count - (error.sum() / count).square()).clamp(min=1e-4).sqrt()
-            frozen = target_values[:, :steps].gather(-1, windows.actions[:, :steps, None]).squeeze(-1)
-            away = q_taken - frozen
-            further = (away.abs() > config.trust_region * deviation) & (away.sign() != (q_taken - y).sign())
-            mask = mask * ~further
-        errors = F.mse_loss(q_taken / deviation, y / deviation, reduction="none") * 0.5
-    total = (errors * mask * weights[:, None]).sum()
+    total = (errors * windows.mask * weights[:, None]).sum()
     loss = total / (len(weights) if config.loss_over_time == "sum" else windows.mask.sum().clamp(min=1.0))
     q_taken = q_taken.detach()
-    return TdLoss(loss, (y - q_taken) / deviation, q_taken)
-
-
-def munchausen(rewards: Tensor, target_values: Tensor, actions: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """r + α·clip(τ log π(a|s), -1, 0) and Σ_a π(a|s)(q(s, a) - τ log π(a|s)), with π = softmax(q / τ), τ = 0.03.
-
-    Args:
-        rewards: float32 [B, M].
-        target_values: float32 [B, M, A].
-        actions: int64 [B, M].
-    """
-    temperature = 0.03
-    scaled = temperature * torch.log_softmax(target_values / temperature, -1)
-    taken = scaled.gather(-1, actions[..., None]).squeeze(-1).clamp(-1.0, 0.0)
-    soft = temperature * torch.logsumexp(target_values / temperature, -1)
-    return rewards + share * taken, soft
+    return TdLoss(loss, y - q_taken, q_taken)

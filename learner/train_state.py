@@ -1,7 +1,5 @@
 """Everything the learner must keep to go on later."""
 
-from copy import deepcopy
-
 import torch
 from torch import Tensor
 
@@ -27,7 +25,6 @@ class TrainState:
         for module in (*self.network.modules(), *self.target.modules()):
             if isinstance(module, torch.nn.RNNBase):
                 module.flatten_parameters()  # or cuDNN copies them together at every call
-        self.played = deepcopy(self.network) if config.learner.averaging else self.network
         self.optimizer = _optimizer(self.network, config.learner, device)
         self._slots = _SLOTS[config.learner.optimizer]
         self._make_moments()
@@ -68,7 +65,7 @@ class TrainState:
 
     def to_tensors(self) -> dict[str, Tensor]:
         """All tensors, on the CPU, by names such as network.core.rnn.weight_ih_l0 and optimizer.3.exp_avg."""
-        tensors = {f"network.{k}": v for k, v in self.played.state_dict().items()}
+        tensors = {f"network.{k}": v for k, v in self.network.state_dict().items()}
         tensors |= {f"target.{k}": v for k, v in self.target.state_dict().items()}
         tensors |= {f"optimizer.{name}": moment for name, moment in self._moments().items()}
         return {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}

@@ -113,7 +113,7 @@ class SerialSession:
         if episodes not in self._evaluators:
             self._evaluators[episodes] = Evaluator(self._config, episodes)
         state = self.learner.state
-        weights = WeightSnapshot(state.updates, state.played.to_vector())
+        weights = WeightSnapshot(state.updates, state.network.to_vector())
         with _playing("the evaluator"):
             return self._evaluators[episodes].evaluate(weights, seed, progress, stopping)
 
