@@ -86,7 +86,7 @@ def _page(study: Study, finished: Finished, tables: str) -> str:
         parts.append(f"Stopped, and gone on with a replay that had to fill again: {', '.join(resumed)}.")
     parts += [tables, "![Learning curves](curves.png)"]
     parts.append(
-        f"`drqn-dist study studies/{study.name}.toml` makes this page. Lines are means of greedy evaluations over "
+        f"`drqn-dist study` made this page of `{study.name}.toml`. Lines are means of greedy evaluations over "
         "seeds, shades their lowest and highest. `cells/` holds each run's configuration, scores, curves, versions and "
         "machine."
     )
@@ -101,6 +101,7 @@ def _protocol(study: Study, finished: Finished) -> str:
         f"greedily{_shared(configs, 'epsilon')} by the weights of the run's end.",
         "The interval is a percentile bootstrap of the mean over seeds; with few seeds it is too narrow: of normal "
         "figures it holds the true mean in 75 % of cases with three seeds, 84 % with five, 91 % with ten.",
+        f"*Last evaluations* is the mean over each run's last {LAST_EVALUATIONS} evaluations while it trained.",
         _ends([outcome for _, outcome in finished]),
     ]
     if any(outcome.probes for _, outcome in finished):

@@ -12,12 +12,14 @@ from typing import IO, Protocol
 
 from rich.console import Console
 
+from drqn_dist.config import EnvConfig
+from drqn_dist.envs.make import env_spec
 from drqn_dist.errors import ConfigError, RoleFailedError, RunFolderError
 from drqn_dist.studies.cell import read_outcome
 from drqn_dist.studies.study import Cell, Study
 from drqn_dist.training.memory import usable_cores
 
-POLL_S = 0.2
+POLL_S = 0.5
 NAMED = 4
 """At most so many running cells are named on the screen."""
 
@@ -57,18 +59,30 @@ def run_study(study: Study, out: Path, runs: Path, jobs: int | None, address: st
 
     Raises:
         ConfigError: jobs is not positive, or a cell that starts Ray is to be a task of it.
+        EnvError: an environment cannot be made; nothing was run.
         RunFolderError: a folder cannot be made.
         RoleFailedError: cells failed; the others have finished.
     """
     if jobs is not None and jobs < 1:
         raise ConfigError(f"--jobs is {jobs}, but must be at least 1")
     waiting = [cell for cell in study.cells if read_outcome(out, cell) is None]
+    _try_environments(waiting)
     if jobs is None and address is not None:
         jobs = max(1, len(waiting))
     elif jobs is None:
         jobs = usable_cores() if all(cell.config.mode == "serial" for cell in study.cells) else 1
     with _place(study, out, runs, address) as place:
         _run(study, waiting, place, jobs, out, runs)
+
+
+def _try_environments(cells: list[Cell]) -> None:
+    """Makes each environment once: what is missing or misspelt is to be known before hours of training, not after."""
+    known: list[EnvConfig] = []
+    for cell in cells:
+        for env in (cell.config.env, *cell.elsewhere.values()):
+            if env not in known:
+                known.append(env)
+                env_spec(env)
 
 
 def _place(study: Study, out: Path, runs: Path, address: str | None) -> AbstractContextManager[Place]:
@@ -86,6 +100,10 @@ def _run(study: Study, waiting: list[Cell], place: Place, at_a_time: int, out: P
     console = Console(stderr=True, highlight=False)
     total, left, began = len(study.cells), len(waiting), time.monotonic()
     console.print(f"{study.title}: {total} runs, {total - left} finished before; {at_a_time} at a time, in {runs}")
+    if not waiting:
+        console.print(
+            f"nothing is left to run: all outcomes lie in {out}; --out and --runs name other folders to run it anew"
+        )
     running: dict[str, tuple[Cell, Job, float]] = {}
     failed: list[str] = []
     done = 0
@@ -95,9 +113,12 @@ def _run(study: Study, waiting: list[Cell], place: Place, at_a_time: int, out: P
                 while waiting and len(running) < at_a_time:
                     cell = waiting.pop(0)
                     running[cell.name] = (cell, place.start(cell), time.monotonic())
-                shown = [f"{name} ({_minutes_since(since):.1f} min)" for name, (*_, since) in running.items()]
+                shares = {name: _share_done(runs, cell) for name, (cell, *_) in running.items()}
+                shown = [f"{name} ({share:.0%})" for name, share in shares.items()]
                 more = f" and {len(shown) - NAMED} more" if len(shown) > NAMED else ""
-                status.update(f"{left - done} to go: {', '.join(shown[:NAMED])}{more}")
+                worked = done + sum(shares.values())
+                eta = f", about {_minutes(_minutes_since(began) * (left - worked) / worked)}" if worked > 0.02 else ""
+                status.update(f"{left - done} to go{eta}: {', '.join(shown[:NAMED])}{more}")
                 time.sleep(POLL_S)
                 for cell, job, since in [entry for entry in running.values() if entry[1].ended()]:
                     del running[cell.name]
@@ -108,11 +129,7 @@ def _run(study: Study, waiting: list[Cell], place: Place, at_a_time: int, out: P
                         told = "FAILED"
                     else:
                         told = f"mean return {sum(outcome.scores) / len(outcome.scores):.2f}"
-                    to_go = _minutes_since(began) * (left - done) / done
-                    console.print(
-                        f"{cell.name}: {told}, {_minutes_since(since):.1f} min; {left - done} to go, about "
-                        f"{to_go:.{0 if to_go >= 10 else 1}f} min"
-                    )
+                    console.print(f"{cell.name}: {told}, {_minutes(_minutes_since(since))}; {left - done} to go")
     except KeyboardInterrupt:
         console.print(f"stopping: {len(running)} runs save themselves; the same command goes on with them")
         raise
@@ -125,6 +142,23 @@ def _run(study: Study, waiting: list[Cell], place: Place, at_a_time: int, out: P
                 break
     if failed:
         raise RoleFailedError(f"{len(failed)} of {total} runs failed: {'; '.join(failed)}; logs in {runs}")
+
+
+def _share_done(runs: Path, cell: Cell) -> float:
+    """Of a run's steps, by the last line of its metrics; 0 where they are not here (yet)."""
+    newest = max(runs.glob(f"{cell.name}/*/metrics.jsonl"), key=lambda path: path.stat().st_mtime, default=None)
+    if newest is None:
+        return 0.0
+    with open(newest, "rb") as file:
+        file.seek(max(0, newest.stat().st_size - 8192))
+        lines = file.read().split(b"\n")[:-1]
+    with suppress(IndexError, ValueError, KeyError):  # nothing whole yet
+        return min(1.0, float(json.loads(lines[-1])["agent_steps"] / cell.config.total_steps))
+    return 0.0
+
+
+def _minutes(minutes: float) -> str:
+    return f"{minutes:.{0 if minutes >= 10 else 1}f} min"
 
 
 def _minutes_since(moment_s: float) -> float:

@@ -20,9 +20,11 @@ from tests.studies.test_study import write
 
 def test_cells_are_tasks_and_their_outcomes_come_back(local_ray: Any, tmp_path: Path) -> None:
     text = SMALL.replace("seeds = [0, 1]", "seeds = [0]")
-    text = text.replace("GRU = {}", 'GRU = { env.id = "nowhere:Maze-v0", env.kwargs = {} }')
+    text = text.replace("GRU = {}", 'GRU = { learner.device = "cuda:99" }')
     study = load_study(write(tmp_path, text))
-    with pytest.raises(RoleFailedError, match=r"1 of 2 runs failed: gru__0 \(.*EnvError: .*'nowhere'"):
+    with pytest.raises(
+        RoleFailedError, match=r"1 of 2 runs failed: gru__0 \(.*ConfigError: learner\.device is 'cuda:99'"
+    ):
         run_study(study, tmp_path / "out", tmp_path / "runs", jobs=None, address="auto")
     gru, none = study.cells
     assert not outcome_path(tmp_path / "out", gru).exists()

@@ -12,12 +12,12 @@ import psutil
 import pytest
 
 from drqn_dist.checkpoint import Checkpoint
-from drqn_dist.errors import ConfigError, RoleFailedError
+from drqn_dist.errors import ConfigError, EnvError, RoleFailedError
 from drqn_dist.experiments.run_folder import open_run
 from drqn_dist.presets import preset
 from drqn_dist.studies.cell import CURVE_POINTS, _curve, _probes, _with_time_left, outcome_path, read_outcome
 from drqn_dist.studies.report import write_report
-from drqn_dist.studies.runner import run_study
+from drqn_dist.studies.runner import _share_done, run_study
 from drqn_dist.studies.study import Study, load_study
 from tests.runs import until
 from tests.studies.test_study import write
@@ -68,12 +68,41 @@ def test_every_cell_is_run_once_and_kept(tmp_path: Path) -> None:
 
 
 def test_a_cell_that_fails_is_told_and_the_others_finish(tmp_path: Path) -> None:
-    text = SMALL.replace("GRU = {}", 'GRU = { env.id = "nowhere:Maze-v0", env.kwargs = {}, seeds = [0] }')
-    with pytest.raises(RoleFailedError, match=r"1 of 2 runs failed: gru__0 \(error: .*'nowhere'"):
+    text = SMALL.replace("GRU = {}", 'GRU = { learner.device = "cuda:99", seeds = [0] }')
+    with pytest.raises(RoleFailedError, match=r"1 of 2 runs failed: gru__0 \(error: learner\.device is 'cuda:99'"):
         run(tmp_path, text, jobs=1)
     assert [
         cell.name for cell in load_study(tmp_path / "which.toml").cells if outcome_path(tmp_path / "out", cell).exists()
     ] == ["none__0"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("none = { network", 'none = { env.id = "nowhere:Maze-v0", env.kwargs = {}, network', "'nowhere'"),
+        ("[axes.memory]", "[elsewhere.other]\nenv.kwargs.maze = 'tmaz'\n[axes.memory]", "'tmaz'"),
+    ],
+)
+def test_an_environment_that_cannot_be_made_is_told_before_anything_is_run(
+    tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    with pytest.raises(EnvError, match=message):
+        run(tmp_path, SMALL.replace(old, new))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_how_far_a_run_has_come_is_read_from_its_metrics(tmp_path: Path) -> None:
+    (cell, *_) = load_study(write(tmp_path, SMALL)).cells
+    assert _share_done(tmp_path, cell) == 0.0
+    folder = tmp_path / cell.name / "maze__1"
+    folder.mkdir(parents=True)
+    for text, share in (
+        ("", 0.0),
+        ('{"agent_steps": 300}\n{"agent_steps": 900', 0.2),
+        ('{"agent_steps": 1600}\n', 1.0),
+    ):
+        (folder / "metrics.jsonl").write_text(text)
+        assert _share_done(tmp_path, cell) == share
 
 
 def test_a_cell_is_run_by_one_process_at_a_time(tmp_path: Path) -> None:
