@@ -52,12 +52,6 @@ class LearnerStats:
     """Seconds spent waiting for batches."""
     train_s: float
     """Seconds spent on updates: on a GPU, on enqueueing them."""
-    staleness_first: float = float("nan")
-    """ΔQ at the first trained step, see `probe.Staleness`; like the next two a mean over probes, NaN without any."""
-    staleness_last: float = float("nan")
-    """ΔQ at the last trained step."""
-    churn: float = float("nan")
-    """Share of greedy actions that one update changes."""
     arrived: int = 0
     """Updates behind the means of loss, error, value and gradient; on a GPU the last ones come with the next piece."""
     wall_s: float = 0.0
@@ -66,6 +60,12 @@ class LearnerStats:
     """CPU seconds of its process, all threads, since then."""
     told_s: float = 0.0
     """When it was asked, in seconds since 1970."""
+    staleness_first: float = float("nan")
+    """ΔQ at the first trained step, see `probe.Staleness`; like the next two a mean over probes, NaN without any."""
+    staleness_last: float = float("nan")
+    """ΔQ at the last trained step."""
+    churn: float = float("nan")
+    """Share of greedy actions that one update changes."""
 
 
 def resolve_device(name: str) -> torch.device:

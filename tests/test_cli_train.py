@@ -192,7 +192,9 @@ def test_a_signal_ends_the_run_with_checkpoint_and_summary_and_it_can_be_resumed
     mode: str, number: signal.Signals, to_all: bool, tmp_path: Path
 ) -> None:
     arguments = [*TINY, "--mode", mode, "--run-dir", str(tmp_path / "runs"), "--total-steps", "100000000"]
+    ours = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it would be ignored, and by all children
     with command(tmp_path, *arguments) as run:
+        signal.signal(signal.SIGHUP, ours)
         run.trains()
         if mode == "ray":
             _expect_a_token(run.process.pid)

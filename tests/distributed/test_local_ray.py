@@ -16,7 +16,7 @@ import ray
 
 from drqn_dist.distributed.local_ray import _remove_leftovers, _require_listener, locked, own_signals
 from drqn_dist.errors import ConfigError
-from tests.runs import tells_metrics
+from tests.runs import tells_metrics, until
 
 
 def test_folders_of_killed_runs_are_removed_and_those_in_use_stay(tmp_path: Path) -> None:
@@ -67,13 +67,17 @@ def test_a_ray_that_starts_only_in_part_leaves_nothing_behind() -> None:
 def test_answers_of_shards_travel_with_the_reply(local_ray: None) -> None:
     """Whoever owns what went through the object store knows where it lies."""
 
-    def places(num_bytes: int) -> Any:
+    def answer(num_bytes: int) -> Any:
         ref = ray.remote(lambda: bytes(num_bytes)).options(num_cpus=0).remote()
         ray.wait([ref])
+        return ref
+
+    def places(ref: Any) -> Any:
         return ray.experimental.get_object_locations([ref])[ref]["node_ids"]
 
-    assert places(200_000) == []
-    assert len(places(1_000_000)) == 1
+    small, large = answer(200_000), answer(1_000_000)
+    until(lambda: len(places(large)) == 1, "the owner to hear where the large one lies")
+    assert places(small) == []
 
 
 @pytest.mark.ray

@@ -138,13 +138,14 @@ def test_a_run_that_has_ended_is_not_trained_again(tmp_path: Path) -> None:
 
 def test_the_last_weights_play_elsewhere_too(tmp_path: Path) -> None:
     text = SMALL.replace("seeds = [0, 1]", "seeds = [0]").replace("\nnone", "\n# none")
-    text = text.replace("[axes.memory]", "[elsewhere.hopeless]\nenv.kwargs = { max_steps = 1 }\n[axes.memory]")
+    text = text.replace('env.kwargs = { maze = "tmaze", size = 2 }', 'env.id = "drqn_dist/PositionOnlyCartPole-v0"')
+    text = text.replace("[axes.memory]", "[elsewhere.short]\nenv.kwargs = { max_episode_steps = 3 }\n[axes.memory]")
     study = run(tmp_path, text)
     outcome = read_outcome(tmp_path / "out", study.cells[0])
     assert outcome is not None
-    assert outcome.elsewhere["hopeless"]["scores"] == [0.0] * 5
-    assert max(outcome.scores) == 1.0
-    other = load_study(write(tmp_path, text.replace("max_steps = 1 ", "max_steps = 2 ")))
+    assert outcome.elsewhere["short"]["scores"] == [3.0] * 5
+    assert min(outcome.scores) > 3.0
+    other = load_study(write(tmp_path, text.replace("max_episode_steps = 3", "max_episode_steps = 2")))
     assert read_outcome(tmp_path / "out", other.cells[0]) is None, "other games, another outcome"
 
 

@@ -273,7 +273,7 @@ def test_a_capacity_that_evicts_windows_before_they_can_be_drawn_is_refused_with
 
 def test_a_checkpoint_can_be_read_back_by_name(done: Done) -> None:
     tensors, meta = checkpoint.load(sorted((done.folder / "checkpoints").iterdir())[-1])
-    assert meta.keys() == {"learner", "replay", "incarnation", "agent_steps", "wall_s", "final_seed"}
+    assert meta.keys() == {"learner", "replay", "incarnation", "agent_steps", "wall_s", "starts", "final_seed"}
     assert "network.core.rnn.weight_ih_l0" in tensors or any(name.startswith("network.") for name in tensors)
 
 
