@@ -256,6 +256,19 @@ def test_staleness_is_what_an_episode_played_again_from_its_start_would_have_tol
             assert found == pytest.approx(staleness(config, acted, network, episode, place.start), rel=1e-3, abs=1e-5)
 
 
+def test_probed_windows_stand_anywhere_in_their_batch() -> None:
+    """Draws are stratified: the first ones of a batch are the oldest."""
+    config = tiny_config(
+        learner={"batch_windows": 16, "unroll_steps": 2, "probe_period_updates": 1}, actor={"fragment_steps": 2}
+    )
+    played = play(config, VECTOR, [[Script(60)]], steps=60, network=make_network(config, VECTOR))
+    chosen: Counter[int] = Counter()
+    for read in read_all(config, VECTOR, played, Memory(fresh_limit=5)):
+        chosen.update(past.window for past in read.batch.pasts or ())
+    assert chosen, "windows were probed"
+    assert max(chosen) >= 12
+
+
 @THOROUGH
 @given(configs(), SCRIPTS, st.integers(0, 10**6))
 def test_every_step_of_every_episode_is_trained_and_without_overlap_exactly_once(
