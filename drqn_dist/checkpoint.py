@@ -6,7 +6,6 @@ safetensors holds raw arrays and a JSON header, so loading one cannot execute co
 import contextlib
 import json
 import logging
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import safetensors.torch
 import torch
 
 from drqn_dist.errors import CheckpointError
+from drqn_dist.files import write_atomically
 
 FORMAT = "drqn-dist-checkpoint"
 FORMAT_VERSION = 3
@@ -44,30 +44,6 @@ def save(path: Path, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any
             f"could not write checkpoint {path}: {error.strerror or error}; the previous checkpoint, if any, is "
             "untouched; free some space or check the folder's permissions"
         ) from error
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file, all or nothing.
-
-    The bytes go to a temporary file in the same folder and reach the disk before they take the name `path`, so a
-    crash or a full disk leaves whatever was there before.
-    """
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the rename survives a power cut
-    finally:
-        os.close(folder)
 
 
 def load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -239,6 +239,11 @@ class ReplayConfig(Bounded):
     """Processes that hold equal parts of the capacity, fed by the actors in turn (Ray mode)."""
     max_fragment_bytes: Annotated[int, Within(1, 2**40)] = 64 * 1024**2
     """A pushed fragment larger than this, packed or unpacked, is refused."""
+    journal: bool = True
+    """Keep what is stored in the run folder as well, so that a restarted replay, or a resumed run, has it back."""
+    journal_sync_s: Annotated[float, Within(0.01, 3600)] = 1.0
+    """Seconds after which what was written is on the disk: what a machine that loses power can lose. What ends the
+    process alone loses nothing."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,18 +1,401 @@
-"""Where the replay tells what it keeps, so that a record on disk can follow it."""
+"""The replay's journal: every stored fragment, as it was received, in files that a restarted replay reads back.
 
-from typing import Protocol
+::
+
+    <folder>/
+        00000000000000000000.segment      header | record | record | ...      named by its first serial number
+        00000000000000004096.segment      header | record | ...               the newest is appended to
+        priorities.safetensors            now and then: the priorities of all windows (see snapshot.py)
+
+    header    | magic  | log     | boot     | crc32  |      log: whose serial numbers these are
+                8 bytes  int64     16 bytes   uint32        boot: of the machine since it was started
+    record    | magic  | length | crc32   | serial, first_window, inserted | live   | crc32   | payload |
+                4 bytes  uint32   uint32    int64 each                       uint32   uint32    length bytes
+                                  of the payload                                      of all before it
+
+`inserted` counts the agent steps of the whole run up to and with this fragment, `live` the fragments stored then: where
+the journal ends is also known what had been evicted. Numbers are little-endian.
+
+A record is written before the replay stores its fragment, so nothing that was acknowledged or drawn is lost with the
+process. What reaches the disk itself is settled by a thread every `sync_period_s`: a machine that loses power loses at
+most what came in since. Segments go whole, once all their fragments are evicted.
+
+Reading never trusts a length: it stops at a torn tail, and where a record is damaged goes on at the next whole one.
+"""
+
+import contextlib
+import logging
+import mmap
+import os
+import shutil
+import struct
+import threading
+import time
+import uuid
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from drqn_dist.files import sync_folder, write_atomically
+
+SNAPSHOT = "priorities.safetensors"
+SNAPSHOT_PERIOD_S = 10.0
+SEGMENTS = 16
+"""A full replay's journal has about so many, so that about a sixteenth more than what is stored lies on the disk."""
+SEGMENT_FRAGMENTS = 64
+"""Of the smallest segment."""
+RETRY_S = 1.0
+"""After a write that failed (a full disk), the next one is tried so much later."""
+
+_SEGMENT_MAGIC = b"DRQNJRN1"
+_RECORD_MAGIC = b"\xd5REC"
+_SEGMENT = struct.Struct("<8sq16sI")
+_RECORD = struct.Struct("<4sIIqqqII")
+_CRC = struct.Struct("<I")
+_log = logging.getLogger(__name__)
 
 
-class Journal(Protocol):
-    """Follows the replay's contents; called under the replay's lock, so it must be quick.
+class Record(NamedTuple):
+    """A stored fragment and its place in the replay."""
 
-    replay:  on each new fragment: journal.evict(as many as had to go); journal.append(payload)
+    serial: int
+    first_window: int
+    """Id of its first window."""
+    inserted_steps: int
+    """Agent steps that the replay had received with it, over the whole run."""
+    live: int
+    """Fragments stored with it."""
+    payload: bytes
+
+
+@dataclass
+class Contents:
+    """What a journal holds."""
+
+    log: int = 0
+    """Whose serial numbers these are, as the newest segment says."""
+    this_boot: bool = False
+    """The machine has run since the newest segment was begun, so that all that was written is there."""
+    records: list[Record] = field(default_factory=list)
+    """In order of arrival, with those in the oldest segment that were evicted."""
+    segments: list[tuple[str, int]] = field(default_factory=list)
+    """Name of each, oldest first, and the serial number of the last whole record up to its end."""
+    damaged_bytes: int = 0
+    """Bytes that belong to no whole record, the torn tail apart."""
+    missing: int = 0
+    """Fragments that are not there although later ones are."""
+    torn_bytes: int = 0
+    """After the last whole record of the newest segment: it was being written when the process died."""
+    cut_off: bool = False
+    """Records at its end were left out."""
+    one_log: bool = True
+    """All segments hold serial numbers of one log."""
+
+    def cut(self, inserted_steps: int) -> None:
+        """Leaves out what came after so many steps were inserted."""
+        kept = [record for record in self.records if record.inserted_steps <= inserted_steps]
+        self.cut_off |= len(kept) < len(self.records)
+        self.records = kept
+
+    @property
+    def stored(self) -> list[Record]:
+        """Those that the replay held in the end."""
+        return self.records[-self.records[-1].live :] if self.records else []
+
+    @property
+    def whole(self) -> bool:
+        """Whether the replay that wrote it can go on as if nothing had happened, with the same serial numbers."""
+        intact = not (self.missing or self.damaged_bytes or self.cut_off)
+        return bool(self.records) and self.this_boot and self.one_log and intact
+
+
+def read_journal(folder: Path) -> Contents:
+    """Reads what is there; a folder that does not exist holds nothing. Never raises for what a file holds.
+
+    Raises:
+        OSError: the folder or a file cannot be read.
+    """
+    contents = Contents()
+    if not folder.is_dir():
+        return contents
+    paths = sorted(folder.glob("*.segment"))
+    for path in paths:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            # Mapped, so that a file of any size costs no memory but that of its whole records.
+            view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
+            with contextlib.closing(view) if isinstance(view, mmap.mmap) else contextlib.nullcontext():
+                _read_segment(path.name, view, path == paths[-1], contents)
+    return contents
+
+
+def _read_segment(name: str, view: mmap.mmap | bytes, newest: bool, contents: Contents) -> None:
+    head = view[: _SEGMENT.size]
+    known = len(head) == _SEGMENT.size and head[:8] == _SEGMENT_MAGIC and _checked(head)
+    if known:
+        _, log, boot, _ = _SEGMENT.unpack(head)
+        contents.one_log &= not contents.segments or log == contents.log
+        contents.log, contents.this_boot = log, boot == _boot()
+        at = _SEGMENT.size
+    else:  # its records tell themselves what they are
+        contents.one_log = contents.one_log and newest and not len(view)
+        at = 0
+    end = len(view)
+    unknown_from = at
+    while at < end:
+        record = _record_at(view, at)
+        if record is None or (contents.records and record.serial <= contents.records[-1].serial):
+            following = view.find(_RECORD_MAGIC, at + 1)
+            at = following if following >= 0 else end
+            continue
+        contents.damaged_bytes += at - unknown_from
+        if contents.records:
+            contents.missing += record.serial - contents.records[-1].serial - 1
+        contents.records.append(record)
+        at += _RECORD.size + len(record.payload)
+        unknown_from = at
+    if newest:
+        contents.torn_bytes = end - unknown_from
+    else:
+        contents.damaged_bytes += end - unknown_from
+    contents.segments.append((name, contents.records[-1].serial if contents.records else -1))
+
+
+def _record_at(view: mmap.mmap | bytes, at: int) -> Record | None:
+    head = view[at : at + _RECORD.size]
+    if len(head) < _RECORD.size or head[:4] != _RECORD_MAGIC or not _checked(head):
+        return None
+    _, length, checksum, serial, first_window, inserted, live, _ = _RECORD.unpack(head)
+    payload = view[at + _RECORD.size : at + _RECORD.size + length]
+    if len(payload) < length or zlib.crc32(payload) != checksum or live < 1:
+        return None
+    return Record(serial, first_window, inserted, live, payload)
+
+
+def _checked(head: bytes) -> bool:
+    return bool(zlib.crc32(head[: -_CRC.size]) == _CRC.unpack(head[-_CRC.size :])[0])
+
+
+def _boot() -> bytes:
+    """Names the time since the machine was started; on systems that do not tell, another one each time."""
+    with contextlib.suppress(OSError, ValueError):
+        return uuid.UUID(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()).bytes
+    return uuid.uuid4().bytes
+
+
+@dataclass(slots=True)
+class _Segment:
+    name: str
+    last_serial: int
+    size: int
+
+
+class Journal:
+    """Appends to a journal, and keeps the disk in step. `append` and `evict_before` are called under the replay's lock.
+
+    A disk that is full or broken does not stop the replay: what could not be written is counted, what was written of
+    it is taken back, and writing is tried again after a moment. A journal with such a gap is made whole when it is
+    next read (`rewritten`).
     """
 
-    def append(self, payload: bytes) -> None:
-        """A fragment was stored, after all others."""
-        ...
+    def __init__(self, folder: Path, log: int, sync_period_s: float) -> None:
+        """
+        Args:
+            folder: made where it does not exist.
+            log: whose serial numbers the records have.
+            sync_period_s: what is written reaches the disk so much later at most.
 
-    def evict(self, fragments: int) -> None:
-        """The oldest `fragments` fragments still stored are gone."""
-        ...
+        Raises:
+            OSError: the folder cannot be made.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self._log, self._sync_period_s = log, sync_period_s
+        self._segments: deque[_Segment] = deque()
+        """Oldest first; the last one is open if `_file` is."""
+        self._file: int | None = None
+        self._size = self._fragments = 0
+        """Of the open one."""
+        self._lock = threading.Lock()
+        self._retired: list[int] = []
+        """Files of older segments that have yet to reach the disk."""
+        self._not_before_s = 0.0
+        self.missed = 0
+        """Fragments that could not be written."""
+        self.error = ""
+        """Why, the last time; empty once it has worked again."""
+        self._stopped = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def disk_bytes(self) -> int:
+        """On the disk, without the snapshot."""
+        return sum(segment.size for segment in list(self._segments))
+
+    def go_on(self, contents: Contents) -> None:
+        """Takes over what is there: the next record begins another segment; a torn tail is cut off."""
+        for name, last_serial in contents.segments:
+            path = self.folder / name
+            if name == contents.segments[-1][0] and contents.torn_bytes:
+                os.truncate(path, path.stat().st_size - contents.torn_bytes)
+            self._segments.append(_Segment(name, last_serial, path.stat().st_size))
+        self.evict_before(contents.stored[0].serial)
+
+    def append(self, record: Record) -> None:
+        """Writes down a fragment that is about to be stored after all others."""
+        if self.error and time.monotonic() < self._not_before_s:
+            self.missed += 1
+            return
+        head = _RECORD.pack(
+            _RECORD_MAGIC,
+            len(record.payload),
+            zlib.crc32(record.payload),
+            record.serial,
+            record.first_window,
+            record.inserted_steps,
+            record.live,
+            0,
+        )[: -_CRC.size]
+        head += _CRC.pack(zlib.crc32(head))
+        try:
+            if self._file is None or self._fragments >= max(SEGMENT_FRAGMENTS, record.live // SEGMENTS):
+                self._begin_segment(record.serial)
+            assert self._file is not None
+            written = os.writev(self._file, [head, record.payload])
+            if written < len(head) + len(record.payload):
+                raise OSError(28, "no space left on the device")
+        except OSError as error:
+            self._failed(error)
+            return
+        self.error = ""
+        self._size += written
+        self._fragments += 1
+        self._segments[-1].size, self._segments[-1].last_serial = self._size, record.serial
+
+    def evict_before(self, serial: int) -> None:
+        """All fragments before this one are gone; segments of such alone are removed."""
+        while self._segments and self._segments[0].last_serial < serial and not self._open(self._segments[0]):
+            with contextlib.suppress(OSError):
+                (self.folder / self._segments.popleft().name).unlink()
+
+    def keep(self, snapshot: Callable[[], bytes], period_s: float | None = SNAPSHOT_PERIOD_S) -> None:
+        """From now on a thread brings what was written to the disk, and now and then a snapshot (None: never)."""
+        self._thread = threading.Thread(target=self._keep, args=(snapshot, period_s), name="journal", daemon=True)
+        self._thread.start()
+
+    def write_snapshot(self, snapshot: bytes) -> None:
+        """
+        Raises:
+            OSError: it could not be written; the one before stays.
+        """
+        write_atomically(self.folder / SNAPSHOT, snapshot)
+
+    def sync(self) -> None:
+        """Brings what was written to the disk.
+
+        Raises:
+            OSError: the disk did not take it.
+        """
+        with self._lock:
+            retired, self._retired = self._retired, []
+            current = None if self._file is None else os.dup(self._file)
+        try:
+            for file in [*retired, *([] if current is None else [current])]:
+                os.fdatasync(file)
+            sync_folder(self.folder)
+        finally:
+            for file in [*retired, *([] if current is None else [current])]:
+                os.close(file)
+
+    def close(self) -> None:
+        """Ends the thread and closes the files; what was written reaches the disk."""
+        self._stopped.set()
+        if self._thread is not None:
+            self._thread.join()
+        with contextlib.suppress(OSError):
+            self.sync()
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def _begin_segment(self, serial: int) -> None:
+        name = f"{serial:020d}.segment"
+        file = os.open(self.folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o644)
+        head = _SEGMENT.pack(_SEGMENT_MAGIC, self._log, _boot(), 0)[: -_CRC.size]
+        head += _CRC.pack(zlib.crc32(head))
+        try:
+            if os.write(file, head) < len(head):
+                raise OSError(28, "no space left on the device")
+        except OSError:
+            os.close(file)
+            with contextlib.suppress(OSError):
+                (self.folder / name).unlink()
+            raise
+        with self._lock:
+            if self._file is not None:
+                self._retired.append(self._file)
+            self._file, self._size, self._fragments = file, len(head), 0
+        self._segments.append(_Segment(name, serial, self._size))
+
+    def _failed(self, error: OSError) -> None:
+        if not self.error:
+            _log.warning("the replay's journal cannot be written: %s; training goes on without", error)
+        self.missed += 1
+        self.error = error.strerror or str(error)
+        self._not_before_s = time.monotonic() + RETRY_S
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file, self._size)
+
+    def _open(self, segment: "_Segment") -> bool:
+        return self._file is not None and segment is self._segments[-1]
+
+    def _keep(self, snapshot: Callable[[], bytes], period_s: float | None) -> None:
+        due_s = time.monotonic() + (period_s or 0.0)
+        while not self._stopped.wait(self._sync_period_s):
+            try:
+                self.sync()
+                if period_s is not None and time.monotonic() >= due_s:
+                    due_s = time.monotonic() + period_s
+                    self.write_snapshot(snapshot())
+            except OSError as error:
+                self.error = error.strerror or str(error)
+                _log.warning("the replay's journal does not reach the disk: %s", error)
+        if period_s is not None:
+            with contextlib.suppress(OSError):
+                self.write_snapshot(snapshot())
+
+
+@contextlib.contextmanager
+def rewritten(folder: Path) -> Iterator[Path]:
+    """A new folder to write a journal into, which takes the place of `folder` when the context ends.
+
+    What is killed in between leaves the old one; `settle` tidies up after it.
+    """
+    new, old = _beside(folder)
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    yield new
+    sync_folder(new)
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(new, folder)
+    sync_folder(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def settle(folder: Path) -> None:
+    """Ends what a `rewritten` that was killed had begun."""
+    new, old = _beside(folder)
+    if not folder.exists() and old.exists():
+        # Killed between its two renames: the new one was complete by then.
+        os.replace(new if new.exists() else old, folder)
+    shutil.rmtree(new, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _beside(folder: Path) -> tuple[Path, Path]:
+    return folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")

@@ -165,8 +165,22 @@ class RateLimiter:
                 "counted_steps": self.counted_steps,
                 "sampled_steps": self.sampled_steps,
                 "debt": self._own.debt,
+                "filled_steps": self._own.filled_steps,
                 "bounds": self._bounds(),
             }
+
+    def refill(self, filled_steps: int, inserted_steps: int, drawable: bool) -> None:
+        """Takes in what was stored and counted before: it fills the replay, but earns no samples again.
+
+        Args:
+            filled_steps: steps stored.
+            inserted_steps: steps inserted over the whole run, if that is more than what was known.
+            drawable: whether anything can be sampled.
+        """
+        with self.condition:
+            self.inserted_steps = max(self.inserted_steps, inserted_steps)
+            self._own = replace(self._own, filled_steps=filled_steps, drawable=drawable)
+            self.condition.notify_all()
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Goes on from these counters; `min_steps` is still counted from when this object was made."""

@@ -1,9 +1,12 @@
 """The replay: takes encoded fragments, answers batches of windows, never decompresses an observation."""
 
+import errno
 import secrets
+import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,12 +17,14 @@ from drqn_dist.config import ReplayConfig, TrainConfig, WindowShape
 from drqn_dist.errors import FragmentError
 from drqn_dist.interfaces import SHARD_STRIDE, FragmentInbox, Fresh, Held, WindowDraws
 from drqn_dist.seeding import derive_seed
+from replay_server import journal as journals
 from replay_server import windows
-from replay_server.journal import Journal
+from replay_server.journal import Contents, Journal, Record
 from replay_server.rate_limiter import Balance, RateLimiter
-from replay_server.sampler import WindowSampler
+from replay_server.sampler import ID_STRIDE, WindowSampler
 from replay_server.seen import SeenNumbers
 from replay_server.shards import ShardAnswer, ShardTally
+from replay_server.snapshot import Snapshot, read_snapshot
 from replay_server.storage import FragmentStore, StoredFragment
 
 
@@ -62,7 +67,8 @@ class Replay:
         sample:  rate limiter -> sum tree -> ids -> serial numbers of the fragments, and of those only the bytes that
                  the learner does not have
 
-    Contents are not part of its state: after `set_state` a new replay goes on counting, but fills up again first.
+    With a journal (`begin`), what it holds survives the process. Otherwise contents are not part of its state: after
+    `set_state` a new replay goes on counting, but fills up again first.
     """
 
     def __init__(
@@ -72,7 +78,6 @@ class Replay:
         batch_windows: int,
         tolerance_steps: int,
         seed: int,
-        journal: Journal | None = None,
         shard: int = 0,
         shards: int = 1,
         batches_per_draw: int = 1,
@@ -85,8 +90,8 @@ class Replay:
         Raises:
             ConfigError: the rate limiter would deadlock.
         """
-        capacity_steps = config.capacity_steps // shards
         self._config = config
+        self._shards = shards
         self._window = window
         self._back, self._ahead = windows.reach(window)
         self._batch_windows = batch_windows
@@ -101,9 +106,7 @@ class Replay:
         self._lock = self._limiter.condition
         self._log = secrets.randbits(62)
         """Names this log of fragments: a replay that is started again begins another one."""
-        self._store = FragmentStore(
-            capacity_steps, config.capacity_bytes // shards, window.fragment, shard * SHARD_STRIDE
-        )
+        self._store = self._empty_store(shard * SHARD_STRIDE)
         self._sampler = WindowSampler(
             config.prioritized,
             config.priority_exponent,
@@ -111,9 +114,43 @@ class Replay:
             enter_at_largest=config.initial_priority == "largest",
             first_id=shard * SHARD_STRIDE,
         )
-        self._journal = journal
+        self._journal: Journal | None = None
         self._seen: defaultdict[tuple[int, int], SeenNumbers] = defaultdict(SeenNumbers)
         self._counts = {"duplicates": 0, "rejected": 0, "late_priorities": 0}
+
+    def begin(self, state: Mapping[str, Any] | None, folder: Path | None = None, exact: bool = False) -> str:
+        """Goes on from what the journal in `folder` holds and from `get_state`'s counters, as far as there are any;
+        from then on the journal is kept.
+
+        Fragments newer than `state` are taken in as well, and count as inserted, but earn no samples: a learner that
+        goes back to a checkpoint would otherwise have to catch up before actors may go on. With `exact` they are left
+        out, since who goes back with the replay will push them again.
+
+        Returns:
+            What there is to say about it, or nothing.
+
+        Raises:
+            OSError: the journal cannot be read or written.
+        """
+        with self._lock:
+            if state is not None:
+                self.set_state(state)
+            if folder is None:
+                return ""
+            return self._begin_journal(folder, state, exact)
+
+    def save(self) -> dict[str, Any]:
+        """`get_state`, and on disk the priorities of the same moment.
+
+        Raises:
+            OSError: they could not be written.
+        """
+        with self._lock:
+            state, snapshot = self.get_state(), self._snapshot()
+        if self._journal is not None:
+            self._journal.write_snapshot(snapshot.to_bytes())
+            self._journal.sync()
+        return state
 
     def push(self, payload: bytes) -> bool:
         """Stores a fragment; waits while inserts are too far ahead of samples.
@@ -221,8 +258,13 @@ class Replay:
             self._counts["late_priorities"] += self._sampler.update(ids, priorities)
 
     def stop(self) -> None:
-        """Wakes all who wait in `push` or `sample`; they and all later callers get ReplayStopped."""
+        """Wakes all who wait in `push` or `sample`; they and all later callers get ReplayStopped. Closes the
+        journal."""
         self._limiter.stop()
+        with self._lock:
+            journal, self._journal = self._journal, None
+        if journal is not None:
+            journal.close()
 
     def stats(self) -> ReplayStats:
         """A consistent snapshot."""
@@ -255,6 +297,86 @@ class Replay:
             self._sampler.set_state(state["sampler"])
             self._counts = {name: int(state["counts"][name]) for name in self._counts}
 
+    def _begin_journal(self, folder: Path, state: Mapping[str, Any] | None, exact: bool) -> str:
+        start_s = time.monotonic()
+        journals.settle(folder)
+        contents, snapshot = journals.read_journal(folder), read_snapshot(folder / journals.SNAPSHOT)
+        if exact:
+            contents.cut(int(state["limiter"]["inserted_steps"]) if state is not None else 0)
+        stored = [(record, header) for record in contents.stored if (header := self._readable(record)) is not None]
+        whole = contents.whole and len(stored) == len(contents.stored)
+        if stored:
+            self._number_from(contents, whole)
+        self._seen.update({key: SeenNumbers(edges) for key, edges in snapshot.seen.items()})
+        if whole:
+            self._journal = Journal(folder, self._log, self._config.journal_sync_s)
+            self._journal.go_on(contents)
+        inserted = [self._take_back(record, header, snapshot, whole) for record, header in stored]
+        if not whole:
+            with journals.rewritten(folder) as new:
+                self._journal = Journal(new, self._log, self._config.journal_sync_s)
+                self._write_down(self._journal, inserted[-len(self._store) :])
+            self._journal.folder = folder
+        filled = int(state["limiter"]["filled_steps"]) if state is not None and whole else 0
+        drawable = self._sampler.population > 0
+        self._limiter.refill(max(filled, self._store.steps), inserted[-1] if inserted else 0, drawable)
+        assert self._journal is not None
+        # In serial mode, which repeats itself bit by bit, a snapshot belongs to its checkpoint.
+        self._journal.keep(lambda: self._snapshot().to_bytes(), None if exact else journals.SNAPSHOT_PERIOD_S)
+        return _told(contents, len(stored), self._store.steps, time.monotonic() - start_s)
+
+    def _readable(self, record: Record) -> FragmentHeader | None:
+        """The header of a fragment that this configuration takes."""
+        try:
+            header = decode_header(record.payload, self._config.max_fragment_bytes)
+            self._check_header(header)
+        except FragmentError:
+            return None
+        capacity_bytes = self._config.capacity_bytes // self._shards
+        return header if len(record.payload) <= capacity_bytes else None
+
+    def _number_from(self, contents: Contents, whole: bool) -> None:
+        """Fragments and windows keep their numbers, which a learner and priorities on their way know, or they get such
+        as never were."""
+        first, last = contents.stored[0], contents.records[-1]
+        self._log = contents.log if whole else self._log
+        self._store = self._empty_store(first.serial if whole else last.serial + 1)
+        self._sampler.begin_at(
+            first.first_window if whole else max(self._sampler.next_id, last.first_window + ID_STRIDE)
+        )
+
+    def _take_back(self, record: Record, header: FragmentHeader, snapshot: Snapshot, whole: bool) -> int:
+        """Stores a fragment of the journal; answers the steps inserted with it."""
+        self._make_room(header.num_steps, len(record.payload))
+        fragment = self._add(record.payload, header)
+        assert not whole or (fragment.serial, fragment.first_window) == (record.serial, record.first_window)
+        weights = snapshot.weights_of(record.first_window, len(header.priorities))
+        self._sampler.set_weights(fragment.first_window, weights)
+        self._seen[header.actor_id, header.env_id].add(header.sequence_no)
+        return record.inserted_steps
+
+    def _write_down(self, journal: Journal, inserted: Sequence[int]) -> None:
+        """Everything that is stored, into a journal that is empty."""
+        serials = range(self._store.oldest_serial, self._store.next_serial)
+        for live, (serial, steps) in enumerate(zip(serials, inserted, strict=True), start=1):
+            fragment = self._store[serial]
+            journal.append(Record(serial, fragment.first_window, steps, live, fragment.payload))
+        journal.write_snapshot(self._snapshot().to_bytes())
+        journal.sync()
+        if journal.error:
+            raise OSError(errno.ENOSPC, f"the journal could not be written anew: {journal.error}")
+
+    def _snapshot(self) -> Snapshot:
+        with self._lock:
+            seen = {key: numbers.edges for key, numbers in self._seen.items()}
+            return Snapshot(self._sampler.oldest_id, self._sampler.weights(), seen)
+
+    def _empty_store(self, first_serial: int) -> FragmentStore:
+        config, shards = self._config, self._shards
+        return FragmentStore(
+            config.capacity_steps // shards, config.capacity_bytes // shards, self._window.fragment, first_serial
+        )
+
     def _check_header(self, header: FragmentHeader) -> None:
         full = self._window.fragment
         steps = f"{header.num_steps} steps from episode step {header.first_step}"
@@ -280,24 +402,30 @@ class Replay:
             self._store.check_fits(header, len(payload))
             self._make_room(header.num_steps, len(payload))
             if self._journal is not None:
-                self._journal.append(payload)
-            first_window = self._sampler.append(self._store.next_serial, header.priorities)
-            fragment = self._store.add(payload, header, first_window, len(header.priorities))
-            self._refresh(fragment)
+                self._journal.append(self._next_record(payload, header))
+            self._add(payload, header)
             seen.add(header.sequence_no)
             self._limiter.record_insert(header.num_steps, drawable=self._sampler.population > 0)
             return True
 
+    def _next_record(self, payload: bytes, header: FragmentHeader) -> Record:
+        inserted = self._limiter.inserted_steps + header.num_steps
+        return Record(self._store.next_serial, self._sampler.next_id, inserted, len(self._store) + 1, payload)
+
+    def _add(self, payload: bytes, header: FragmentHeader) -> StoredFragment:
+        first_window = self._sampler.append(self._store.next_serial, header.priorities)
+        fragment = self._store.add(payload, header, first_window, len(header.priorities))
+        self._refresh(fragment)
+        return fragment
+
     def _make_room(self, num_steps: int, num_bytes: int) -> None:
-        evicted = 0
         while not self._store.has_room(num_steps, num_bytes):
             fragment = self._store.pop_oldest()
             self._sampler.set_drawable(*fragment.drawable, drawable=False)
             self._sampler.forget_before(fragment.first_window + fragment.num_windows)
             self._refresh(fragment)
-            evicted += 1
-        if evicted and self._journal is not None:
-            self._journal.evict(evicted)
+        if self._journal is not None:
+            self._journal.evict_before(self._store.oldest_serial)
 
     def _refresh(self, changed: StoredFragment) -> None:
         """Finds anew which windows can be drawn, of all that may read a fragment that came or went."""
@@ -350,6 +478,21 @@ def make_replay(config: TrainConfig, shard: int | None = None) -> Replay:
         shards=1 if shard is None else config.replay.shards,
         batches_per_draw=1 if shard is None else config.batches_per_draw,
     )
+
+
+def _told(contents: Contents, taken: int, steps: int, seconds: float) -> str:
+    if not contents.records:
+        return ""
+    parts = [f"took back {steps:,} steps ({taken:,} fragments) from its journal in {seconds:.1f} s"]
+    if contents.missing or contents.damaged_bytes:
+        parts.append(
+            f"{contents.damaged_bytes:,} damaged bytes and {contents.missing:,} missing fragments were left out"
+        )
+    if contents.torn_bytes:
+        parts.append(f"{contents.torn_bytes:,} bytes at its end were still being written")
+    if (refused := len(contents.stored) - taken) > 0:
+        parts.append(f"{refused:,} fragments do not fit this configuration")
+    return "; ".join(parts)
 
 
 def total_stats(parts: Sequence[ReplayStats]) -> ReplayStats:

@@ -68,6 +68,21 @@ class WindowSampler:
         self._owners[slots] = owner
         return first
 
+    def begin_at(self, first_id: int) -> None:
+        """The first window, which has not come yet, gets this id."""
+        assert self.oldest_id == self.next_id
+        self.oldest_id = self.next_id = first_id
+
+    def set_weights(self, first: int, weights: Floats) -> None:
+        """Gives the windows from id `first` on weights float64 [W] that they had before, instead of priorities."""
+        slots = np.arange(first, first + len(weights)) % self._tree.capacity
+        self._weights[slots] = weights if self._prioritized else 1.0
+        self._touch(slots.tolist())
+
+    def weights(self) -> Floats:
+        """Of all windows held, float64 [W] by id."""
+        return self._weights[np.arange(self.oldest_id, self.next_id) % self._tree.capacity]
+
     def set_drawable(self, first: int, end: int, drawable: bool) -> None:
         """Lets the windows first..end-1 be drawn, or no longer; all of them change."""
         if first == end:
@@ -133,13 +148,20 @@ class WindowSampler:
 
     def get_state(self) -> dict[str, Any]:
         """Random state and next id, for JSON; not the windows."""
-        return {"rng": self._rng.bit_generator.state, "next_id": self.next_id, "largest": self._largest}
+        return {
+            "rng": self._rng.bit_generator.state,
+            "next_id": self.next_id,
+            "largest": self._largest,
+            "capacity": self._tree.capacity,
+        }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Goes on drawing and numbering from there; windows already held stay as they are."""
         self._rng.bit_generator.state = state["rng"]
         self._largest = float(state["largest"])
         if self.oldest_id == self.next_id:
+            while self._tree.capacity < int(state["capacity"]):  # draws are bit for bit those of a tree as large
+                self._grow()
             # The state may be older than the last ids given out: priorities of those must not find new windows.
             self.oldest_id = self.next_id = max(self.next_id, int(state["next_id"]) + ID_STRIDE)
 

@@ -1,6 +1,7 @@
 """Which sequence numbers were seen, in bounded memory."""
 
 from bisect import bisect_right
+from collections.abc import Sequence
 
 FRESH_BASE = 2**31
 """No gap that fragments on their way leave is as wide; those of a restarted actor's numbers are wider."""
@@ -22,8 +23,14 @@ class SeenNumbers:
 
     __slots__ = ("_edges",)
 
-    def __init__(self) -> None:
-        self._edges: list[int] = []
+    def __init__(self, edges: Sequence[int] = ()) -> None:
+        """With what was seen already, as `edges` tells it."""
+        self._edges: list[int] = list(edges)
+
+    @property
+    def edges(self) -> list[int]:
+        """What was seen: rising, in pairs of first and end."""
+        return list(self._edges)
 
     def __contains__(self, number: int) -> bool:
         return bisect_right(self._edges, number) % 2 == 1

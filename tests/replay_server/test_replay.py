@@ -454,26 +454,3 @@ def test_a_new_replay_resumes_counters_fills_up_first_and_gives_no_old_id() -> N
     assert abs(updates * 16 - (160 - 80)) <= 2 * 16
     after.update_priorities(ids, np.ones(len(ids)))
     assert after.stats().late_priorities == len(ids)
-
-
-class RecordingJournal:
-    """Holds what a journal on disk would hold."""
-
-    def __init__(self) -> None:
-        self.held: list[bytes] = []
-
-    def append(self, payload: bytes) -> None:
-        self.held.append(payload)
-
-    def evict(self, fragments: int) -> None:
-        del self.held[:fragments]
-
-
-def test_the_journal_follows_what_is_stored() -> None:
-    journal = RecordingJournal()
-    config = ReplayConfig(capacity_steps=32, min_steps=1)
-    replay = Replay(config, SHAPE, 4, 10**9, 0, journal)
-    for piece in pieces_of(78) * 2:
-        replay.push(piece.payload)
-        stored = [replay._store[s].payload for s in sorted(replay._store._fragments)]
-        assert journal.held == stored

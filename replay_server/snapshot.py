@@ -1,0 +1,85 @@
+"""Priorities and seen numbers of a replay as one file beside its journal: arrays and JSON, nothing that can execute."""
+
+import json
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import safetensors
+import safetensors.numpy
+
+from replay_server.sum_tree import Floats
+
+_FORMAT = "drqn-dist-priorities-1"
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What the journal's records do not tell."""
+
+    first_window: int = 0
+    weights: Floats = field(default_factory=lambda: np.zeros(0))
+    """float64 [W], of the windows first_window … first_window + W - 1: priority ** exponent."""
+    seen: dict[tuple[int, int], list[int]] = field(default_factory=dict)
+    """Sequence numbers seen of each (actor, environment), as `SeenNumbers.edges`."""
+
+    def to_bytes(self) -> bytes:
+        """For a file."""
+        keys = np.array(list(self.seen), np.int64).reshape(-1, 2)
+        edges = list(self.seen.values())
+        tensors: dict[str, npt.NDArray[np.generic]] = {
+            "weights": self.weights,
+            "seen_keys": keys,
+            "seen_counts": np.array([len(some) for some in edges], np.int64),
+            "seen_edges": np.array([edge for some in edges for edge in some], np.int64),
+        }
+        meta = {"format": _FORMAT, "meta": json.dumps({"first_window": self.first_window})}
+        return bytes(safetensors.numpy.save(tensors, meta))
+
+    def weights_of(self, first: int, count: int) -> Floats:
+        """Weights float64 [N <= count] of those windows from id `first` on that it knows.
+
+        It knows all up to a moment, so that those that it does not know are the last ones, or are gone.
+        """
+        at = first - self.first_window
+        return self.weights[at : at + count] if at >= 0 else self.weights[:0]
+
+
+def read_snapshot(path: Path) -> Snapshot:
+    """Reads a snapshot; one that is missing or damaged is empty: then windows keep the priorities that they came with.
+
+    Raises:
+        OSError: the file is there and cannot be read.
+    """
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            meta = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if meta.get("format") != _FORMAT:
+            raise ValueError(f"it is of format {meta.get('format')!r}, but this program reads {_FORMAT!r}")
+        return _checked(int(json.loads(meta["meta"])["first_window"]), arrays)
+    except FileNotFoundError:
+        return Snapshot()
+    except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+        _log.warning("%s is damaged, and windows keep the priorities that they came with: %s", path, error)
+        return Snapshot()
+
+
+def _checked(first_window: int, arrays: dict[str, npt.NDArray[Any]]) -> Snapshot:
+    weights, keys = arrays["weights"], arrays["seen_keys"]
+    counts, edges = arrays["seen_counts"], arrays["seen_edges"]
+    if weights.dtype != np.float64 or weights.ndim != 1 or not (np.isfinite(weights) & (weights >= 0)).all():
+        raise ValueError("weights must be float64 [W], finite and not negative")
+    if any(array.dtype != np.int64 for array in (keys, counts, edges)) or keys.shape != (len(counts), 2):
+        raise ValueError("the numbers seen must be int64, with a key for each")
+    if (counts < 0).any() or counts.sum() != len(edges) or edges.ndim != 1:
+        raise ValueError(f"{len(edges)} edges are not what the counts say")
+    parts = np.split(edges, np.cumsum(counts)[:-1]) if len(counts) else []
+    if any(len(part) % 2 or (np.diff(part) <= 0).any() for part in parts):
+        raise ValueError("the edges of what was seen must come in pairs and rise")
+    seen = {(int(actor), int(env)): part.tolist() for (actor, env), part in zip(keys, parts, strict=True)}
+    return Snapshot(first_window, weights, seen)
