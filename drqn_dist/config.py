@@ -120,6 +120,9 @@ class NetworkConfig(Bounded):
     """Feed the previous action (one-hot) and reward into the core (R2D2: yes)."""
     center_pixels: bool = False
     """Images: subtract the per-pixel mean of the first stored frames, measured once before the first update."""
+    standardize_vectors: bool = False
+    """Vectors: subtract the mean of each number and divide by its deviation, both of the first stored observations,
+    measured once before the first update. Among hundreds of one-hot numbers the few that ever change get their say."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of the torso, and of the core on a CPU; the rest stays fp32. auto: bf16 where the hardware has it."""
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from drqn_dist.codec import decode
-from drqn_dist.config import TrainConfig
+from drqn_dist.config import NetworkConfig, TrainConfig
 from drqn_dist.errors import FragmentError
 from drqn_dist.fragment import Fragment
 from drqn_dist.interfaces import EnvSpec, Fresh, Held, WindowDraws, WindowSource
@@ -79,9 +79,9 @@ class Intake:
         self._state_shape = state_shape(config, spec)
         self._limit = plan.fresh_limit
         self._staged: list[Staged] = []
-        self._pictures: tuple[Tensor, int] = (torch.zeros(()), 0)
-        """Sum and number of frames; replaced as a whole, because another thread reads it."""
-        self._measures = config.network.center_pixels
+        self._sums: tuple[Tensor, Tensor, int] = (torch.zeros(()), torch.zeros(()), 0)
+        """Sum of frames, of their squares, and their number; replaced as a whole, because another thread reads it."""
+        self._measures = measures_frames(config.network)
 
     @property
     def fresh_limit(self) -> int:
@@ -110,12 +110,13 @@ class Intake:
         staged, self._staged = self._staged, []
         return staged
 
-    def mean_frame(self) -> Tensor:
-        """float32 [*folded_shape], the mean of all frames so far, which is no longer measured from now on. May be
-        called from another thread."""
+    def measured(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of all frames so far, float32 [*folded_shape] each; from now on they are no
+        longer measured. May be called from another thread."""
         self._measures = False
-        total, count = self._pictures
-        return total / max(1, count)
+        total, squares, count = self._sums
+        mean = total / max(1, count)
+        return mean.float(), (squares / max(1, count) - mean.square()).clamp(min=0).sqrt().float()
 
     def _decode(self, payload: bytes) -> Fragment:
         fragment = decode(payload, self._max_bytes)
@@ -151,8 +152,9 @@ class Intake:
         frames = torch.from_numpy(np.concatenate([fragment.observations for fragment in fragments]))
         folded = self._torso.fold(frames)
         if self._measures:
-            total, count = self._pictures
-            self._pictures = (total + folded.sum(0, dtype=torch.float32), count + len(folded))
+            total, squares, count = self._sums
+            exact = folded.double()
+            self._sums = (total + exact.sum(0), squares + exact.square().sum(0), count + len(folded))
         kept = np.stack(states) if states else np.zeros((0, *self._state_shape), np.float32)
         self._staged.append(
             Staged(
@@ -164,6 +166,11 @@ class Intake:
                 states=torch.from_numpy(kept),
             )
         )
+
+
+def measures_frames(config: NetworkConfig) -> bool:
+    """Whether the network wants to know what frames are like on average."""
+    return config.center_pixels or config.standardize_vectors
 
 
 _NO_ACTION, _NO_REWARD = np.zeros(1, np.int64), np.zeros(1, np.float32)

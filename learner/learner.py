@@ -16,7 +16,7 @@ from drqn_dist.errors import CheckpointError, ConfigError, DrqnError
 from drqn_dist.interfaces import EnvSpec, PrioritySink, WindowSource
 from drqn_dist.metrics import Stopwatch
 from drqn_dist.network.torso import make_torso
-from learner.feed import Batch, Feed
+from learner.feed import Batch, Feed, measures_frames
 from learner.frame_store import StorePlan
 from learner.outbox import Array, Outbox
 from learner.probe import Probe, churn
@@ -133,7 +133,7 @@ class Learner:
         start = time.perf_counter()
         batch = self.feed.next()
         waited = time.perf_counter()
-        if self.state.updates == 0 and self._config.network.center_pixels:
+        if self.state.updates == 0 and measures_frames(self._config.network):
             self._center()
         self._train(batch)
         self._wait_s += waited - start
@@ -200,8 +200,8 @@ class Learner:
         except KeyError as error:
             raise CheckpointError(f"the checkpoint lacks {error}; it was not written by a learner") from error
         self.state.load_tensors(tensors, updates)
-        if updates and self._config.network.center_pixels:
-            self.feed.intake.mean_frame()  # the centre came with the weights
+        if updates and measures_frames(self._config.network):
+            self.feed.intake.measured()  # the centre came with the weights
         self._inserted_steps = inserted_steps
         self._reset_stats()
         self._publisher.publish(self.state.network, updates)
@@ -256,8 +256,12 @@ class Learner:
             raise self._diverged
 
     def _center(self) -> None:
-        """Sets the mean picture in both networks; actors get it with the next weights."""
-        self.state.network.center_pixels(self.feed.intake.mean_frame())
+        """Sets the mean frame in both networks; actors get it with the next weights."""
+        mean, deviation = self.feed.intake.measured()
+        if self._config.network.center_pixels:
+            self.state.network.center_pixels(mean)
+        else:
+            self.state.network.standardize(mean, deviation)
         self.state.copy_target()
 
     def _reset_stats(self) -> None:

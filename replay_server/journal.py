@@ -293,6 +293,14 @@ class Journal:
         """
         write_atomically(self.folder / SNAPSHOT, snapshot)
 
+    def save(self, snapshot: bytes) -> None:
+        """Brings a snapshot and all that was written to the disk, as far as it takes them."""
+        try:
+            self.sync()
+            self.write_snapshot(snapshot)
+        except OSError as error:
+            self._complain(error)
+
     def sync(self) -> None:
         """Brings what was written to the disk.
 
@@ -340,11 +348,14 @@ class Journal:
             self._file, self._size, self._fragments = file, len(head), 0
         self._segments.append(_Segment(name, serial, self._size))
 
-    def _failed(self, error: OSError) -> None:
+    def _complain(self, error: OSError) -> None:
         if not self.error:
-            _log.warning("the replay's journal cannot be written: %s; training goes on without", error)
-        self.missed += 1
+            _log.warning("the replay's journal cannot be written: %s; training goes on without it", error)
         self.error = error.strerror or str(error)
+
+    def _failed(self, error: OSError) -> None:
+        self._complain(error)
+        self.missed += 1
         self._not_before_s = time.monotonic() + RETRY_S
         if self._file is not None:
             with contextlib.suppress(OSError):
@@ -356,17 +367,16 @@ class Journal:
     def _keep(self, snapshot: Callable[[], bytes], period_s: float | None) -> None:
         due_s = time.monotonic() + (period_s or 0.0)
         while not self._stopped.wait(self._sync_period_s):
+            if period_s is not None and time.monotonic() >= due_s:
+                due_s = time.monotonic() + period_s
+                self.save(snapshot())
+                continue
             try:
                 self.sync()
-                if period_s is not None and time.monotonic() >= due_s:
-                    due_s = time.monotonic() + period_s
-                    self.write_snapshot(snapshot())
             except OSError as error:
-                self.error = error.strerror or str(error)
-                _log.warning("the replay's journal does not reach the disk: %s", error)
+                self._complain(error)
         if period_s is not None:
-            with contextlib.suppress(OSError):
-                self.write_snapshot(snapshot())
+            self.save(snapshot())
 
 
 @contextlib.contextmanager

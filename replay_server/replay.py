@@ -51,6 +51,10 @@ class ReplayStats:
     """Pushes that were not a valid fragment."""
     late_priorities: int
     """Priorities that came back after their window was evicted."""
+    journal_bytes: int = 0
+    """On the disk; none without a journal."""
+    journal_missed: int = 0
+    """Fragments that the journal could not take, since this replay was started."""
 
     @property
     def samples_per_insert(self) -> float:
@@ -127,29 +131,26 @@ class Replay:
         out, since who goes back with the replay will push them again.
 
         Returns:
-            What there is to say about it, or nothing.
-
-        Raises:
-            OSError: the journal cannot be read or written.
+            What there is to say about it, or nothing. A journal that cannot be read or written is no reason not to
+            begin, but to say so.
         """
         with self._lock:
             if state is not None:
                 self.set_state(state)
             if folder is None:
                 return ""
-            return self._begin_journal(folder, state, exact)
+            try:
+                return self._begin_journal(folder, state, exact)
+            except OSError as error:
+                self._journal = None
+                return f"keeps no journal in {folder}: {error.strerror or error}"
 
     def save(self) -> dict[str, Any]:
-        """`get_state`, and on disk the priorities of the same moment.
-
-        Raises:
-            OSError: they could not be written.
-        """
+        """`get_state`, and in the journal's folder the priorities of the same moment, as far as the disk takes them."""
         with self._lock:
             state, snapshot = self.get_state(), self._snapshot()
         if self._journal is not None:
-            self._journal.write_snapshot(snapshot.to_bytes())
-            self._journal.sync()
+            self._journal.save(snapshot.to_bytes())
         return state
 
     def push(self, payload: bytes) -> bool:
@@ -278,6 +279,8 @@ class Replay:
                 sampled_steps=self._limiter.sampled_steps,
                 counted_steps=self._limiter.counted_steps,
                 missing=sum(seen.missing for seen in self._seen.values()),
+                journal_bytes=self._journal.disk_bytes if self._journal is not None else 0,
+                journal_missed=self._journal.missed if self._journal is not None else 0,
                 **self._counts,
             )
 

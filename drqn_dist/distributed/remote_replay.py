@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,14 +26,15 @@ class ReplayRole:
     def __init__(self, config: TrainConfig, shard: int) -> None:
         self._replay = make_replay(config, shard)
         self._begun = threading.Event()
+        self._note = ""
 
-    def begin(self, state: dict[str, Any] | None) -> Pulse:
-        """Goes on from these counters, if there are any, and lets waiting pushes and samples in."""
+    def begin(self, state: dict[str, Any] | None, journal: Path | None = None) -> Pulse:
+        """Goes on from its journal and these counters, as far as there are any, and lets waiting pushes and samples
+        in."""
         if not self._begun.is_set():
-            if state is not None:
-                self._replay.set_state(state)
+            self._note = self._replay.begin(state, journal)
             self._begun.set()
-        return Pulse()
+        return Pulse(note=self._note)
 
     @ray.method(concurrency_group="push")
     def push(self, payloads: Sequence[bytes]) -> None:
@@ -72,6 +74,7 @@ def start_replay(
     run: str,
     states: Sequence[dict[str, Any] | None] | None = None,
     where: Placement | None = None,
+    journals: Sequence[Path | None] | None = None,
 ) -> list[Any]:
     """The processes of the replay's shards, told to begin; Ray starts each again if it dies, and then it waits for
     another `begin`.
@@ -80,6 +83,7 @@ def start_replay(
         run: a name that no other run has; find_replay finds them by it.
         states: of the shards, to go on from.
         where: room reserved for them; None leaves it to Ray.
+        journals: folders of their journals.
     """
     groups = {"push": 4, "sample": 1}
     remote = RAY.remote(num_cpus=1, max_restarts=-1, concurrency_groups=groups)(ReplayRole)
@@ -88,7 +92,9 @@ def start_replay(
         options = where.other(shard) if where else {}
         named = remote.options(name=_replay_name(run, shard), **options)
         handle = named.remote(config, shard)
-        handle.begin.remote(states[shard] if states is not None else None)
+        handle.begin.remote(
+            states[shard] if states is not None else None, journals[shard] if journals is not None else None
+        )
         shards.append(handle)
     return shards
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import ray
 from ray.exceptions import RayError
 
-from drqn_dist.checkpoint import write_atomically
 from drqn_dist.distributed.local_ray import LocalRay
 from drqn_dist.errors import DrqnError, RunFolderError
+from drqn_dist.files import write_atomically
 from drqn_dist.studies.cell import outcome_path, run_cell
 from drqn_dist.studies.runner import Job, Place
 from drqn_dist.studies.study import Cell

@@ -5,6 +5,7 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -23,7 +24,7 @@ from drqn_dist.interfaces import WeightSnapshot
 from drqn_dist.network.q_network import QNetwork
 from drqn_dist.training.memory import STORE_BYTES, processes
 from drqn_dist.training.serial import next_multiple
-from drqn_dist.training.session import Report, Saved, never
+from drqn_dist.training.session import Report, Saved, journal_folder, never
 from learner.train_state import load_network
 from replay_server.replay import ReplayStats, total_stats
 
@@ -43,15 +44,18 @@ class RaySession:
     """Replay, learner, actors and evaluator as processes of a local or joined Ray.
 
     A dead actor is replaced by one of the same index, hence the same rungs of the ε ladder, and the next incarnation.
-    A dead replay, or shard of it, comes back empty with the counters of its last pulse, a dead learner with the last
-    saved state (`save`, called for every checkpoint). A role that hangs is killed first. Failures that repeat end the
+    A dead replay, or shard of it, comes back with what its journal holds (empty without one) and the counters of its
+    last pulse, a dead learner with the last saved state (`save`, called for every checkpoint). A role that hangs is killed first. Failures that repeat end the
     run (`role.decide`), but not those of a node that left the cluster: what was there starts again elsewhere, as
     soon as there is room. Used from one thread.
     """
 
-    def __init__(self, config: TrainConfig, restored: Saved | None = None, hang_s: float = HANG_S) -> None:
+    def __init__(
+        self, config: TrainConfig, restored: Saved | None = None, hang_s: float = HANG_S, folder: Path | None = None
+    ) -> None:
         """
         Args:
+            folder: of the run, where the replay keeps its journal; on a cluster, as the replay's node sees it.
             hang_s: a role that gives no sign of life for this long counts as dead.
 
         Raises:
@@ -78,6 +82,7 @@ class RaySession:
         self._saved = restored
         self._incarnations = [int(meta.get("incarnation", -1)) + 1] * config.num_actors
         self._replay_states: list[dict[str, Any] | None] = list(meta.get("replay", [None] * len(shards)))
+        self._journals = [journal_folder(config, folder, shard) for shard in shards]
         self._replay_stats: list[ReplayStats | None] = [None] * len(shards)
         self._next_eval = next_multiple(self._updates, config.eval.period_updates)
         self._ray = LocalRay(config.address, cpus=processes(config), store_bytes=STORE_BYTES)
@@ -87,7 +92,7 @@ class RaySession:
             run = f"drqn-{uuid.uuid4().hex}"  # unique: a cluster may hold several
             roles = [*self._replay, self._learner]
             handles = [
-                *remote_replay.start_replay(config, run, self._replay_states, where),
+                *remote_replay.start_replay(config, run, self._replay_states, where, self._journals),
                 remote.start_learner(config, self._spec, run, where),
             ]
             for role, handle in zip(roles, handles, strict=True):
@@ -226,8 +231,12 @@ class RaySession:
             )
         if role.waits_to_begin and not role.begun:
             if not role.under_way["begin"]:
-                state = self._saved if role is self._learner else self._replay_states[role.index]
-                self._expect(role, "begin", role.handle.begin.remote(state))
+                goes_on_from = (
+                    (self._saved,)
+                    if role is self._learner
+                    else (self._replay_states[role.index], self._journals[role.index])
+                )
+                self._expect(role, "begin", role.handle.begin.remote(*goes_on_from))
             return
         if role is self._learner or role.kind is RoleKind.ACTOR:
             for _ in range(PIECES_QUEUED - role.under_way["run"]):
@@ -278,12 +287,13 @@ class RaySession:
         if unknown:  # Ray was quicker to start another one than we to ask
             self._fail(role, "its process died", alive=False)
             return
-        if role.kind is RoleKind.REPLAY and role.failures and not role.begun:
-            self._report.events.append(f"{role.name} is back, and fills again")
+        if role.kind is RoleKind.REPLAY and not role.begun and (role.failures or (pulse and pulse.note)):
+            kept = pulse.note if pulse is not None else ""
+            self._report.events.append(f"{role.name} is back, and {kept or 'fills again'}")
         role.seen_s, role.begun = now, True
         if pulse is not None:
             role.process, role.node = pulse.process, pulse.node
-        if pulse is not None and pulse.note:
+        if pulse is not None and pulse.note and role.kind is not RoleKind.REPLAY:
             self._report.notes.append(pulse.note)
         if kind == "pulse" and role.kind is RoleKind.REPLAY:
             self._replay_stats[role.index], self._replay_states[role.index] = result.stats, result.state
@@ -321,7 +331,8 @@ class RaySession:
         if role.kind is RoleKind.REPLAY and (stats := self._replay_stats[role.index]) and stats.stored_steps:
             serving = sum(shard.begun for shard in self._replay if shard is not role)
             others = f", {serving} of the others serve on" if serving else ""
-            self._report.events.append(f"{role.name} lost the {stats.stored_steps:,} steps that it held{others}")
+            lost_steps = "reads its journal again, which held" if self._journals[role.index] else "lost"
+            self._report.events.append(f"{role.name} {lost_steps} the {stats.stored_steps:,} steps{others}")
             self._replay_stats[role.index] = replace(stats, stored_steps=0)  # it may die again before it tells more
         role.not_before_s = now + decision.delay_s
         if not role.waits_to_begin:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from drqn_dist.checkpoint import write_atomically
 from drqn_dist.config import RESUMABLE, TrainConfig, differences, setting
 from drqn_dist.errors import RunFolderError
 from drqn_dist.experiments.run_folder import open_run
+from drqn_dist.files import write_atomically
 from drqn_dist.metrics import read_metrics
 
 if TYPE_CHECKING:

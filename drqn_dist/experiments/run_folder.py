@@ -18,9 +18,10 @@ from typing import Any
 import psutil
 
 import drqn_dist
-from drqn_dist.checkpoint import CheckpointFolder, write_atomically
+from drqn_dist.checkpoint import CheckpointFolder
 from drqn_dist.config import TrainConfig, from_dict
 from drqn_dist.errors import ConfigError, RunFolderError
+from drqn_dist.files import write_atomically
 from drqn_dist.training.memory import usable_cores
 
 CONFIG_NAME = "config.json"

@@ -52,7 +52,8 @@ class ActingNetwork:
         Returns:
             Q values float32 [N, A] and the state float32 [S, N, H].
         """
-        features = self._torso.features(self._torso.prepare(folded, self._type))
+        # Prepared by the torso that is not cast: mean and scale keep their precision.
+        features = self._torso.features(self.network.torso.prepare(folded, self._type))
         inputs = NetworkInput(features, last_actions, last_rewards)
         outputs, state = self._core(self.network.with_last(inputs).unsqueeze(1), state)
         q_values: Tensor = self.network.head(outputs[:, 0].float())

@@ -16,7 +16,7 @@ from drqn_dist.errors import EnvError
 from drqn_dist.interfaces import EnvSpec
 from drqn_dist.network.core import Core
 from drqn_dist.network.head import make_head
-from drqn_dist.network.torso import ConvTorso, make_torso
+from drqn_dist.network.torso import ConvTorso, MlpTorso, make_torso
 
 
 class NetworkInput(NamedTuple):
@@ -52,6 +52,11 @@ class QNetwork(nn.Module):
             raise EnvError(
                 "network.center_pixels needs images and a convolutional torso, but observations of shape "
                 f"{list(shape)} go to an MLP here; set it to false"
+            )
+        if config.standardize_vectors and (not isinstance(self.torso, MlpTorso) or spec.observation_dtype == "uint8"):
+            raise EnvError(
+                f"network.standardize_vectors is for vectors, but observations are {spec.observation_dtype} "
+                f"{list(shape)}; set it to false"
             )
         extra = spec.num_actions + 1 if config.last_action_and_reward else 0
         units = spec.num_actions if config.head == "gru_q" else config.core_units
@@ -118,6 +123,16 @@ class QNetwork(nn.Module):
         if not isinstance(self.torso, ConvTorso):
             raise ValueError("only a convolutional torso can be centred")
         self.torso.first.center(mean)
+
+    def standardize(self, mean: Tensor, deviation: Tensor) -> None:
+        """Sets mean and deviation of each number of an observation, float32 [D] each; part of the weights.
+
+        Raises:
+            ValueError: the torso does not standardize.
+        """
+        if not isinstance(self.torso, MlpTorso) or not self.torso.standardizes:
+            raise ValueError("only an MLP torso with network.standardize_vectors can be standardized")
+        self.torso.standardize(mean, deviation)
 
     def to_vector(self) -> npt.NDArray[np.float32]:
         """All parameters and buffers as one float32 [P] array, a copy."""

@@ -149,19 +149,47 @@ class ConvTorso(nn.Module):
 
 
 class MlpTorso(nn.Module):
-    """Two dense layers with ReLU, for vector observations."""
+    """Two dense layers with ReLU, for vector observations.
 
-    def __init__(self, size: int, units: int) -> None:
+    Where it standardizes, it sees (x - mean) * scale, clipped to ±10, once `standardize` was called.
+    """
+
+    CLIP = 10.0
+    DEVIATION_FLOOR = 0.01
+    """Added to deviations: what never changed before the first update and does later must not shout."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, size: int, stack: int, units: int, standardizes: bool = False) -> None:
+        """
+        Args:
+            size: D, numbers of one observation.
+            stack: observations of one input.
+            standardizes: keep mean and scale with the weights.
+        """
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(size, units), nn.ReLU(), nn.Linear(units, units), nn.ReLU())
+        self.layers = nn.Sequential(nn.Linear(size * stack, units), nn.ReLU(), nn.Linear(units, units), nn.ReLU())
+        self.standardizes = standardizes
+        if standardizes:
+            self.register_buffer("mean", torch.zeros(size))
+            self.register_buffer("scale", torch.ones(size))
+
+    def standardize(self, mean: Tensor, deviation: Tensor) -> None:
+        """From now on subtracts `mean` and divides by `deviation`, float32 [D] each."""
+        self.mean.copy_(mean)
+        self.scale.copy_(1.0 / (deviation + self.DEVIATION_FLOOR))
 
     def fold(self, frames: Tensor) -> Tensor:
         """[N, ...] → [N, D]."""
         return frames.flatten(1)
 
     def prepare(self, folded: Tensor, dtype: torch.dtype) -> Tensor:
-        """uint8 pixels become 0..1, others stay as they are."""
+        """uint8 pixels become 0..1; standardized where that is wanted."""
         values = folded.to(torch.float32) / 255.0 if folded.dtype == torch.uint8 else folded
+        if self.standardizes:
+            apart = values.unflatten(-1, (-1, len(self.mean)))
+            values = ((apart - self.mean) * self.scale).clamp(-self.CLIP, self.CLIP).flatten(-2)
         return values.to(dtype)
 
     def features(self, prepared: Tensor) -> Tensor:
@@ -180,7 +208,7 @@ def make_torso(config: NetworkConfig, shape: tuple[int, ...], stack: int = 1) ->
     if kind == "auto":
         kind = "nature" if len(shape) == 3 else "mlp"
     if kind == "mlp":
-        return MlpTorso(int(torch.Size(shape).numel()) * stack, config.torso_units)
+        return MlpTorso(int(torch.Size(shape).numel()), stack, config.torso_units, config.standardize_vectors)
     if len(shape) != 3:
         raise EnvError(
             f"network.torso {kind} needs images [C, H, W], but observations have shape {list(shape)}; "

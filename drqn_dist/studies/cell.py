@@ -12,11 +12,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
-from drqn_dist.checkpoint import Checkpoint, write_atomically
+from drqn_dist.checkpoint import Checkpoint
 from drqn_dist.config import EnvConfig, TrainConfig, differences, from_dict
 from drqn_dist.errors import ConfigError, DrqnError, RunFolderError
 from drqn_dist.experiments.plot import EVAL_TAG, TRAINING_TAG
 from drqn_dist.experiments.run_folder import RunFolder, Summary, open_run
+from drqn_dist.files import write_atomically
 from drqn_dist.metrics import read_metrics
 from drqn_dist.seeding import EVALUATION_SEED
 from drqn_dist.studies.study import Cell

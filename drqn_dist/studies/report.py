@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import stats
 
-from drqn_dist.checkpoint import write_atomically
 from drqn_dist.config import TrainConfig
 from drqn_dist.envs.atari import PREFIX as ATARI
 from drqn_dist.errors import RunFolderError
 from drqn_dist.experiments.plot import COLOURS, PANELS_ACROSS, Points, figure, mean_curve
+from drqn_dist.files import write_atomically
 from drqn_dist.studies.cell import Outcome, read_outcome
 from drqn_dist.studies.study import Cell, Study
 

@@ -106,6 +106,8 @@ class Monitor:
                 "replay/missing": replay.missing,
                 "replay/duplicates": replay.duplicates,
                 "replay/rejected": replay.rejected,
+                "replay/journal_bytes": replay.journal_bytes,
+                "replay/journal_missed": replay.journal_missed,
             }
         for evaluation in report.evaluations:
             values |= evaluation_values(evaluation)

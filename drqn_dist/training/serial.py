@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import torch
 
@@ -13,7 +14,7 @@ from drqn_dist.envs.make import env_spec
 from drqn_dist.errors import ConfigError, EnvFailedError
 from drqn_dist.interfaces import WeightSnapshot
 from drqn_dist.training.memory import plan_frame_store
-from drqn_dist.training.session import Report, Saved, never
+from drqn_dist.training.session import Report, Saved, journal_folder, never
 from learner.learner import Learner, resolve_device
 from learner.weight_publisher import WeightPublisher
 from replay_server.replay import LocalSource, Replay, make_replay
@@ -22,8 +23,11 @@ from replay_server.replay import LocalSource, Replay, make_replay
 class SerialSession:
     """Actors step in turn; after each batched step the learner catches up as far as the rate limiter lets it."""
 
-    def __init__(self, config: TrainConfig, restored: Saved | None = None) -> None:
+    def __init__(self, config: TrainConfig, restored: Saved | None = None, folder: Path | None = None) -> None:
         """
+        Args:
+            folder: of the run, where the replay keeps its journal.
+
         Raises:
             ConfigError: the rate limiter could block the only thread there is.
             EnvError, CheckpointError
@@ -48,7 +52,9 @@ class SerialSession:
         meta = restored.meta if restored else {}
         if restored:
             self.learner.load(restored.tensors, meta["learner"])
-            self.replay.set_state(meta["replay"][0])
+        replay = meta["replay"][0] if restored else None
+        note = self.replay.begin(replay, journal_folder(config, folder), exact=True)
+        self._notes += [f"replay {note}"] if note else []
         self._incarnation = int(meta.get("incarnation", -1)) + 1
         self.agent_steps = int(meta.get("agent_steps", 0))
         self.actors = [
@@ -94,7 +100,7 @@ class SerialSession:
             tensors,
             {
                 "learner": learner,
-                "replay": [self.replay.get_state()],
+                "replay": [self.replay.save()],
                 "incarnation": self._incarnation,
                 "agent_steps": self.agent_steps,
             },

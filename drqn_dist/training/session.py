@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from actors.actor import ActorStats
 from actors.evaluator import Evaluation, Played
+from drqn_dist.config import TrainConfig
 from learner.learner import LearnerStats
 from replay_server.replay import ReplayStats
 
@@ -34,6 +36,11 @@ class Saved:
     tensors: dict[str, Tensor]
     meta: dict[str, Any]
     """JSON-able: learner, replay counters, incarnations of the actors."""
+
+
+def journal_folder(config: TrainConfig, run: Path | None, shard: int = 0) -> Path | None:
+    """Where the replay, or a shard of it, keeps its journal; None where it keeps none."""
+    return run.resolve() / "replay" / str(shard) if run is not None and config.replay.journal else None
 
 
 def never(*_: object) -> bool:

@@ -257,10 +257,12 @@ def test_the_version_of_a_window_is_that_of_the_fragment_in_which_it_begins() ->
             assert version == 1000 * place.episode_id + began - began % 3
 
 
-def test_the_mean_frame_counts_every_frame_once_that_came() -> None:
+def test_mean_and_deviation_count_every_frame_once_that_came() -> None:
     config = tiny_config(network={"torso": "small", "center_pixels": True}, replay={"capacity_steps": 200})
     game = made_up_game(config, IMAGE)
     reader = Reader(config, IMAGE, FixedDraws(config, game), full_plan(config, IMAGE))
     reader.next()
     pictures = [folded(frame) for p in game.payloads for frame in decode(p, 2**24).observations]
-    np.testing.assert_allclose(reader.feed.intake.mean_frame().numpy(), np.mean(pictures, 0), rtol=1e-5)
+    mean, deviation = reader.feed.intake.measured()
+    np.testing.assert_allclose(mean.numpy(), np.mean(pictures, 0), rtol=1e-5)
+    np.testing.assert_allclose(deviation.numpy(), np.std(pictures, 0), rtol=1e-4, atol=1e-4)
