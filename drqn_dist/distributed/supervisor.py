@@ -45,9 +45,9 @@ class RaySession:
 
     A dead actor is replaced by one of the same index, hence the same rungs of the ε ladder, and the next incarnation.
     A dead replay, or shard of it, comes back with what its journal holds (empty without one) and the counters of its
-    last pulse, a dead learner with the last saved state (`save`, called for every checkpoint). A role that hangs is killed first. Failures that repeat end the
-    run (`role.decide`), but not those of a node that left the cluster: what was there starts again elsewhere, as
-    soon as there is room. Used from one thread.
+    last pulse, a dead learner with the last saved state (`save`, called for every checkpoint). A role that hangs is
+    killed first. Failures that repeat end the run (`role.decide`), but not those of a node that left the cluster: what
+    was there starts again elsewhere, as soon as there is room. Used from one thread.
     """
 
     def __init__(

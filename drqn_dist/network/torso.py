@@ -188,7 +188,7 @@ class MlpTorso(nn.Module):
         """uint8 pixels become 0..1; standardized where that is wanted."""
         values = folded.to(torch.float32) / 255.0 if folded.dtype == torch.uint8 else folded
         if self.standardizes:
-            apart = values.unflatten(-1, (-1, len(self.mean)))
+            apart = values.view(*values.shape[:-1], -1, len(self.mean))
             values = ((apart - self.mean) * self.scale).clamp(-self.CLIP, self.CLIP).flatten(-2)
         return values.to(dtype)
 

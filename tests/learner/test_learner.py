@@ -266,6 +266,19 @@ def test_a_loss_that_is_not_finite_stops_training_before_it_is_reported_or_saved
     assert all(np.isfinite(values).all() for _, values in trained.priorities.updates)
 
 
+@pytest.mark.parametrize("threaded", [False, True])
+def test_vectors_are_standardized_by_all_that_came_before_the_first_update(threaded: bool) -> None:
+    config = tiny_config(network={"standardize_vectors": True}, replay={"capacity_steps": 500})
+    trained = Bench(config, threaded=threaded)
+    vectors = np.array([v for p in trained.game.payloads for v in decode(p, 2**24).observations])
+    assert len(vectors) > 50
+    trained.update(2)
+    for network in (trained.learner.state.network, trained.learner.state.target):
+        found = network.state_dict()
+        np.testing.assert_allclose(found["torso.mean"].numpy(), vectors.mean(0), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(found["torso.scale"].numpy(), 1 / (vectors.std(0) + 0.01), rtol=1e-4)
+
+
 CENTRED: dict[str, Any] = {
     "network": {"torso": "small", "center_pixels": True},
     "replay": {"capacity_steps": 500},

@@ -59,6 +59,24 @@ def test_new_weights_and_a_new_centre_are_taken_over(precision: str) -> None:
     torch.testing.assert_close(q_values, expected, rtol=0, atol=1e-6 if precision == "fp32" else 0.02)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_vectors_are_standardized_before_they_are_cast(precision: str) -> None:
+    """Numbers near 1000 that differ by 1 are all the same in bfloat16."""
+    config = tiny_config(network={"precision": precision, "standardize_vectors": True})
+    trained, network = make_network(config, VECTOR, 1), make_network(config, VECTOR, 0)
+    acting = ActingNetwork(network)
+    (size,) = VECTOR.observation_shape
+    trained.standardize(torch.full((size,), 1000.0), torch.ones(size))
+    acting.load_vector(trained.to_vector())
+    inputs = first_step(random_inputs(VECTOR, 4, 1, 1))
+    inputs = inputs._replace(observations=1000.0 + torch.randn(inputs.observations.shape))
+    with torch.no_grad():
+        expected, _ = step_once(trained, inputs, trained.initial_state(4))
+    assert (expected[0] - expected[1]).abs().max() > 1e-3
+    q_values, _ = acted(acting, inputs, size, network.initial_state(4))
+    torch.testing.assert_close(q_values, expected, rtol=0, atol=1e-6 if precision == "fp32" else 0.02)
+
+
 def test_the_head_stays_in_fp32() -> None:
     network: QNetwork = make_network(tiny_config(network={"precision": "bf16"}), VECTOR)
     q_values, _ = acted(ActingNetwork(network), first_step(random_inputs(VECTOR, 4, 1, 1)), 3, network.initial_state(4))

@@ -104,6 +104,14 @@ def test_centring_without_convolutions_is_refused_before_anything_runs(spec: Env
         make_network(tiny_config(network={"torso": "mlp", "center_pixels": True}), spec)
 
 
+@pytest.mark.parametrize("torso", ["small", "mlp"])
+def test_images_are_not_standardized(torso: str) -> None:
+    with pytest.raises(EnvError, match=r"network.standardize_vectors is for vectors, but observations are uint8"):
+        make_network(tiny_config(network={"torso": torso, "standardize_vectors": True}), IMAGE)
+    with pytest.raises(ValueError, match="only an MLP torso"):
+        make_network(tiny_config(), VECTOR).standardize(torch.zeros(3), torch.ones(3))
+
+
 def test_the_articles_network_is_four_frames_512_units_and_a_gru_with_one_unit_per_action() -> None:
     config = preset("article")
     spec = EnvSpec((1, 84, 84), "uint8", num_actions=6, frames_per_step=4)

@@ -123,3 +123,14 @@ def test_centred_pixels_are_exact_in_bfloat16() -> None:
     conv.center(torch.rand(conv.mean.shape) * 255)
     image = conv.fold(pixels(4, 1, 12, 12))
     assert torch.equal(conv.prepare(image, torch.bfloat16).float(), conv.prepare(image, torch.float32))
+
+
+def test_a_standardized_vector_by_hand() -> None:
+    """Two numbers, a stack of two: (3 - 1) / (0.99 + 0.01) = 2; (5 - 5) / 0.01 = 0; (-99 - 1) / 1 is clipped to -10; 6 lies
+    1 from a mean of what never changed: 1 / 0.01 is clipped to 10."""
+    torso = MlpTorso(2, 2, 3, standardizes=True)
+    raw = torch.tensor([[3.0, 5.0, -99.0, 6.0]])
+    assert torch.equal(torso.prepare(raw, torch.float32), raw.clamp(-10, 10))
+    torso.standardize(torch.tensor([1.0, 5.0]), torch.tensor([0.99, 0.0]))
+    torch.testing.assert_close(torso.prepare(raw, torch.float32), torch.tensor([[2.0, 0.0, -10.0, 10.0]]))
+    assert torso.prepare(raw[None, None], torch.bfloat16).shape == (1, 1, 1, 4)
