@@ -126,8 +126,8 @@ def test_centred_pixels_are_exact_in_bfloat16() -> None:
 
 
 def test_a_standardized_vector_by_hand() -> None:
-    """Two numbers, a stack of two: (3 - 1) / (0.99 + 0.01) = 2; (5 - 5) / 0.01 = 0; (-99 - 1) / 1 is clipped to -10; 6 lies
-    1 from a mean of what never changed: 1 / 0.01 is clipped to 10."""
+    """Two numbers, a stack of two: (3 - 1) / (0.99 + 0.01) = 2; (5 - 5) / 0.01 = 0; (-99 - 1) / 1 is clipped to -10;
+    6 lies 1 above what never changed: 1 / 0.01 is clipped to 10."""
     torso = MlpTorso(2, 2, 3, standardizes=True)
     raw = torch.tensor([[3.0, 5.0, -99.0, 6.0]])
     assert torch.equal(torso.prepare(raw, torch.float32), raw.clamp(-10, 10))
