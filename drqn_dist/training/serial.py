@@ -48,7 +48,9 @@ class SerialSession:
         meta = restored.meta if restored else {}
         if restored:
             self.learner.load(restored.tensors, meta["learner"])
-            self.replay.set_state(meta["replay"][0])
+            (replay,) = meta["replay"]
+            if replay is not None:
+                self.replay.set_state(replay)
         self._incarnation = int(meta.get("incarnation", -1)) + 1
         self.agent_steps = int(meta.get("agent_steps", 0))
         self.actors = [
