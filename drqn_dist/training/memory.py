@@ -148,9 +148,9 @@ def checkpoint_bytes(config: TrainConfig, spec: EnvSpec) -> int:
     """Upper bound of one checkpoint's size: both networks, the optimizer's moments, and the header."""
     network = _network(config, spec)
     weights, buffers = list(network.parameters()), list(network.buffers())
-    moments = len(SLOTS[config.learner.optimizer])  # the number of steps among them is taken to be as large
-    numbers = (2 + moments) * sum(w.numel() for w in weights) + 2 * sum(b.numel() for b in buffers)
-    names = (2 + moments) * len(weights) + 2 * len(buffers)
+    slots = len(SLOTS[config.learner.optimizer])  # one of them a single number, the steps done
+    numbers = (1 + slots) * sum(w.numel() for w in weights) + 2 * sum(b.numel() for b in buffers)
+    names = (2 + slots) * len(weights) + 2 * len(buffers)
     return 4 * numbers + 256 * names + 4_096 * (1 + config.replay.shards)  # random states of all shards
 
 
