@@ -143,6 +143,12 @@ IMAGES: dict[str, Any] = {"network": {"torso": "small"}}
             r"network.core_units is 9 there and 8 here$",
         ),
         ({"network.torso_units": 5}, {}, (VECTOR, VECTOR), r"torso.layers.0.weight.* network.torso_units is 5 there"),
+        (
+            {"network.core_units": 9, "network.torso_units": 5},
+            {},
+            (VECTOR, VECTOR),
+            r"torso.layers.0.weight.* here; network.torso_units is 5 there and 8 here$",
+        ),
         ({"network.core": "lstm"}, {}, (VECTOR, VECTOR), r"\(32, 8\) there.* network.core is lstm there and gru here$"),
         ({"network.core": "none"}, {}, (VECTOR, VECTOR), "which is missing there and of .* network.core is none there"),
         ({"network.head": "dueling"}, {}, (VECTOR, VECTOR), r"in head.weight.*network.head is dueling there"),
