@@ -5,16 +5,17 @@ import io
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from drqn_dist.config import RESUMABLE, TrainConfig, differences
+from drqn_dist.config import TrainConfig
 from drqn_dist.errors import ConfigError
 from drqn_dist.presets import preset
+from drqn_dist.resumable import resumed_config
 
 _T = TypeVar("_T")
 
@@ -25,16 +26,21 @@ class TrainArgs:
 
     config: Annotated[TrainConfig, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]
     resume: Path | None = None
-    """Go on with this run's folder; its own configuration holds, only bounds and periods may be changed."""
+    """Go on with this run's folder, wherever it lies now. Its own configuration holds, with the changes given; what its
+    weights or their curve depend on stays: environment, network, windows, values, loss and optimizer."""
+    init_from: Path | None = None
+    """Begin a new run with the newest weights of this run's folder, whose network must have the same shapes."""
+    dry_run: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Start nothing: say what the run would take of memory and disk, and whether that fits."""
 
 
-def parse_train(argv: Sequence[str], program: str) -> tuple[TrainConfig, Path | None]:
-    """The configuration that `train`'s arguments ask for, and the run to resume, if any.
+def parse_train(argv: Sequence[str], program: str) -> TrainArgs:
+    """What `train`'s arguments ask for.
 
     The preset's (or the resumed run's) values become the defaults, so it is looked for first.
 
     Raises:
-        ConfigError: an argument is unknown or its value cannot be used.
+        ConfigError: an argument is unknown, its value cannot be used, or a resumed run cannot change it.
         RunFolderError: the run to resume cannot be opened.
         SystemExit: help was asked for and printed.
     """
@@ -52,8 +58,8 @@ def parse_train(argv: Sequence[str], program: str) -> tuple[TrainConfig, Path | 
         default = preset(_value_of("--preset", arguments) or TrainConfig().preset)
     args = parse(TrainArgs, arguments, program, default=TrainArgs(default))
     if args.resume is not None:
-        _require_same_run(default, args.config)
-    return args.config, args.resume
+        args = replace(args, config=resumed_config(default, args.config, args.resume))
+    return args
 
 
 def parse(kind: type[_T], argv: Sequence[str], program: str, default: _T | None = None) -> _T:
@@ -84,18 +90,6 @@ def _value_of(flag: str, argv: Sequence[str]) -> str | None:
         elif argument.startswith(f"{flag}="):
             found = argument.removeprefix(f"{flag}=")
     return found
-
-
-def _require_same_run(saved: TrainConfig, asked: TrainConfig) -> None:
-    refused, allowed = (
-        [f"--{name.replace('_', '-')}" for name in names]
-        for names in ([name for name in differences(saved, asked) if name not in RESUMABLE], sorted(RESUMABLE))
-    )
-    if refused:
-        raise ConfigError(
-            f"--resume keeps the run's own configuration, so {refused[0]} cannot be changed; only "
-            f"{', '.join(allowed)} can"
-        )
 
 
 def _one_line(text: str) -> str:

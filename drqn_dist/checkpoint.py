@@ -4,6 +4,7 @@ safetensors holds raw arrays and a JSON header, so loading one cannot execute co
 """
 
 import contextlib
+import hashlib
 import json
 import logging
 import re
@@ -72,6 +73,16 @@ def load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     except (KeyError, json.JSONDecodeError) as error:
         raise CheckpointError(f"the metadata of checkpoint {path} is damaged; resume from an earlier one") from error
     return tensors, meta
+
+
+def weights_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 over the online network's tensors of a checkpoint, in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        if name.startswith("network."):
+            digest.update(name.encode())
+            digest.update(tensors[name].contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -99,10 +99,15 @@ class BenchArgs:
 
 
 def _train(argv: Sequence[str]) -> None:
-    config, resume = parse_train(argv, f"{PROGRAM} train")
+    args = parse_train(argv, f"{PROGRAM} train")
+    if args.dry_run:
+        from drqn_dist.training.preflight import dry_run
+
+        print(dry_run(args.config, args.resume, args.init_from))
+        return
     from drqn_dist.training.train import train
 
-    train(config, resume=resume)
+    train(args.config, args.resume, args.init_from)
 
 
 def _eval(argv: Sequence[str]) -> None:
@@ -196,7 +201,7 @@ def _scale(argv: Sequence[str]) -> None:
 
 
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
-    "train": (_train, "train an agent, or go on with a run (--resume)"),
+    "train": (_train, "train an agent, or go on with a run (--resume); --dry-run says what it takes"),
     "eval": (_eval, "play episodes greedily with a run's newest checkpoint"),
     "plot": (_plot, "draw learning curves of runs"),
     "study": (_study, "run a grid of runs from a file, and report on it"),

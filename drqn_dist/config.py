@@ -530,18 +530,28 @@ def _read(hint: Any, value: Any, name: str) -> Any:
     return value
 
 
-RESUMABLE = frozenset(
-    ["total_steps", "minutes", "stop_at_return", "address", "log_period_s", "checkpoint_period_s", "checkpoints_kept"]
-)
-"""Settings that a resumed run may change: when to stop, where to run, how often to report and save."""
-
-
 def setting(config: TrainConfig, name: str) -> Any:
     """The value of, for example, `learner.gamma`."""
     value: Any = config
     for part in name.split("."):
         value = getattr(value, part)
     return value
+
+
+def with_settings(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
+    """The configuration with other values of some settings, by names such as `learner.gamma`.
+
+    Raises:
+        ConfigError: such a configuration cannot work.
+    """
+    changed = dataclasses.asdict(config)
+    for name, value in values.items():
+        *sections, last = name.split(".")
+        place = changed
+        for section in sections:
+            place = place[section]
+        place[last] = value
+    return from_dict(TrainConfig, changed)
 
 
 def differences(first: TrainConfig, second: TrainConfig) -> list[str]:

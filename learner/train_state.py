@@ -9,7 +9,7 @@ from drqn_dist.interfaces import EnvSpec
 from drqn_dist.network.q_network import QNetwork
 from drqn_dist.seeding import derive_seed
 
-_SLOTS = {"adam": ("step", "exp_avg", "exp_avg_sq"), "rmsprop": ("step", "square_avg")}
+SLOTS = {"adam": ("step", "exp_avg", "exp_avg_sq"), "rmsprop": ("step", "square_avg")}
 """What each optimizer keeps of a parameter."""
 
 
@@ -26,7 +26,7 @@ class TrainState:
             if isinstance(module, torch.nn.RNNBase):
                 module.flatten_parameters()  # or cuDNN copies them together at every call
         self.optimizer = _optimizer(self.network, config.learner, device)
-        self._slots = _SLOTS[config.learner.optimizer]
+        self._slots = SLOTS[config.learner.optimizer]
         self._make_moments()
         self.updates = 0
 

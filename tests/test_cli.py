@@ -19,7 +19,7 @@ from drqn_dist.presets import preset
 
 
 def _parse(line: str) -> TrainConfig:
-    return parse_train(line.split(), "drqn-dist train")[0]
+    return parse_train(line.split(), "drqn-dist train").config
 
 
 def test_the_presets_values_are_the_defaults_and_flags_change_them() -> None:
@@ -66,7 +66,7 @@ def test_switches_take_true_and_false_in_any_case() -> None:
 
 
 def test_environment_arguments_are_given_as_json() -> None:
-    config, _ = parse_train(["--env.kwargs", '{"size": 7, "walls": true}'], "drqn-dist train")
+    config = parse_train(["--env.kwargs", '{"size": 7, "walls": true}'], "drqn-dist train").config
     assert config.env.kwargs == {"size": 7, "walls": True}
 
 
@@ -155,14 +155,25 @@ def test_a_typo_is_one_line_on_any_terminal_and_never_a_traceback(encoding: str)
     assert done.stderr == f"drqn-dist: error: {expected}\n"
 
 
-def test_a_resumed_run_keeps_its_configuration_and_may_get_new_bounds(tmp_path: Path) -> None:
+def test_a_resumed_run_keeps_its_configuration_but_for_what_may_change(tmp_path: Path) -> None:
     saved = dataclasses.replace(preset("dqn"), run_dir=str(tmp_path), seed=5)
-    run = create_run(saved, [])
-    config, resume = parse_train(["--resume", str(run.path), "--total-steps", "77"], "drqn-dist train")
-    assert config == dataclasses.replace(saved, total_steps=77)
-    assert resume == run.path
-    with pytest.raises(ConfigError, match=r"--learner\.gamma cannot be changed; only --address"):
-        parse_train(["--resume", str(run.path), "--learner.gamma", "0.5"], "drqn-dist train")
+    run = create_run(saved, []).path
+    args = parse_train(["--resume", str(run), "--total-steps", "77", "--actors=3"], "drqn-dist train")
+    assert args.config == dataclasses.replace(saved, total_steps=77, actors=3)
+    assert args.resume == run
+    with pytest.raises(ConfigError, match=rf"cannot change learner\.gamma from 0\.99 to 0\.5: .*--init-from {run}$"):
+        parse_train(["--resume", str(run), "--learner.gamma", "0.5"], "drqn-dist train")
+
+
+def test_a_run_cannot_both_go_on_and_begin_with_other_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = str(create_run(dataclasses.replace(preset("dqn"), run_dir=str(tmp_path)), []).path)
+    for more in ([], ["--dry-run"]):
+        with pytest.raises(SystemExit) as stopped:
+            main(["train", "--resume", run, "--init-from", run, *more])
+        assert stopped.value.code == 2
+        assert "leave one of them out" in capsys.readouterr().err
 
 
 def test_presets_lists_every_number_with_its_source(capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,7 +28,7 @@ LEFT_OPEN = {
 
 @pytest.mark.parametrize(("name", "meaning"), LEFT_OPEN.items())
 def test_none_leaves_a_setting_open_and_0_is_refused_with_what_none_means(name: str, meaning: str) -> None:
-    config, _ = parse_train([f"--{name}=None"], "train")
+    config = parse_train([f"--{name}=None"], "train").config
     assert setting(config, name) is None
     with pytest.raises(ConfigError, match=rf"{name} is 0(\.0)?, but must .* None \({meaning}\)"):
         parse_train([f"--{name}=0"], "train")

@@ -24,7 +24,7 @@ from drqn_dist.interfaces import WeightSnapshot
 from drqn_dist.network.q_network import QNetwork
 from drqn_dist.training.memory import STORE_BYTES, processes
 from drqn_dist.training.serial import next_multiple
-from drqn_dist.training.session import Report, Saved, journal_folder, never
+from drqn_dist.training.session import Report, Saved, journal_folders, never
 from learner.train_state import load_network
 from replay_server.replay import ReplayStats, total_stats
 
@@ -82,7 +82,7 @@ class RaySession:
         self._saved = restored
         self._incarnations = [int(meta.get("incarnation", -1)) + 1] * config.num_actors
         self._replay_states: list[dict[str, Any] | None] = list(meta.get("replay", [None] * len(shards)))
-        self._journals = [journal_folder(config, folder, shard) for shard in shards]
+        self._journals = journal_folders(config, folder)
         self._replay_stats: list[ReplayStats | None] = [None] * len(shards)
         self._next_eval = next_multiple(self._updates, config.eval.period_updates)
         self._ray = LocalRay(config.address, cpus=processes(config), store_bytes=STORE_BYTES)

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from actors.evaluator import Evaluator
 from actors.policy import RecurrentPolicy
+from drqn_dist.checkpoint import weights_sha256
 from drqn_dist.config import EnvConfig, TrainConfig
 from drqn_dist.envs.make import SingleEnv, describe_single, env_spec, make_render_env
 from drqn_dist.errors import CheckpointError, ConfigError
@@ -24,7 +25,6 @@ from drqn_dist.fragment import Observations
 from drqn_dist.interfaces import EnvSpec, WeightSnapshot
 from drqn_dist.network.q_network import QNetwork
 from drqn_dist.seeding import EVALUATION_SEED, derive_seed
-from drqn_dist.training.train import weights_sha256
 from learner.train_state import load_network
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from drqn_dist.config import RESUMABLE, TrainConfig, differences, setting
+from drqn_dist.config import TrainConfig, differences, setting
 from drqn_dist.errors import RunFolderError
 from drqn_dist.experiments.run_folder import open_run
 from drqn_dist.files import write_atomically
@@ -26,7 +26,10 @@ EVAL_TAG = "eval/mean_return"
 GRID_POINTS = 200
 PANELS_ACROSS = 4
 
-_NOT_COMPARED = RESUMABLE | {"seed", "run_dir"}
+_BOUNDS = ("total_steps", "minutes", "stop_at_return")
+_PERIODS = ("log_period_s", "checkpoint_period_s", "checkpoints_kept")
+_NOT_COMPARED = frozenset(["seed", "run_dir", "address", *_BOUNDS, *_PERIODS])
+"""Settings that do not make another curve: the seed, when to stop, where to run, how often to report and save."""
 _X_COLUMNS = {"steps": ("agent_steps", 1.0), "frames": ("frames", 1.0), "minutes": ("wall_s", 1 / 60)}
 _X_LABELS = {"steps": "agent steps", "frames": "frames", "minutes": "minutes"}
 # Okabe & Ito: told apart by colour-blind readers too.

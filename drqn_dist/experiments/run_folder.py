@@ -10,8 +10,8 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,10 @@ import psutil
 
 import drqn_dist
 from drqn_dist.checkpoint import CheckpointFolder
-from drqn_dist.config import TrainConfig, from_dict
+from drqn_dist.config import TrainConfig, from_dict, with_settings
 from drqn_dist.errors import ConfigError, RunFolderError
 from drqn_dist.files import write_atomically
+from drqn_dist.resumable import changes, describe_changes
 from drqn_dist.training.memory import usable_cores
 
 CONFIG_NAME = "config.json"
@@ -55,6 +56,7 @@ class RunFolder:
 
     path: Path
     config: TrainConfig
+    """The one that holds now."""
 
     @property
     def checkpoints(self) -> CheckpointFolder:
@@ -83,16 +85,76 @@ class RunFolder:
             raise RunFolderError(f"{self.path} has no readable {SUMMARY_NAME}: {error}") from error
 
     def read_description(self) -> dict[str, Any]:
-        """All that stands in `config.json`: config, command_line, created, versions and machine.
+        """All that stands in `config.json`: config, command_line, created, versions, machine and history; init_from
+        where the run began with the weights of another one.
+
+        `config` and `versions` are those that hold now, command_line and machine those of the first start. The history
+        has an entry for each start that changed something: when; updates and agent_steps at which it did; changes,
+        {setting: {old, new}}; versions, the same by package, where they changed; command_line.
 
         Raises:
             RunFolderError: it cannot be read.
         """
         return _read_description(self.path)
 
+    def first_config(self) -> TrainConfig:
+        """The configuration with which the run began: that of now without what its history changed.
 
-def create_run(config: TrainConfig, command_line: Sequence[str]) -> RunFolder:
+        Raises:
+            RunFolderError: it cannot be read.
+        """
+        entries = self.read_description()["history"]
+        try:
+            oldest = {name: change["old"] for entry in reversed(entries) for name, change in entry["changes"].items()}
+            return with_settings(self.config, oldest)
+        except (TypeError, AttributeError, KeyError, ConfigError) as error:
+            raise RunFolderError(f"the history in {self.path / CONFIG_NAME} is damaged: {error}") from error
+
+    def go_on(
+        self, config: TrainConfig, updates: int, agent_steps: int, command_line: Sequence[str]
+    ) -> tuple["RunFolder", list[str]]:
+        """Notes in `config.json`, all or nothing, what holds from now on and what was changed.
+
+        Args:
+            config: with which the run goes on.
+            updates, agent_steps: where it goes on.
+
+        Returns:
+            The folder with that configuration, and what was changed, a line each.
+
+        Raises:
+            RunFolderError: it could not be read or written.
+        """
+        description = self.read_description()
+        packages = _differing(description["versions"], versions())
+        lines = describe_changes(self.config, config, updates)
+        lines += [f"{package}: {now}, was {before}" for package, (before, now) in packages.items()]
+        if lines:
+            entry: dict[str, Any] = {
+                "when": _now(),
+                "updates": updates,
+                "agent_steps": agent_steps,
+                "changes": _old_and_new(changes(self.config, config)),
+            }
+            if packages:
+                entry["versions"] = _old_and_new(packages)
+            entry["command_line"] = _without_path(command_line)
+            description |= {"config": asdict(config), "versions": versions()}
+            description["history"] = [*description["history"], entry]
+            try:
+                _write_json(self.path / CONFIG_NAME, description)
+            except OSError as error:
+                raise RunFolderError(f"could not write {self.path / CONFIG_NAME}: {error.strerror or error}") from error
+        return replace(self, config=config), lines
+
+
+def create_run(
+    config: TrainConfig, command_line: Sequence[str], init_from: Mapping[str, Any] | None = None
+) -> RunFolder:
     """Makes a new folder under `config.run_dir` and writes `config.json` into it (the program without its path).
+
+    Args:
+        init_from: for JSON, whose weights the run begins with, where they are those of another run.
 
     Raises:
         RunFolderError: it could not be made.
@@ -102,7 +164,7 @@ def create_run(config: TrainConfig, command_line: Sequence[str]) -> RunFolder:
     try:
         root.mkdir(parents=True, exist_ok=True)
         path = _make_unique(root, _run_name(config))
-        _write_json(path / CONFIG_NAME, _description(config, command_line))
+        _write_json(path / CONFIG_NAME, _description(config, command_line, init_from))
     except OSError as error:
         if path is not None:
             shutil.rmtree(path, ignore_errors=True)
@@ -137,6 +199,9 @@ def _read_description(path: Path) -> dict[str, Any]:
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise RunFolderError(f"{path / CONFIG_NAME} is damaged or of another version: {error}") from error
+    history = description.setdefault("history", [])  # runs of earlier versions have none
+    if not isinstance(history, list) or not isinstance(description["versions"], dict):
+        raise RunFolderError(f"{path / CONFIG_NAME} is damaged: history must be a list, versions a table")
     return description
 
 
@@ -163,14 +228,35 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _description(config: TrainConfig, command_line: Sequence[str]) -> dict[str, Any]:
+def _description(
+    config: TrainConfig, command_line: Sequence[str], init_from: Mapping[str, Any] | None
+) -> dict[str, Any]:
     return {
         "config": asdict(config),
-        "command_line": [Path(word).name if index == 0 else word for index, word in enumerate(command_line)],
-        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command_line": _without_path(command_line),
+        "created": _now(),
         "versions": versions(),
         "machine": machine_description(),
+        **({"init_from": dict(init_from)} if init_from is not None else {}),
+        "history": [],
     }
+
+
+def _without_path(command_line: Sequence[str]) -> list[str]:
+    return [Path(word).name if index == 0 else word for index, word in enumerate(command_line)]
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
+def _differing(old: Mapping[str, str], new: Mapping[str, str]) -> dict[str, tuple[str | None, str | None]]:
+    """Old and new value of each key that differs; None where there was or is none."""
+    return {key: (old.get(key), new.get(key)) for key in {**old, **new} if old.get(key) != new.get(key)}
+
+
+def _old_and_new(changed: Mapping[str, tuple[Any, Any]]) -> dict[str, dict[str, Any]]:
+    return {name: {"old": old, "new": new} for name, (old, new) in changed.items()}
 
 
 def _run_name(config: TrainConfig) -> str:

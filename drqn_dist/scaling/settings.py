@@ -97,7 +97,8 @@ def base_config(args: ScaleArgs) -> TrainConfig:
     Raises:
         ConfigError: the preset or a setting is unknown or cannot be used.
     """
-    config, _ = parse_train(["--preset", args.preset, *(f"--{setting}" for setting in args.set)], "drqn-dist train")
+    argv = ["--preset", args.preset, *(f"--{setting}" for setting in args.set)]
+    config = parse_train(argv, "drqn-dist train").config
     if config.mode != "ray":
         raise ConfigError(f"mode is {config.mode}, but only Ray mode has processes to scale")
     return replace(

@@ -124,7 +124,8 @@ def run_cell(cell: Cell, out: Path, runs: Path, told_to_stop: threading.Event) -
     else:
         run, checkpoint = found
         if run.read_summary().stopped_by in ("signal", "unfinished"):
-            train(_with_time_left(run.config, checkpoint), resume=run.path)
+            rest = _with_time_left(replace(run.config, minutes=cell.config.minutes), checkpoint)
+            train(rest, resume=run.path)
     summary = run.read_summary()
     if told_to_stop.is_set() or summary.stopped_by == "signal":
         raise SystemExit(130)
@@ -177,7 +178,8 @@ def _begun_run(folders: Iterable[Path], config: TrainConfig) -> tuple[RunFolder,
         with suppress(DrqnError):  # of another version, or stopped before there was anything to go on from
             run = open_run(path)
             checkpoint = run.checkpoints.latest()
-            if set(differences(run.config, config)) <= irrelevant and checkpoint is not None:
+            # A start after a stop has fewer minutes left; the first one had what the cell asks for.
+            if set(differences(run.first_config(), config)) <= irrelevant and checkpoint is not None:
                 run.read_summary()
                 found.append((run, checkpoint))
     return max(found, key=lambda pair: pair[0].path.stat().st_mtime, default=None)

@@ -14,7 +14,7 @@ from drqn_dist.envs.make import env_spec
 from drqn_dist.errors import ConfigError, EnvFailedError
 from drqn_dist.interfaces import WeightSnapshot
 from drqn_dist.training.memory import plan_frame_store
-from drqn_dist.training.session import Report, Saved, journal_folder, never
+from drqn_dist.training.session import Report, Saved, journal_folders, never
 from learner.learner import Learner, resolve_device
 from learner.weight_publisher import WeightPublisher
 from replay_server.replay import LocalSource, Replay, make_replay
@@ -53,7 +53,7 @@ class SerialSession:
         if restored:
             self.learner.load(restored.tensors, meta["learner"])
         replay = meta["replay"][0] if restored else None
-        note = self.replay.begin(replay, journal_folder(config, folder), exact=True)
+        note = self.replay.begin(replay, journal_folders(config, folder)[0], exact=True)
         self._notes += [f"replay {note}"] if note else []
         self._incarnation = int(meta.get("incarnation", -1)) + 1
         self.agent_steps = int(meta.get("agent_steps", 0))

@@ -1,5 +1,6 @@
 """What the training loop drives: the roles of a run, in one process or in many."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,9 +39,16 @@ class Saved:
     """JSON-able: learner, replay counters, incarnations of the actors."""
 
 
-def journal_folder(config: TrainConfig, run: Path | None, shard: int = 0) -> Path | None:
-    """Where the replay, or a shard of it, keeps its journal; None where it keeps none."""
-    return run.resolve() / "replay" / str(shard) if run is not None and config.replay.journal else None
+def journal_folders(config: TrainConfig, run: Path | None) -> list[Path | None]:
+    """Where each shard of the replay keeps its journal; None where it keeps none. Those of another number of shards
+    are removed: what each holds and has counted is a share of the whole."""
+    shards = config.replay.shards if config.mode == "ray" else 1
+    if run is None or not config.replay.journal:
+        return [None] * shards
+    root = run.resolve() / "replay"
+    if len([path for path in root.glob("*") if path.name.isdecimal()]) not in (0, shards):
+        shutil.rmtree(root, ignore_errors=True)
+    return [root / str(shard) for shard in range(shards)]
 
 
 def never(*_: object) -> bool:

@@ -1,133 +1,98 @@
 """A training run from its configuration to its summary."""
 
-import hashlib
-import math
-import signal
+import shutil
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from types import FrameType
 
 import numpy as np
-import torch
 
 from actors.evaluator import Evaluation, Played
+from drqn_dist.checkpoint import weights_sha256
 from drqn_dist.config import TrainConfig
-from drqn_dist.envs.make import env_spec
 from drqn_dist.errors import CheckpointError, DrqnError, RayDiedError, RunFolderError
-from drqn_dist.experiments.run_folder import RunFolder, Summary, create_run, open_run
+from drqn_dist.experiments.run_folder import RunFolder, Summary, create_run
 from drqn_dist.interfaces import EnvSpec
 from drqn_dist.metrics import MetricsLog
 from drqn_dist.network.q_network import QNetwork
 from drqn_dist.training.console import Progress
 from drqn_dist.training.last_word import LastWord
-from drqn_dist.training.memory import check_memory
 from drqn_dist.training.monitor import Monitor, evaluation_values
+from drqn_dist.training.preflight import Prepared, prepare
 from drqn_dist.training.serial import SerialSession
 from drqn_dist.training.session import Report, Saved, Session
-from learner.learner import resolve_device
+from drqn_dist.training.stop import StopRequest, stop_on_signals
 from learner.train_state import load_network
-from replay_server.replay import make_replay
-
-SAME_SIGNAL_S = 3.0
-"""Signals within this time of the first one are the same."""
 
 
-def train(config: TrainConfig, resume: Path | None = None) -> Summary:
+def train(config: TrainConfig, resume: Path | None = None, init_from: Path | None = None) -> Summary:
     """Trains until `total_steps`, `minutes`, `stop_at_return` or a signal, and writes everything into a run folder.
 
     Args:
-        config: of the run; with `resume` it must be that run's own, except for its bounds.
+        config: of the run; with `resume` it must be that run's own, except for what may change (`resumable.py`).
         resume: folder of the run to go on with: learner, optimizer, target network and counters go on where the
             newest checkpoint left them; the replay fills again.
+        init_from: folder of another run, with whose newest weights this new one begins (`origin.initial_state`).
 
     Raises:
         ConfigError: the configuration cannot run on this machine; nothing was started or left behind.
-        RunFolderError, CheckpointError: the folder or the checkpoint to resume cannot be used.
+        RunFolderError, CheckpointError: the folder or the checkpoint to begin with cannot be used.
         EnvFailedError: an environment raised; the last checkpoint stays.
         RoleFailedError: a process failed too often; the last checkpoint stays.
         RayDiedError: Ray itself died; the last checkpoint stays.
     """
-    spec = env_spec(config.env)
-    if config.actors is None and config.mode == "ray":
-        from drqn_dist.distributed.placement import fitting_actors  # Ray takes a second to import
-
-        config = replace(config, actors=fitting_actors(config))
-    config = replace(config, actors=config.num_actors)
-    with torch.device("meta"):  # refuses a network that does not fit the observations, without memory
-        QNetwork(config.network, spec, config.env.stack_frames)
-    if config.address is None:  # otherwise the cluster's machines decide
-        check_memory(config, spec)
-        resolve_device(config.learner.device)
-    # Refuses a rate limiter that would deadlock, before any process is started.
-    make_replay(config, None if config.mode == "serial" else 0)
-    restored = None
-    if resume is not None:
-        folder = replace(open_run(resume), config=config)
-        checkpoint = folder.checkpoints.latest()
-        if checkpoint is None:
-            raise CheckpointError(f"{resume} holds no checkpoint to go on from; start a new run")
-        restored = Saved(checkpoint.tensors, checkpoint.meta)
+    prepared = prepare(config, resume, init_from)
+    config, before, state = prepared.config, prepared.before, prepared.state
+    restored = state if before is not None else None
     with ExitStack() as stack:
-        stop = stack.enter_context(_signals())
+        stop = stack.enter_context(stop_on_signals())
         last_word = stack.enter_context(LastWord()) if config.mode == "ray" else None
+        folder = create_run(config, sys.argv, prepared.init_from) if before is None else before
         try:
             with stop.at_once():  # a cluster may take long to have room
-                session = _start_session(config, restored)
-        except KeyboardInterrupt:
-            print("stopped before the run began; nothing was written", file=sys.stderr, flush=True)
+                session = _start_session(config, state, folder.path)
+        except BaseException as error:
+            if before is None:
+                shutil.rmtree(folder.path, ignore_errors=True)
+            if isinstance(error, KeyboardInterrupt):
+                print("stopped before the run began; nothing was written", file=sys.stderr, flush=True)
             raise
         stack.callback(session.close)
-        if resume is None:
-            folder = create_run(config, sys.argv)
+        folder, said = (folder, _beginning(prepared)) if before is None else _going_on(prepared)
         if last_word is not None and restored is not None:
             last_word.saved(folder.path, int(restored.meta["learner"]["updates"]))
         try:
-            return _Run(config, spec, session, folder, restored, stop, last_word).run()
+            return _Run(config, prepared.spec, session, folder, restored, stop, last_word, said).run()
         except RayDiedError as error:
             assert last_word is not None
             raise RayDiedError(f"{error}; {last_word.safe}") from error
 
 
-def _start_session(config: TrainConfig, restored: Saved | None) -> Session:
+def _going_on(prepared: Prepared) -> tuple[RunFolder, list[str]]:
+    """The run's folder, with a `config.json` that holds from now on, and what was changed."""
+    assert prepared.before is not None
+    assert prepared.state is not None
+    meta = prepared.state.meta
+    return prepared.before.go_on(prepared.config, int(meta["learner"]["updates"]), int(meta["agent_steps"]), sys.argv)
+
+
+def _beginning(prepared: Prepared) -> list[str]:
+    """What is to be said of a new run."""
+    note = prepared.init_from
+    return [f"begins with the weights of {note['run']} at update {note['update']:,}"] if note is not None else []
+
+
+def _start_session(config: TrainConfig, state: Saved | None, folder: Path) -> Session:
     if config.mode == "serial":
-        return SerialSession(config, restored)
+        return SerialSession(config, state, folder)
     print(
         f"starting Ray for {config.num_actors} actor(s), replay, learner and evaluator …", file=sys.stderr, flush=True
     )
     from drqn_dist.distributed.supervisor import RaySession  # Ray takes a second to import
 
-    return RaySession(config, restored)
-
-
-class _StopRequest:
-    """Set by SIGINT, SIGTERM or SIGHUP; a second one stops at once, unless it comes so soon that it is the same again:
-    a key held down, or one signal to the terminal's processes and another to this one."""
-
-    def __init__(self) -> None:
-        self.requested = False
-        self._at_once = False
-        self._first_s = math.inf
-
-    def __call__(self, number: int, frame: FrameType | None) -> None:
-        now = time.monotonic()
-        interrupt = self._at_once or now > self._first_s + SAME_SIGNAL_S
-        self._first_s = min(self._first_s, now)
-        self.requested = True
-        if interrupt:
-            raise KeyboardInterrupt
-
-    @contextmanager
-    def at_once(self) -> Iterator[None]:
-        """What is done in this context is broken off by the first signal already, with a KeyboardInterrupt."""
-        self._at_once = True
-        try:
-            yield
-        finally:
-            self._at_once = False
+    return RaySession(config, state, folder=folder)
 
 
 class _Run:
@@ -140,11 +105,17 @@ class _Run:
         session: Session,
         folder: RunFolder,
         restored: Saved | None,
-        stop: _StopRequest,
+        stop: StopRequest,
         last_word: LastWord | None = None,
+        said: Sequence[str] = (),
     ) -> None:
+        """
+        Args:
+            restored: what the session goes on from, in a run that was there before.
+            said: what a person should know first.
+        """
         self._config, self._spec, self._session, self._folder, self._stop = config, spec, session, folder, stop
-        self._last_word = last_word
+        self._last_word, self._said = last_word, said
         meta = restored.meta if restored else {}
         self._monitor = Monitor(
             config,
@@ -171,6 +142,8 @@ class _Run:
                     f"goes on from update {self._monitor.updates:,} at {self._resumed_at:,} agent steps; the replay "
                     "fills again first"
                 )
+            for line in self._said:
+                progress.message(line)
             while True:
                 while not (stopped_by := self._stopped_by()):
                     self._advance(log, progress)
@@ -332,32 +305,5 @@ class _Run:
         return None
 
 
-def weights_sha256(tensors: dict[str, torch.Tensor]) -> str:
-    """SHA-256 over the online network's tensors of a checkpoint, in the order of their names."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        if name.startswith("network."):
-            digest.update(name.encode())
-            digest.update(tensors[name].contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
 def _scores(evaluation: Evaluation) -> str:
     return f"mean return {evaluation.mean:.2f} ± {evaluation.std:.2f} over {len(evaluation.scores)} episodes"
-
-
-@contextmanager
-def _signals() -> Iterator[_StopRequest]:
-    stop = _StopRequest()
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup: it is to outlive its terminal
-        numbers.append(signal.SIGHUP)
-    try:
-        old = {number: signal.signal(number, stop) for number in numbers}
-    except ValueError:  # not the main thread: whoever called from there handles signals
-        old = {}
-    try:
-        yield stop
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)

@@ -311,7 +311,7 @@ def test_one_copy_of_the_weights_crosses_the_network_to_each_host(place: tuple[L
         "log-period-s": 1,
     }
     flags = [f"--{name}={value}" for name, value in settings.items()]
-    config, _ = parse_train(["--preset", "gridworld", *flags], "drqn-dist train")
+    config = parse_train(["--preset", "gridworld", *flags], "drqn-dist train").config
     train = ["drqn-dist", "train", "--preset", "gridworld", "--address", "auto", "--run-dir", RUNS, *flags]
     submit = ["ray", "job", "submit", "--working-dir", ".", "--submission-id", "weights", "--no-wait", "--", *train]
     laptop.run(*submit)

@@ -48,7 +48,8 @@ def test_our_program_understands_the_command(arguments: list[str], tmp_path: Pat
     if command != "train":
         parse(OURS[command], rest, f"drqn-dist {command}")
         return
-    config, resumed = parse_train(rest, "drqn-dist train")
+    args = parse_train(rest, "drqn-dist train")
+    config, resumed = args.config, args.resume
     assert config.address == "auto"
     assert config.run_dir == (RUNS if resumed is None else str(tmp_path))
     assert (rest[rest.index("--actors") + 1].isdecimal()) if resumed is None else ("--actors" not in rest)

@@ -18,7 +18,7 @@ from drqn_dist.errors import CheckpointError
 from drqn_dist.experiments.run_folder import open_run
 from drqn_dist.metrics import read_metrics
 from drqn_dist.network.q_network import QNetwork
-from drqn_dist.training.session import Report
+from drqn_dist.training.session import Report, Saved
 from drqn_dist.training.train import train, weights_sha256
 from learner.train_state import load_network
 from tests.runs import maze_config, role_processes, until
@@ -62,8 +62,10 @@ def test_a_checkpoint_of_another_network_is_refused_and_leaves_no_process(local_
     assert done.stopped_by == "total_steps"
     (folder,) = tmp_path.iterdir()
     other = maze_config(tmp_path, mode="ray", network={"core_units": 17})
+    newest = open_run(folder).checkpoints.latest()
+    assert newest is not None
     with pytest.raises(CheckpointError, match="belongs to another network"):
-        train(other, resume=folder)
+        RaySession(other, Saved(newest.tensors, newest.meta))
     until(lambda: not role_processes(), "the run's processes to end")
 
 

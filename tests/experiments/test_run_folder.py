@@ -4,11 +4,12 @@ import dataclasses
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from drqn_dist.config import TrainConfig
+from drqn_dist.config import TrainConfig, with_settings
 from drqn_dist.errors import RunFolderError
 from drqn_dist.experiments.run_folder import RunFolder, Summary, create_run, machine_description, open_run
 from drqn_dist.presets import preset
@@ -83,6 +84,96 @@ def test_the_gpu_is_named_by_its_driver_without_opening_it(tmp_path: Path, monke
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     command.write_text("#!/bin/sh\necho 'NVIDIA-SMI has failed'; exit 9\n")
     assert machine_description()["gpu"] is None
+
+
+def _described(run: RunFolder) -> dict[str, Any]:
+    description: dict[str, Any] = json.loads((run.path / "config.json").read_text())
+    return description
+
+
+def test_what_is_changed_on_the_way_is_kept_beside_what_holds_now(tmp_path: Path) -> None:
+    first = _config(tmp_path, minutes=10.0)
+    run = create_run(first, ["drqn-dist", "train"])
+    assert _described(run)["history"] == []
+    second = with_settings(first, {"minutes": 20.0, "actors": 3, "learner.learning_rate": 0.002})
+    run, lines = run.go_on(second, 40, 1_000, ["/somewhere/bin/drqn-dist", "train", "--actors", "3"])
+    rate = first.learner.learning_rate
+    assert lines[:2] == ["actors: 3, was 1", "minutes: 20.0, was 10.0"]
+    assert lines[2].startswith(f"learner.learning_rate: 0.002, was {rate}")
+    third = with_settings(second, {"minutes": 30.0})
+    run, _ = run.go_on(third, 90, 2_000, ["drqn-dist"])
+    one, two = _described(run)["history"]
+    assert (one["updates"], one["agent_steps"]) == (40, 1_000)
+    assert one["command_line"] == ["drqn-dist", "train", "--actors", "3"]
+    assert one["changes"] == {
+        "actors": {"old": 1, "new": 3},
+        "minutes": {"old": 10.0, "new": 20.0},
+        "learner.learning_rate": {"old": rate, "new": 0.002},
+    }
+    assert "versions" not in one
+    assert one["when"][:2] == "20"
+    assert two["changes"] == {"minutes": {"old": 20.0, "new": 30.0}}
+    assert open_run(run.path) == run
+    assert (run.config, run.first_config()) == (third, first)
+    assert _described(run)["command_line"] == ["drqn-dist", "train"], "of the first start"
+
+
+def test_a_start_that_changes_nothing_leaves_the_file_as_it_is(tmp_path: Path) -> None:
+    run = create_run(_config(tmp_path), [])
+    before = (run.path / "config.json").read_bytes()
+    assert run.go_on(run.config, 1, 2, ["x"]) == (run, [])
+    assert (run.path / "config.json").read_bytes() == before
+
+
+def test_other_versions_are_noted(tmp_path: Path) -> None:
+    run = create_run(_config(tmp_path), [])
+    description = _described(run)
+    here = description["versions"]["torch"]
+    description["versions"] |= {"torch": "1.0", "gone": "2"}
+    (run.path / "config.json").write_text(json.dumps(description))
+    _, lines = run.go_on(run.config, 1, 2, [])
+    assert lines == [f"torch: {here}, was 1.0", "gone: None, was 2"]
+    (entry,) = _described(run)["history"]
+    assert entry["changes"] == {}
+    assert entry["versions"] == {"torch": {"old": "1.0", "new": here}, "gone": {"old": "2", "new": None}}
+    assert _described(run)["versions"]["torch"] == here
+
+
+def test_a_run_of_an_earlier_version_without_a_history_goes_on(tmp_path: Path) -> None:
+    run = create_run(_config(tmp_path), [])
+    description = _described(run)
+    del description["history"]
+    (run.path / "config.json").write_text(json.dumps(description))
+    assert open_run(run.path).read_description()["history"] == []
+    assert open_run(run.path).first_config() == run.config
+    run.go_on(dataclasses.replace(run.config, minutes=1.0), 1, 2, [])
+    assert len(_described(run)["history"]) == 1
+
+
+@pytest.mark.parametrize("history", ["3", '"x"', '[{"changes": {"nothing": {"old": 1}}}]', "[3]"])
+def test_a_damaged_history_is_a_clear_error(history: str, tmp_path: Path) -> None:
+    run = create_run(_config(tmp_path), [])
+    text = json.dumps(_described(run)).replace('"history": []', f'"history": {history}')
+    (run.path / "config.json").write_text(text)
+    with pytest.raises(RunFolderError, match="damaged"):
+        run.first_config()
+
+
+def test_a_history_that_cannot_be_written_leaves_what_was_there(tmp_path: Path) -> None:
+    run = create_run(_config(tmp_path), [])
+    before = (run.path / "config.json").read_bytes()
+    (run.path / "config.json.tmp").mkdir()  # where the new one would be written first
+    with pytest.raises(RunFolderError, match=r"could not write .*config\.json"):
+        run.go_on(dataclasses.replace(run.config, minutes=1.0), 1, 2, [])
+    assert (run.path / "config.json").read_bytes() == before
+
+
+def test_whose_weights_a_run_began_with_is_noted(tmp_path: Path) -> None:
+    assert "init_from" not in _described(create_run(_config(tmp_path), []))
+    note = {"run": "other", "update": 3, "weights_sha256": "ab"}
+    run = create_run(_config(tmp_path), [], note)
+    run.go_on(dataclasses.replace(run.config, minutes=1.0), 1, 2, [])
+    assert _described(run)["init_from"] == note
 
 
 def test_the_summary_has_the_keys_that_others_build_on(tmp_path: Path) -> None:

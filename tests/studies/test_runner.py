@@ -13,9 +13,17 @@ import pytest
 
 from drqn_dist.checkpoint import Checkpoint
 from drqn_dist.errors import ConfigError, EnvError, RoleFailedError
-from drqn_dist.experiments.run_folder import open_run
+from drqn_dist.experiments.run_folder import Summary, create_run, open_run
 from drqn_dist.presets import preset
-from drqn_dist.studies.cell import CURVE_POINTS, _curve, _probes, _with_time_left, outcome_path, read_outcome
+from drqn_dist.studies.cell import (
+    CURVE_POINTS,
+    _begun_run,
+    _curve,
+    _probes,
+    _with_time_left,
+    outcome_path,
+    read_outcome,
+)
 from drqn_dist.studies.report import write_report
 from drqn_dist.studies.runner import _share_done, run_study
 from drqn_dist.studies.study import Study, load_study
@@ -174,6 +182,18 @@ def test_a_curve_keeps_its_last_point_and_at_most_so_many() -> None:
     assert points[-1] == [400, 400.0, 57.14]
     assert points[-2][0] == 397
     assert len(points) <= CURVE_POINTS
+
+
+def test_a_run_that_went_on_with_the_minutes_it_had_left_is_still_the_one_that_was_asked_for(tmp_path: Path) -> None:
+    config = replace(preset("gridworld"), minutes=3.0, run_dir=str(tmp_path))
+    run = create_run(config, [])
+    run.checkpoints.write(1, {}, {"wall_s": 150.0})
+    run.write_summary(Summary(10, 10, 1, 150.0, None, None, None, "ab", "signal"))
+    run, _ = run.go_on(replace(config, minutes=0.5), 1, 10, [])
+    found = _begun_run([run.path], config)
+    assert found is not None
+    assert found[0] == run
+    assert _begun_run([run.path], replace(config, minutes=0.5)) is None
 
 
 def test_minutes_bound_a_run_and_not_what_is_left_of_it() -> None:

@@ -4,14 +4,31 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
+from drqn_dist import checkpoint
+from drqn_dist.codec import encode
 from drqn_dist.config import ReplayConfig, TrainConfig
 from drqn_dist.errors import ConfigError
+from drqn_dist.fragment import Fragment
 from drqn_dist.interfaces import EnvSpec
 from drqn_dist.presets import PRESETS, preset
-from drqn_dist.training.memory import _container_rooms, available_memory, check_memory, estimate_memory, usable_cores
-from learner.frame_store import plan_store
+from drqn_dist.training.memory import (
+    _container_rooms,
+    available_memory,
+    check_disk,
+    check_memory,
+    checkpoint_bytes,
+    estimate_memory,
+    free_disk,
+    journal_bytes,
+    usable_cores,
+)
+from learner.frame_store import plan_store, state_shape
+from learner.train_state import TrainState
+from replay_server.replay import make_replay
 from tests.tiny import IMAGE, tiny_config
 
 PONG = EnvSpec(observation_shape=(1, 84, 84), observation_dtype="uint8", num_actions=6, frames_per_step=4)
@@ -115,6 +132,108 @@ def test_a_containers_quota_bounds_the_cores(quota: str, cores: int, tmp_path: P
     assert everything >= 1
     (tmp_path / "cpu.max").write_text(f"{quota}\n")
     assert usable_cores(tmp_path) == min(cores, everything)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
+@pytest.mark.parametrize("torso", ["mlp", "small"])
+def test_a_checkpoint_is_no_larger_than_its_bound_and_hardly_smaller(
+    optimizer: str, torso: str, tmp_path: Path
+) -> None:
+    network = {"torso": torso, "torso_units": 64, "core_units": 64, "head": "dueling", "head_units": 8}
+    config = tiny_config(network=network, learner={"optimizer": optimizer})
+    tensors = TrainState(config, IMAGE, torch.device("cpu")).to_tensors()
+    path = tmp_path / "checkpoint.safetensors"
+    checkpoint.save(path, tensors, {"replay": [make_replay(config).get_state()], "agent_steps": 10**12})
+    bound = checkpoint_bytes(config, IMAGE)
+    assert path.stat().st_size <= bound < 1.1 * path.stat().st_size + 16_384
+
+
+def _noise_of_single_steps(config: TrainConfig, spec: EnvSpec) -> int:
+    """The largest of a hundred encoded episodes of one step whose pixels do not compress."""
+    rng = np.random.default_rng(0)
+    fragments = [
+        Fragment(
+            observations=rng.integers(0, 256, (2, *spec.observation_shape), np.uint8),
+            actions=np.array([2**31]),
+            rewards=np.ones(1, np.float32),
+            terminated=True,
+            truncated=False,
+            first_step=0,
+            actor_id=99_999,
+            env_id=65_535,
+            episode_id=2**40,
+            sequence_no=2**40,
+            weight_version=2**40,
+            priorities=np.ones(1, np.float32),
+            states={0: rng.random(state_shape(config, spec), np.float32)},
+        )
+        for _ in range(100)
+    ]
+    return max(len(encode(fragment)) for fragment in fragments)
+
+
+@pytest.mark.parametrize("core", ["gru", "lstm"])
+def test_the_journals_bound_holds_for_frames_that_do_not_compress_in_the_shortest_episodes(core: str) -> None:
+    config = tiny_config(network={"core": core, "core_units": 32}, replay={"capacity_steps": 1_000})
+    step = _noise_of_single_steps(config, PONG)
+    priorities = 16 * (1_000 // config.window.stride + 1_000 // 16)
+    contents = (journal_bytes(config, PONG) - 1024**2 - priorities) * 16 / 17
+    assert 1_000 * step <= contents < 1.02 * 1_000 * step
+
+
+def test_the_journal_is_bounded_by_capacity_bytes_where_these_are_less_or_nothing_else_is_known() -> None:
+    config = tiny_config(replay={"capacity_steps": 10**9, "capacity_bytes": 16 * GB})
+    for bound in (journal_bytes(config), journal_bytes(config, PONG)):
+        assert bound == 17 * GB + 1024**2 + 16 * (10**9 // config.window.stride + 10**9 // 16)
+    assert journal_bytes(dataclasses.replace(config, replay=dataclasses.replace(config.replay, journal=False))) == 0
+
+
+def test_a_run_that_fits_on_the_disk_passes_and_one_byte_less_is_refused_with_the_numbers(tmp_path: Path) -> None:
+    config = dataclasses.replace(preset("drqn"), run_dir=str(tmp_path), checkpoints_kept=2)
+    needed = 3 * checkpoint_bytes(config, PONG) + journal_bytes(config, PONG)  # one more while the newest is written
+    assert check_disk(config, PONG, free_bytes=needed).total == needed
+    with pytest.raises(
+        ConfigError,
+        match=r"need [\d,]+ MB on disk \(checkpoints [\d,]+, replay's journal [\d,]+\), but [\d,]+ MB are free at .*; "
+        r"lower replay\.capacity_bytes or replay\.capacity_steps, free some, or choose another place with --run-dir",
+    ):
+        check_disk(config, PONG, free_bytes=needed - 1)
+    many = dataclasses.replace(config, checkpoints_kept=10_000)
+    with pytest.raises(ConfigError, match="lower checkpoints_kept"):
+        check_disk(many, PONG, free_bytes=needed)
+
+
+def test_what_a_run_that_goes_on_holds_already_counts_as_free_but_its_metrics_do_not(tmp_path: Path) -> None:
+    config = tiny_config(run_dir=str(tmp_path))
+    needed = check_disk(config, PONG, free_bytes=2**60).total
+    for name, size in {"checkpoints/a": 300, "journal/0/b": 40, "tensorboard/c": 5_000, "metrics.jsonl": 7_000}.items():
+        path = tmp_path / "run" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes(size))
+    check_disk(config, PONG, tmp_path / "run", free_bytes=needed - 340)
+    with pytest.raises(ConfigError, match="or move the run's folder to a larger disk"):
+        check_disk(config, PONG, tmp_path / "run", free_bytes=needed - 341)
+
+
+def test_free_room_is_that_of_the_disk_on_which_a_folder_will_lie(tmp_path: Path) -> None:
+    there = free_disk(tmp_path)
+    assert there is not None
+    assert there > 0
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "not" / "yet", tmp_path / "file" / "runs"):
+        found = free_disk(place)
+        assert found is not None
+        assert abs(found - there) < GB
+    assert free_disk(Path("/proc/runs")) is None, "a file system without a size tells nothing"
+    unknown = dataclasses.replace(tiny_config(), run_dir="/proc/runs")
+    assert check_disk(unknown, PONG).available is None
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_presets_checkpoints_and_journal_fit_on_an_ordinary_disk(name: str) -> None:
+    config = preset(name)
+    spec = dataclasses.replace(PONG, observation_shape=(1, config.env.height_px, config.env.width_px))
+    check_disk(config, spec, free_bytes=8 * GB)
 
 
 def store_config(**learner: Any) -> TrainConfig:
