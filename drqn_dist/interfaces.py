@@ -73,12 +73,12 @@ class BatchEnv(Protocol):
         ...
 
     def get_state(self) -> State:
-        """Where all rows stand, between two steps. An episode is its seed and its actions, for environments in general
+        """Where all rows stand, between two steps, after `reset`. An episode is its seed and its actions, for environments in general
         cannot be copied; so this costs little, and `set_state` plays every row's episode again."""
         ...
 
     def set_state(self, state: State) -> None:
-        """Goes on, bit for bit, as the batch whose state that is, of the same settings and size.
+        """Goes on, bit for bit, as the batch whose state that is, of the same settings and size; after `reset`.
 
         Raises:
             EnvNotRestoredError: rows whose last observation, or end, is another one than it was.

@@ -187,8 +187,9 @@ def test_statistics_that_nobody_asked_for_yet_are_kept() -> None:
     assert (kept.weight_version, kept.epsilon) == (mine.weight_version, mine.epsilon)
 
 
-def test_a_state_does_not_change_while_its_actor_plays_on() -> None:
-    played = playing(tiny_config(env={"stack_frames": 3}), FakeEnv(VECTOR, SCRIPTS))
+@pytest.mark.parametrize("frames", [1, 3])
+def test_a_state_does_not_change_while_its_actor_plays_on(frames: int) -> None:
+    played = playing(tiny_config(env={"stack_frames": frames}), FakeEnv(VECTOR, SCRIPTS))
     for t in range(20):
         played.step(t)
     state = played.actor.get_state()
@@ -198,8 +199,9 @@ def test_a_state_does_not_change_while_its_actor_plays_on() -> None:
     assert_same(state, before)
 
 
-def test_a_restored_actor_does_not_write_into_the_state_it_came_from() -> None:
-    one, two = (playing(tiny_config(env={"stack_frames": 3}), FakeEnv(VECTOR, SCRIPTS)) for _ in range(2))
+@pytest.mark.parametrize("frames", [1, 3])
+def test_a_restored_actor_does_not_write_into_the_state_it_came_from(frames: int) -> None:
+    one, two = (playing(tiny_config(env={"stack_frames": frames}), FakeEnv(VECTOR, SCRIPTS)) for _ in range(2))
     for t in range(20):
         one.step(t)
     state = one.actor.get_state()

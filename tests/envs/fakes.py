@@ -80,8 +80,8 @@ class SeededPairs(Seeded):
 
 
 class Unrepeatable(gymnasium.Env[Any, Any]):
-    """Counts its steps; four end an episode. In later games of the same object something is different, from `since` on:
-    what it shows, how soon a game ends, or whether it raises."""
+    """Shows how many steps it took; four end an episode. From its `since`-th game on an object is different: in what it
+    shows, in how soon a game ends (`blind`: showing nothing at all), in that none ends, or in that it raises."""
 
     def __init__(self, kind: str, since: int, render_mode: str | None = None) -> None:
         self.observation_space = spaces.Box(0.0, 100.0, (1,))
@@ -97,11 +97,12 @@ class Unrepeatable(gymnasium.Env[Any, Any]):
         self._steps += 1
         if self._differs("raises") and self._steps == 2:
             raise ValueError("this level is not known")
-        over = self._steps == (2 if self._differs("shorter") else 4)
-        return self._shown(), 0.0, over, False, {}
+        over = self._steps == (2 if self._differs("shorter") or self._differs("blind") else 4)
+        return self._shown(), 0.0, over and not self._differs("endless"), False, {}
 
     def _shown(self) -> Any:
-        return np.array([self._steps + 10 * self._differs("shown")], np.float32)
+        steps = 0 if self._kind == "blind" else self._steps
+        return np.array([steps + 10 * self._differs("shown")], np.float32)
 
     def _differs(self, kind: str) -> bool:
         return kind == self._kind and self._games >= self._since

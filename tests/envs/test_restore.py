@@ -114,14 +114,26 @@ class Moments:
         (EnvConfig(id="ALE/Pong-v5", **SHORT), 1150),
         (EnvConfig(id="ALE/Breakout-v5", life_loss_ends_episode=True, flicker_probability=0.5, **SHORT), 420),
         (EnvConfig(id="ALE/Breakout-v5", sticky_action_probability=0.25, **SHORT), 420),
-        (EnvConfig(id="ALE/Berzerk-v5", **SHORT), 420),
     ],
-    ids=["pong", "lives-and-flicker", "sticky", "keeps-something"],
+    ids=["pong", "lives-and-flicker", "sticky"],
 )
 def test_games_go_on_from_awkward_moments(config: EnvConfig, steps: int) -> None:
     moments = Moments(first=steps // 2)
     assert check_goes_on(lambda: make_batch_env(config, 3, seed=1), steps, moments) >= 1
     assert moments.found.keys() >= {"over", "reset", "other"} | ({"life"} if config.life_loss_ends_episode else set())
+
+
+@pytest.mark.parametrize("game", ["Surround", "YarsRevenge"])
+def test_games_that_keep_something_from_those_before_go_on_too(game: str) -> None:
+    config = EnvConfig(id=f"ALE/{game}-v5", max_episode_frames=160, **SHORT)
+    check_goes_on(lambda: make_batch_env(config, 2), 180, lambda t, _: t in (110, 140))
+
+
+def test_a_row_that_has_just_been_reset_is_not_over_whatever_it_played_before() -> None:
+    env = AtariBatch(EnvConfig(max_episode_frames=40), 2)
+    env.reset(0)
+    _, over = env._replay([np.zeros(0, np.uint8), np.zeros(40 // 4, np.uint8)])
+    assert over.tolist() == [False, True]
 
 
 @pytest.mark.parametrize("sticky", [0.0, 0.25])
@@ -194,8 +206,9 @@ def test_without_sticky_actions_a_game_does_not_depend_on_what_was_played_before
     env.close()
 
 
-@pytest.mark.parametrize("kind", ["shown", "shorter", "raises"])
-@pytest.mark.parametrize("steps", [3, 4])
+@pytest.mark.parametrize(
+    ("kind", "steps"), [("shown", 3), ("shorter", 3), ("raises", 3), ("endless", 4), ("blind", 3), ("blind", 4)]
+)
 def test_an_environment_that_does_not_come_back_is_noticed_and_can_begin_anew(kind: str, steps: int) -> None:
     # The first game of an object is replayed in another object's second one.
     config = EnvConfig(id="drqn_test/Unrepeatable-v0", kwargs={"kind": kind, "since": 2})
@@ -207,7 +220,7 @@ def test_an_environment_that_does_not_come_back_is_noticed_and_can_begin_anew(ki
     with pytest.raises(EnvNotRestoredError, match=r"Unrepeatable-v0 did not .* rows \[0, 1, 2\] of 3 differ"):
         again.set_state(env.get_state())
     first = again.reset(0)
-    assert again.step(forward).observations.tolist() == (first + 1).tolist()
+    assert again.step(forward).observations.tolist() == (first + (kind != "blind")).tolist()
 
 
 def test_one_row_that_does_not_come_back_is_named() -> None:
