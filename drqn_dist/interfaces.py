@@ -73,8 +73,11 @@ class BatchEnv(Protocol):
         ...
 
     def get_state(self) -> State:
-        """Where all rows stand, between two steps, after `reset`. An episode is its seed and its actions, for environments in general
-        cannot be copied; so this costs little, and `set_state` plays every row's episode again."""
+        """Where all rows stand, between two steps, after `reset`.
+
+        An episode is its seed and its actions, for environments in general cannot be copied. So this costs little, and
+        `set_state` plays every row's episode again.
+        """
         ...
 
     def set_state(self, state: State) -> None:
