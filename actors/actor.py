@@ -1,7 +1,7 @@
 """The actor: steps its environments, cuts fragments, pushes them."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import torch
@@ -16,6 +16,11 @@ from drqn_dist.metrics import Stopwatch
 from drqn_dist.network.q_network import QNetwork
 from drqn_dist.qlearning.exploration import decayed_epsilon, epsilon_ladder
 from drqn_dist.seeding import derive_seed
+from drqn_dist.state import State, together
+
+_ROWS = ("observations", "rewards", "begins", "idle", "scores", "lengths")
+"""What is kept of each environment from step to step."""
+_COUNTS = ("steps_before", "batched_steps", "version")
 
 
 @dataclass(frozen=True)
@@ -176,6 +181,42 @@ class Actor:
         stats.wall_s, stats.cpu_s = self._watch.lap()
         stats.told_s = time.time()
         return stats
+
+    def get_state(self) -> State:
+        """All that outlives a step, and what `take_stats` would answer but for its times."""
+        values = {name: getattr(self, f"_{name}") for name in _COUNTS}
+        stats = self._stats
+        counted = {"agent_steps": stats.agent_steps, "fragments": stats.fragments}
+        values["stats"] = counted | {"episodes": [asdict(episode) for episode in stats.episodes]}
+        return together(
+            actor=State({name: getattr(self, f"_{name}").copy() for name in _ROWS}, values),
+            env=self._env.get_state(),
+            policy=self.policy.get_state(),
+            buffer=self._buffer.get_state(),
+        )
+
+    def set_state(self, state: State) -> None:
+        """Goes on, bit for bit, as the actor whose state that is, of the same configuration and index; its incarnation
+        and the steps before it are the saved ones. Its environments play their episodes again, which takes a while.
+
+        After an error it is of no use: then a new actor with the next incarnation takes its place, as after a failure.
+
+        Raises:
+            EnvNotRestoredError: an environment did not come back as it was.
+            CheckpointError, FragmentError: the state belongs to another configuration.
+        """
+        self._env.set_state(state.part("env"))
+        self.policy.set_state(state.part("policy"))
+        self._buffer.set_state(state.part("buffer"))
+        own = state.part("actor")
+        self._observations = np.empty_like(self._observations)  # the present one is the environment's
+        for name in _ROWS:
+            own.fill(name, getattr(self, f"_{name}"))
+        for name in _COUNTS:
+            setattr(self, f"_{name}", own.values[name])
+        stats = own.values["stats"]
+        self._stats = ActorStats(stats["agent_steps"], stats["fragments"])
+        self._stats.episodes = [Episode(**episode) for episode in stats["episodes"]]
 
     def close(self) -> None:
         self._env.close()

@@ -1,20 +1,32 @@
 """Cuts the steps of a batch of environments into fragments."""
 
+from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from drqn_dist.codec import decode, encode
 from drqn_dist.config import TrainConfig
 from drqn_dist.fragment import Fragment, Observations
 from drqn_dist.interfaces import EnvSpec, StepBatch
 from drqn_dist.qlearning.priority import mixed_priority
 from drqn_dist.qlearning.rescale import value_transform
 from drqn_dist.qlearning.returns import learnt_rewards, n_step_targets
+from drqn_dist.state import State, joined, split, together
 
 INCARNATION_STRIDE = 2**32
 """Sequence numbers of a restarted actor begin above all those of the actor it replaces."""
+
+_ROWS = (
+    *("observations", "q_greedy", "actions", "rewards", "q_taken", "versions"),
+    *("length", "first_step", "terminated", "truncated", "sequence_no", "episode_id"),
+)
+"""What is kept of each row from step to step, besides recurrent states."""
+_STEPS = ("lengths", "terminated", "rewards", "q_taken", "q_greedy")
+"""Arguments of `FragmentBuffer._priorities`."""
 
 
 class FragmentBuffer:
@@ -39,6 +51,7 @@ class FragmentBuffer:
         self._shape = shape = config.window
         self._learner = config.learner
         self._eta = config.replay.priority_eta
+        self._max_fragment_bytes = config.replay.max_fragment_bytes
         self._actor_id = actor_id
         self._capacity = width = shape.fragment + shape.unroll - shape.stride
         n = num_envs
@@ -132,6 +145,38 @@ class FragmentBuffer:
                 first = (fragment.first_step - of_row[0].first_step) // self._shape.stride
                 fragment.priorities[:] = row[first : first + len(fragment.priorities)]
         return [fragment for of_row in fragments for fragment in of_row]
+
+    def get_state(self) -> State:
+        """What is held between two steps, fragments that nobody took yet among it."""
+        rows = {name: getattr(self, f"_{name}").copy() for name in _ROWS}
+        if self._states is not None:
+            rows["states"] = self._states.copy()
+        cut = [of_row for fragments, _ in self._cuts for of_row in fragments]
+        steps = zip(_STEPS, zip(*(steps for _, steps in self._cuts), strict=True), strict=False)
+        payloads = [np.frombuffer(encode(fragment), np.uint8) for of_row in cut for fragment in of_row]
+        return together(
+            rows=State(rows),
+            cut_rows=State({name: np.concatenate(pieces) for name, pieces in steps}),
+            fragments=State(joined(payloads, "uint8"), {"per_row": [len(of_row) for of_row in cut]}),
+        )
+
+    def set_state(self, state: State) -> None:
+        """Goes on as the buffer whose state that is.
+
+        Raises:
+            CheckpointError, FragmentError: it belongs to other settings.
+        """
+        rows, cut, fragments = state.part("rows"), state.part("cut_rows").arrays, state.part("fragments")
+        for name in _ROWS:
+            rows.fill(name, getattr(self, f"_{name}"))
+        states = rows.arrays.get("states")
+        self._states = None if states is None else states.copy()
+        left = [decode(payload.tobytes(), self._max_fragment_bytes) for payload in split(fragments)]
+        # Decoded priorities are read-only, and these are yet to be written.
+        left = [replace(fragment, priorities=fragment.priorities.copy()) for fragment in left]
+        ends = np.cumsum([0, *fragments.values["per_row"]]).tolist()
+        of_rows = [left[first:end] for first, end in pairwise(ends)]
+        self._cuts = [(of_rows, tuple(cut[name] for name in _STEPS))] if of_rows else []
 
     def _show(self, rows: npt.NDArray[np.int64], observations: Observations, q_values: npt.NDArray[np.float32]) -> None:
         here = rows, self._length[rows]

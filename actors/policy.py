@@ -10,6 +10,7 @@ from drqn_dist.fragment import Observations
 from drqn_dist.interfaces import EnvSpec
 from drqn_dist.network.acting import ActingNetwork
 from drqn_dist.network.q_network import QNetwork
+from drqn_dist.state import State
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,32 @@ class RecurrentPolicy:
         actions[explores] = self._rng.integers(0, q_values.shape[1], int(explores.sum()))
         self._last_actions = actions.copy()
         return Decision(actions, q_values, states)
+
+    def get_state(self) -> State:
+        """Memories, and the weights that act, which may be older than the newest ones."""
+        arrays = {
+            "weights": self.network.network.to_vector(),
+            "stack": self._stack.numpy().copy(),
+            "last_actions": self._last_actions.copy(),
+            "hidden": self._state.numpy().copy(),
+        }
+        return State(arrays, {"rng": self._rng.bit_generator.state})
+
+    def set_state(self, state: State) -> None:
+        """Goes on as the policy whose state that is.
+
+        Raises:
+            CheckpointError: it has another network, or another number of environments.
+        """
+        weights = np.empty_like(self.network.network.to_vector())
+        state.fill("weights", weights)
+        # New ones: the present ones may be an environment's array, or the network's last answer.
+        self._stack, self._state = torch.empty_like(self._stack), torch.empty_like(self._state)
+        state.fill("stack", self._stack.numpy())
+        state.fill("hidden", self._state.numpy())
+        state.fill("last_actions", self._last_actions)
+        self.network.load_vector(weights)
+        self._rng.bit_generator.state = state.values["rng"]
 
     def _push(self, observations: Observations, fresh: npt.NDArray[np.int64]) -> None:
         """Each frame is folded once; the stack lies side by side along the last axis, the newest frame last."""

@@ -28,6 +28,11 @@ class EnvError(ConfigError):
     """An environment that is unknown, or whose spaces are not supported."""
 
 
+class EnvNotRestoredError(EnvError):
+    """An environment that did not come back as it was when its episode was played again: it is not deterministic under
+    its seed, or keeps something from one episode to the next. It must be reset before it is used."""
+
+
 class EnvFailedError(DrqnError):
     """An environment raised while it was played; its own error is the cause."""
 

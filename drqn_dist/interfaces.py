@@ -16,6 +16,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from drqn_dist.state import State
+
 
 @dataclass(frozen=True)
 class EnvSpec:
@@ -68,6 +70,23 @@ class BatchEnv(Protocol):
 
     def step(self, actions: npt.NDArray[np.int64]) -> StepBatch:
         """Takes int64 [N] actions."""
+        ...
+
+    def get_state(self) -> State:
+        """Where all rows stand, between two steps, after `reset`.
+
+        An episode is its seed and its actions, for environments in general cannot be copied. So this costs little, and
+        `set_state` plays every row's episode again.
+        """
+        ...
+
+    def set_state(self, state: State) -> None:
+        """Goes on, bit for bit, as the batch whose state that is, of the same settings and size; after `reset`.
+
+        Raises:
+            EnvNotRestoredError: rows whose last observation, or end, is another one than it was.
+            CheckpointError: the state belongs to other settings.
+        """
         ...
 
     def close(self) -> None: ...

@@ -13,6 +13,7 @@ from drqn_dist.codec import decode
 from drqn_dist.fragment import Fragment
 from drqn_dist.interfaces import EnvSpec, StepBatch, WeightSnapshot
 from drqn_dist.network.q_network import QNetwork
+from drqn_dist.state import State, together
 from tests.oracles import PlainEpisode
 
 
@@ -75,6 +76,21 @@ class FakeEnv:
             if script.end == "life":
                 self._begin(row, self._shown[row])
         return StepBatch(self._shown, rewards, terminated, truncated, pending)
+
+    def get_state(self) -> State:
+        rows = [[len(episodes), episodes[-1].num_steps] for episodes in self.episodes]
+        shown = State({"shown": self._shown.copy(), "idle": self._idle.copy()})
+        return together(now=shown, rows=State(values={"rows": rows, "rng": self._rng.bit_generator.state}))
+
+    def set_state(self, state: State) -> None:
+        """What happened in the episode under way is not known any more, only how much."""
+        state.part("now").fill("shown", self._shown)
+        state.part("now").fill("idle", self._idle)
+        values = state.part("rows").values
+        self._rng.bit_generator.state = values["rng"]
+        self.episodes = [[PlainEpisode([]) for _ in range(episodes)] for episodes, _ in values["rows"]]
+        for mine, (_, steps) in zip(self.episodes, values["rows"], strict=True):
+            mine[-1].actions += [0] * steps
 
     def close(self) -> None:
         self.closed = True

@@ -9,6 +9,7 @@ import numpy.typing as npt
 from drqn_dist.envs.spaces import Observations
 from drqn_dist.errors import EnvError
 from drqn_dist.interfaces import BatchEnv, StepBatch
+from drqn_dist.state import State, together
 
 
 class Flicker:
@@ -51,6 +52,13 @@ class Flicker:
         """The picture behind the observation, not flickered, of an environment that can be watched."""
         picture: npt.NDArray[np.uint8] = cast(Any, self.env).render()
         return picture
+
+    def get_state(self) -> State:
+        return together(env=self.env.get_state(), coin=State(values=dict(self._coin.bit_generator.state)))
+
+    def set_state(self, state: State) -> None:
+        self.env.set_state(state.part("env"))
+        self._coin.bit_generator.state = state.part("coin").values
 
     def close(self) -> None:
         self.env.close()

@@ -2,6 +2,7 @@
 
 import difflib
 import pkgutil
+from array import array
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -15,14 +16,20 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from drqn_dist.config import EnvConfig
 from drqn_dist.envs.atari import atari_ids
+from drqn_dist.envs.replayed import check_replayed
 from drqn_dist.envs.spaces import Observations, action_decoder, observation_encoder
 from drqn_dist.errors import EnvError, EnvFailedError
 from drqn_dist.interfaces import EnvSpec, StepBatch
 from drqn_dist.seeding import row_seeds
+from drqn_dist.state import State, joined, split, together
 
 
 class GymBatch:
     """N copies of one Gymnasium environment as a `BatchEnv`, stepped one after the other, or shared out among threads.
+
+    Every episode of every row begins with a seed of its own, from a stream of its row's. So a state is the seed and the
+    actions of each episode under way, and restoring one costs as many steps. An environment, or a wrapper, that keeps
+    something from one episode to the next (running means of observations, say) does not come back by that.
 
     Args:
         config: `id` may be `module:Env-v0`, then the module is imported first; `kwargs` go to the constructor.
@@ -43,7 +50,7 @@ class GymBatch:
             first.close()
             raise
         rest = [make_one(config, render_mode) for _ in range(num_envs - 1)]
-        rows = [
+        self._rows = rows = [
             _Row(env, f"{config.id} raised", f"environment {i} of {num_envs}") for i, env in enumerate([first, *rest])
         ]
         self._groups = [
@@ -57,6 +64,10 @@ class GymBatch:
         self._sizes = [group.num_envs for group in self._groups]
         # One for each group: many environments bear no change of thread.
         self._threads = [ThreadPoolExecutor(1) for _ in self._groups] if len(self._groups) > 1 else []
+        self._id = config.id
+        self._played = [array("i") for _ in rows]
+        """Actions of each row's episode."""
+        self._over = np.zeros(num_envs, np.bool_)
         self.num_envs = num_envs
         self.spec = EnvSpec(self._encoder.shape, self._encoder.dtype, self._actions.num_actions, frames_per_step=1)
 
@@ -67,7 +78,11 @@ class GymBatch:
             observations, _ = group.reset(seed=seeds.tolist())
             return (self._encoder.encode(observations),)
 
-        return self._for_each_group(reset, seeds)[0]
+        (self._observations,) = self._for_each_group(reset, seeds)
+        self._over[:] = False
+        for played in self._played:
+            del played[:]
+        return self._observations
 
     def step(self, actions: npt.NDArray[np.int64]) -> StepBatch:
         def step(group: SyncVectorEnv[Any, Any], actions: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], ...]:
@@ -75,13 +90,42 @@ class GymBatch:
             return (self._encoder.encode(observations), *rest)
 
         observations, rewards, terminated, truncated = self._for_each_group(step, actions)
+        for played, action, was_over in zip(self._played, actions.tolist(), self._over.tolist(), strict=True):
+            if was_over:
+                del played[:]
+            else:
+                played.append(action)
+        self._observations, self._over = observations, terminated | truncated
         return StepBatch(
             observations=observations,
             rewards=rewards.astype(np.float32),
             terminated=terminated,
             truncated=truncated,
-            reset_pending=terminated | truncated,
+            reset_pending=self._over.copy(),
         )
+
+    def get_state(self) -> State:
+        now = State({"observations": self._observations.copy(), "over": self._over.copy()})
+        rows = State(values={"rows": [row.where() for row in self._rows]})
+        return together(now=now, rows=rows, played=State(joined(self._played, "int32")))
+
+    def set_state(self, state: State) -> None:
+        wheres, played, now = state.part("rows").values["rows"], split(state.part("played")), state.part("now")
+        observations, over = np.empty_like(self._observations), np.empty_like(self._over)
+        now.fill("observations", observations)
+        now.fill("over", over)
+
+        def replay(group: SyncVectorEnv[Any, Any], rows: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], ...]:
+            through = [self._rows[i].replay(wheres[i], self._actions.decode(played[i].astype(np.int64))) for i in rows]
+            # This shows the vector environment where its rows stand, and which of them it is to reset.
+            group.reset()
+            shown, _, terminated, truncated, _ = group.step(self._actions.decode(np.zeros(len(rows), np.int64)))
+            return np.array(through), self._encoder.encode(shown), terminated | truncated
+
+        through, shown, ended = self._for_each_group(replay, np.arange(self.num_envs))
+        self._played = [array("i", actions.tolist()) for actions in played]
+        self._observations, self._over = shown, ended
+        check_replayed(self._id, through & (ended == over), shown, observations)
 
     def render(self) -> npt.NDArray[np.uint8]:
         """The picture uint8 [H, W, 3] of the first row; needs `render_mode="rgb_array"`."""
@@ -117,27 +161,72 @@ def _split(rows: list["_Row"], groups: int) -> list[list["_Row"]]:
 
 
 class _Row(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Says of an environment that raises which one it was, and on what it did."""
+    """Seeds every episode, plays one again, and says of an environment that raises which one it was, and on what."""
 
     def __init__(self, env: gymnasium.Env[Any, Any], raised: str, which: str) -> None:
         super().__init__(env)
         self._raised, self._which = raised, which
         self._episodes = self._episode_steps = self._steps = 0
+        self._seed = 0
+        """Of the episode under way."""
+        self._stream = np.random.default_rng()
+        self._replayed: tuple[Any, Any, bool, bool, dict[str, Any]] | None = None
+        """What the next call of `step` answers, without a step, as the end of `replay`."""
 
-    def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
-        self._episodes, self._episode_steps = self._episodes + 1, 0
-        try:
-            return self.env.reset(**options)
-        except Exception as error:
-            raise self._failed(error, f"reset before episode {self._episodes}") from error
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        if self._replayed is not None:
+            return self._replayed[0], {}
+        if seed is None:
+            self._seed = int(self._stream.integers(2**31))
+        else:
+            # Not the seed alone: the environment's own generator would begin with the same numbers.
+            self._seed, self._stream = seed, np.random.default_rng([seed, 1])
+        return self._begin(options)
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        if self._replayed is not None:
+            answer, self._replayed = self._replayed, None
+            return answer
         self._steps, self._episode_steps = self._steps + 1, self._episode_steps + 1
         try:
             return self.env.step(action)
         except Exception as error:
             where = f"step {self._episode_steps} of episode {self._episodes} (step {self._steps} of all)"
             raise self._failed(error, f"{where}, action {action}") from error
+
+    def where(self) -> dict[str, Any]:
+        """JSON-able; with the actions of its episode, where this row stands."""
+        counts = {"episodes": self._episodes, "steps": self._steps}
+        return {"seed": self._seed, "stream": self._stream.bit_generator.state} | counts
+
+    def replay(self, where: dict[str, Any], actions: npt.NDArray[Any]) -> bool:
+        """Plays an episode again. The next `reset` and the `step` after it show where it stands, and do nothing.
+
+        Returns:
+            False where the environment raised, or ended the episode before the last action.
+        """
+        self._seed, self._stream.bit_generator.state = where["seed"], where["stream"]
+        try:
+            answer, through = self._at_its_beginning(), not len(actions)
+            for played, action in enumerate(actions):
+                if answer[2] or answer[3]:
+                    break
+                answer, through = self.step(action), played + 1 == len(actions)
+        except EnvFailedError:
+            answer, through = self._at_its_beginning(), False
+        self._episodes, self._steps, self._replayed = where["episodes"], where["steps"], answer
+        return through
+
+    def _at_its_beginning(self) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        observation, info = self._begin(None)
+        return observation, 0.0, False, False, info
+
+    def _begin(self, options: dict[str, Any] | None) -> tuple[Any, dict[str, Any]]:
+        self._episodes, self._episode_steps = self._episodes + 1, 0
+        try:
+            return self.env.reset(seed=self._seed, options=options)
+        except Exception as error:
+            raise self._failed(error, f"reset before episode {self._episodes}") from error
 
     def _failed(self, error: Exception, where: str) -> EnvFailedError:
         return EnvFailedError(f"{self._raised} {type(error).__name__}: {error}; {self._which}, {where}")

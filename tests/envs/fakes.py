@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any, ClassVar
 
 import gymnasium
@@ -43,6 +44,68 @@ class Echo(gymnasium.Env[Any, Any]):
         assert self.action_space.contains(action)
         self._steps += 1
         return self.observation_space.sample(), float(action), self._steps == 4, False, {}
+
+
+class Seeded(Echo):
+    """The same, but a seed decides what is seen and how long an episode lasts: 1 to 9 steps."""
+
+    def __init__(self, observation: str = "int_vector", render_mode: str | None = None) -> None:
+        super().__init__()
+        self.observation_space = deepcopy(SPACES[observation])  # its generator is not to be shared
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.observation_space.seed(int(self.np_random.integers(2**31)))
+        self._last = int(self.np_random.integers(1, 10))
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        assert self.action_space.contains(action)
+        self._steps += 1
+        over, odd = self._steps == self._last, self._last % 2 == 1
+        return self.observation_space.sample(), float(np.sum(action)), over and not odd, over and odd, {}
+
+
+class SeededPairs(Seeded):
+    """The action's two numbers are seen."""
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        super().__init__()
+        self.action_space = spaces.MultiDiscrete([2, 3])
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        observation, _, terminated, truncated, info = super().step(action)
+        observation[:2] += action
+        return observation, float(10 * action[0] + action[1]), terminated, truncated, info
+
+
+class Unrepeatable(gymnasium.Env[Any, Any]):
+    """Shows how many steps it took; four end an episode. From its `since`-th game on an object is different: in what it
+    shows, in how soon a game ends (`blind`: showing nothing at all), in that none ends, or in that it raises."""
+
+    def __init__(self, kind: str, since: int, render_mode: str | None = None) -> None:
+        self.observation_space = spaces.Box(0.0, 100.0, (1,))
+        self.action_space = spaces.Discrete(2)
+        self._kind, self._since, self._games, self._steps = kind, since, 0, 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self._games, self._steps = self._games + 1, 0
+        return self._shown(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self._steps += 1
+        if self._differs("raises") and self._steps == 2:
+            raise ValueError("this level is not known")
+        over = self._steps == (2 if self._differs("shorter") or self._differs("blind") else 4)
+        return self._shown(), 0.0, over and not self._differs("endless"), False, {}
+
+    def _shown(self) -> Any:
+        steps = 0 if self._kind == "blind" else self._steps
+        return np.array([steps + 10 * self._differs("shown")], np.float32)
+
+    def _differs(self, kind: str) -> bool:
+        return kind == self._kind and self._games >= self._since
 
 
 class Pairs(Echo):
@@ -91,3 +154,6 @@ gymnasium.register(id="drqn_test/Echo-v0", entry_point="tests.envs.fakes:Echo")
 gymnasium.register(id="drqn_test/Pairs-v0", entry_point="tests.envs.fakes:Pairs")
 gymnasium.register(id="drqn_test/Fragile-v0", entry_point="tests.envs.fakes:Fragile")
 gymnasium.register(id="drqn_test/NeedsPackage-v0", entry_point="tests.envs.fakes:NeedsPackage")
+gymnasium.register(id="drqn_test/Seeded-v0", entry_point="tests.envs.fakes:Seeded")
+gymnasium.register(id="drqn_test/SeededPairs-v0", entry_point="tests.envs.fakes:SeededPairs")
+gymnasium.register(id="drqn_test/Unrepeatable-v0", entry_point="tests.envs.fakes:Unrepeatable")

@@ -28,7 +28,9 @@ def test_batch_equals_environments_stepped_one_by_one(num_envs: int, threads: in
     rng = np.random.default_rng(0)
     batch_env = make_batch_env(EnvConfig(id="CartPole-v1"), num_envs, threads)
     singles = [gymnasium.make("CartPole-v1") for _ in range(num_envs)]
-    expected = [env.reset(seed=int(s))[0] for env, s in zip(singles, row_seeds(5, num_envs), strict=True)]
+    seeds = row_seeds(5, num_envs).tolist()
+    later_seeds = [np.random.default_rng([seed, 1]) for seed in seeds]
+    expected = [env.reset(seed=seed)[0] for env, seed in zip(singles, seeds, strict=True)]
     np.testing.assert_array_equal(batch_env.reset(seed=5), expected)
     pending, episodes = [False] * num_envs, 0
     for _ in range(200):
@@ -37,7 +39,7 @@ def test_batch_equals_environments_stepped_one_by_one(num_envs: int, threads: in
         assert batch.observations.dtype == batch.rewards.dtype == np.float32
         for row, env in enumerate(singles):
             if pending[row]:
-                observation, _ = env.reset()
+                observation, _ = env.reset(seed=int(later_seeds[row].integers(2**31)))
                 reward, terminated, truncated = 0.0, False, False
             else:
                 observation, reward, terminated, truncated, _ = env.step(int(actions[row]))  # type: ignore[assignment]
