@@ -22,6 +22,8 @@ Every line of `metrics.jsonl` holds `agent_steps`, `frames` and `wall_s`, and an
     replay/missing             fragments overtaken by later ones and not here (yet), or lost with a replay that died
     replay/duplicates          fragments that came again
     replay/rejected            pushes that were no valid fragment
+    replay/journal_bytes       of its journal on the disk
+    replay/journal_missed      fragments that the journal could not take (a full disk), since the replay was started
     replay/sample_age_updates  updates between the policy that acted in a window and the learner that trains it
     actors/policy_lag_updates  updates between the acting policy and the learner
     time/updates               learner updates so far

@@ -19,6 +19,7 @@ from drqn_dist.interfaces import EnvSpec, Fresh, Held, WindowDraws, WindowSource
 from drqn_dist.network.torso import ConvTorso, MlpTorso
 from drqn_dist.qlearning.priority import importance_weights
 from drqn_dist.seeding import derive_seed
+from drqn_dist.state import State
 from learner.fragment_table import FragmentTable, Placement, Windows, check_fragment
 from learner.frame_store import FrameStore, Gathered, Staged, StorePlan, state_shape
 from learner.windows import pack, rows_of
@@ -257,6 +258,16 @@ class Feed:
                     raise item
                 self._admit(item)
         return bool(self._ready)
+
+    def get_state(self) -> State:
+        """What a feed of the same draws needs to prepare the same batches; between two draws, without a thread."""
+        assert not self._ready
+        return State(values={"rng": self._rng.bit_generator.state, "made": self._made})
+
+    def set_state(self, state: State) -> None:
+        """Goes on as the feed whose state that is."""
+        self._rng.bit_generator.state = state.values["rng"]
+        self._made = int(state.values["made"])
 
     def close(self) -> None:
         """Stops the thread, after the call that it waits for."""

@@ -15,6 +15,10 @@ class WeightPublisher:
     def __init__(self) -> None:
         self._snapshot: WeightSnapshot | None = None
 
+    def offer(self, snapshot: WeightSnapshot) -> None:
+        """Offers weights that were published before."""
+        self._snapshot = snapshot
+
     def publish(self, network: QNetwork, version: int, outbox: Outbox | None = None) -> None:
         """Offers these weights.
 

@@ -159,7 +159,7 @@ class WindowSampler:
         """Goes on drawing and numbering from there; windows already held stay as they are."""
         self._rng.bit_generator.state = state["rng"]
         self._largest = float(state["largest"])
-        if self.oldest_id == self.next_id:
+        if self.oldest_id == self.next_id < int(state["next_id"]):
             while self._tree.capacity < int(state["capacity"]):  # draws are bit for bit those of a tree as large
                 self._grow()
             # The state may be older than the last ids given out: priorities of those must not find new windows.

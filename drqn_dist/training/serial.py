@@ -11,13 +11,17 @@ from actors.actor import Actor
 from actors.evaluator import Evaluation, EvaluationStopped, Evaluator, Played
 from drqn_dist.config import TrainConfig
 from drqn_dist.envs.make import env_spec
-from drqn_dist.errors import ConfigError, EnvFailedError
+from drqn_dist.errors import CheckpointError, ConfigError, EnvError, EnvFailedError, FragmentError
 from drqn_dist.interfaces import WeightSnapshot
+from drqn_dist.state import State, together
 from drqn_dist.training.memory import plan_frame_store
 from drqn_dist.training.session import Report, Saved, journal_folders, never
 from learner.learner import Learner, resolve_device
 from learner.weight_publisher import WeightPublisher
 from replay_server.replay import LocalSource, Replay, make_replay
+
+_SERIAL = "serial."
+"""Before the names of what a checkpoint holds beside the learner."""
 
 
 class SerialSession:
@@ -57,12 +61,11 @@ class SerialSession:
         self._notes += [f"replay {note}"] if note else []
         self._incarnation = int(meta.get("incarnation", -1)) + 1
         self.agent_steps = int(meta.get("agent_steps", 0))
-        self.actors = [
-            Actor(config, index, _Sink(self.replay), self.publisher, self.agent_steps, self._incarnation)
-            for index in range(config.num_actors)
-        ]
-        self._evaluators: dict[int, Evaluator] = {}
         self._turn = 0
+        self.actors = [self._new_actor(index) for index in range(config.num_actors)]
+        if restored and "serial" in meta:
+            self._go_on(restored)
+        self._evaluators: dict[int, Evaluator] = {}
         self._next_eval = next_multiple(self.learner.state.updates, config.eval.period_updates)
 
     def advance(self, seconds: float, stopping: Callable[[], bool] = never) -> Report:
@@ -96,15 +99,48 @@ class SerialSession:
 
     def save(self) -> Saved:
         tensors, learner = self.learner.save()
+        published = self.publisher.latest(-1)
+        assert published is not None
+        state = together(
+            feed=self.learner.feed.get_state(),
+            published=State({"vector": published.vector}, {"version": published.version}),
+            **{f"actor {index}": actor.get_state() for index, actor in enumerate(self.actors)},
+        )
         return Saved(
-            tensors,
+            tensors | {f"{_SERIAL}{name}": torch.from_numpy(array) for name, array in state.arrays.items()},
             {
                 "learner": learner,
                 "replay": [self.replay.save()],
                 "incarnation": self._incarnation,
                 "agent_steps": self.agent_steps,
+                "turn": self._turn,
+                "serial": state.values,
             },
         )
+
+    def _new_actor(self, index: int) -> Actor:
+        sink = _Sink(self.replay)
+        return Actor(self._config, index, sink, self.publisher, self.agent_steps, self._incarnation)
+
+    def _go_on(self, restored: Saved) -> None:
+        """Everything is as it was when that was saved; where that cannot be, actors begin new games, as after a
+        failure."""
+        arrays = {n.removeprefix(_SERIAL): t.numpy() for n, t in restored.tensors.items() if n.startswith(_SERIAL)}
+        state = State(arrays, restored.meta["serial"])
+        try:
+            for index, actor in enumerate(self.actors):
+                actor.set_state(state.part(f"actor {index}"))
+        except (EnvError, CheckpointError, FragmentError, KeyError) as error:
+            self._notes.append(f"actors begin new games: {error}")
+            for actor in self.actors:
+                actor.close()
+            self.actors = [self._new_actor(index) for index in range(self._config.num_actors)]
+            return
+        published = state.part("published")
+        self.publisher.offer(WeightSnapshot(published.values["version"], published.arrays["vector"]))
+        self.learner.feed.set_state(state.part("feed"))
+        self._turn = int(restored.meta["turn"])
+        self._incarnation = int(restored.meta["incarnation"])
 
     def evaluate(self, seed: int, progress: Callable[[Played], object] = never) -> Evaluation:
         return self._evaluate(seed, self._config.eval.final_episodes or self._config.eval.episodes, progress=progress)

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,40 @@ def test_save_load_and_go_on_equals_never_having_stopped(core: str, tmp_path: Pa
     assert found.keys() == expected.keys()
     for name in expected:
         assert torch.equal(found[name], expected[name]), name
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"network": {"core": "lstm"}, "learner": {"publish_period_updates": 3, "probe_period_updates": 4}},
+        {"replay": {"capacity_steps": 400, "initial_priority": "largest"}, "actors": 2},
+        {"replay": {"prioritized": False}, "eval": {"period_updates": 10}},
+    ],
+)
+def test_a_run_that_stops_and_is_resumed_equals_one_that_never_stopped(changes: dict[str, Any], tmp_path: Path) -> None:
+    """Through files alone: checkpoint and journal. Three stops, one of them before the first update."""
+    config = maze_config(tmp_path, **changes)
+    with session(config) as never_stopped:
+        run_until(never_stopped, 90)
+        expected, facts = never_stopped.save().tensors, never_stopped.save().meta
+        stored = [f.payload for f in never_stopped.replay._store._fragments.values()]
+    saved, folder = None, tmp_path / "run"
+    for updates in (0, 31, 60, 90):
+        with closing(SerialSession(config, saved, folder)) as part:
+            for _ in range(7 if updates == 0 else 0):
+                part.turn(Report())
+            run_until(part, updates)
+            saved = part.save()
+            found = [f.payload for f in part.replay._store._fragments.values()]
+        checkpoint.save(tmp_path / "c.safetensors", saved.tensors, saved.meta)
+        saved = Saved(*checkpoint.load(tmp_path / "c.safetensors"))
+    assert saved is not None
+    assert saved.tensors.keys() == expected.keys()
+    different = [name for name in expected if not torch.equal(saved.tensors[name], expected[name])]
+    assert different == []
+    assert saved.meta == json.loads(json.dumps(facts))
+    assert found == stored
 
 
 def test_the_replay_ratio_holds_within_2_percent_also_over_a_resume_without_a_burst(tmp_path: Path) -> None:
