@@ -287,9 +287,12 @@ class RaySession:
         if unknown:  # Ray was quicker to start another one than we to ask
             self._fail(role, "its process died", alive=False)
             return
-        if role.kind is RoleKind.REPLAY and not role.begun and (role.failures or (pulse and pulse.note)):
-            kept = pulse.note if pulse is not None else ""
-            self._report.events.append(f"{role.name} is back, and {kept or 'fills again'}")
+        if role.kind is RoleKind.REPLAY and not role.begun:
+            took = pulse.note if pulse is not None else ""
+            if role.failures:
+                self._report.events.append(f"{role.name} is back, and {took or 'fills again'}")
+            elif took:
+                self._report.events.append(f"{role.name} {took}")
         role.seen_s, role.begun = now, True
         if pulse is not None:
             role.process, role.node = pulse.process, pulse.node
@@ -331,8 +334,9 @@ class RaySession:
         if role.kind is RoleKind.REPLAY and (stats := self._replay_stats[role.index]) and stats.stored_steps:
             serving = sum(shard.begun for shard in self._replay if shard is not role)
             others = f", {serving} of the others serve on" if serving else ""
-            lost_steps = "reads its journal again, which held" if self._journals[role.index] else "lost"
-            self._report.events.append(f"{role.name} {lost_steps} the {stats.stored_steps:,} steps{others}")
+            held = f"the {stats.stored_steps:,} steps that it held"
+            lost = f"will read {held} from its journal" if self._journals[role.index] is not None else f"lost {held}"
+            self._report.events.append(f"{role.name} {lost}{others}")
             self._replay_stats[role.index] = replace(stats, stored_steps=0)  # it may die again before it tells more
         role.not_before_s = now + decision.delay_s
         if not role.waits_to_begin:

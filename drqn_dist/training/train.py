@@ -33,7 +33,7 @@ def train(config: TrainConfig, resume: Path | None = None, init_from: Path | Non
     Args:
         config: of the run; with `resume` it must be that run's own, except for what may change (`resumable.py`).
         resume: folder of the run to go on with: learner, optimizer, target network and counters go on where the
-            newest checkpoint left them; the replay fills again.
+            newest checkpoint left them, the replay with what its journal holds.
         init_from: folder of another run, with whose newest weights this new one begins (`origin.initial_state`).
 
     Raises:
@@ -138,10 +138,7 @@ class _Run:
             progress = stack.enter_context(Progress(title, config.log_period_s))
             progress.message(f"run folder: {self._folder.path}")
             if self._resumed_at is not None:
-                progress.message(
-                    f"goes on from update {self._monitor.updates:,} at {self._resumed_at:,} agent steps; the replay "
-                    "fills again first"
-                )
+                progress.message(f"goes on from update {self._monitor.updates:,} at {self._resumed_at:,} agent steps")
             for line in self._said:
                 progress.message(line)
             while True:
