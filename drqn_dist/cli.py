@@ -224,6 +224,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     try:
         with _terminable():
+            if argv is None and arguments[0] == "train":
+                _keep(arguments[1:])
             _command(arguments[0])(arguments[1:])
     except DrqnError as error:
         print(f"{PROGRAM}: error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -235,6 +237,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # `| head` has read enough; nothing may be flushed into it at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
+
+
+def _keep(argv: Sequence[str]) -> None:
+    """Puts a process in front of a run in Ray mode that starts it again if it must, and leaves with its exit code."""
+    from drqn_dist.training.keeper import keep, kept
+
+    if kept():
+        sys.argv[0] = PROGRAM
+        return
+    args = parse_train(argv, f"{PROGRAM} train")
+    if args.config.mode == "ray" and not args.dry_run:
+        raise SystemExit(keep(argv))
 
 
 @contextmanager

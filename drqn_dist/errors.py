@@ -62,6 +62,9 @@ class RunFolderError(DrqnError):
 class RayDiedError(DrqnError):
     """Ray itself died: not a role of the run, but one of the processes that hold them together."""
 
+    exit_code = 75
+    """EX_TEMPFAIL: whoever keeps the run may start it again."""
+
 
 class RoleFailedError(DrqnError):
     """A process of the run failed and the failure policy decided to stop."""

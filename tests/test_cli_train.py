@@ -249,33 +249,35 @@ def _expect_a_token(pid: int) -> None:
 
 
 @pytest.mark.ray
-def test_a_run_whose_ray_is_killed_says_so_with_what_is_safe_writes_its_summary_and_can_be_resumed(
-    tmp_path: Path,
-) -> None:
+def test_a_run_whose_ray_or_own_process_is_killed_goes_on_where_it_was(tmp_path: Path) -> None:
     runs = str(tmp_path / "runs")
     endless = ["--total-steps", "100000000", "--checkpoint-period-s", "1"]
     with command(tmp_path, *TINY, "--mode", "ray", "--run-dir", runs, *endless) as run:
         run.trains()
-        until(lambda: bool(list(run.folder.glob("checkpoints/*.safetensors"))), "a checkpoint")
-        (raylet,) = [p for p in psutil.Process(run.process.pid).children(recursive=True) if p.name() == "raylet"]
-        raylet.kill()
-        until(lambda: run.process.poll() is not None, "the end of the run", 60)
-        until(lambda: "drqn-dist: error: " in run.stderr, "the last word", 10)
-        assert run.process.returncode == 1
-        message = run.stderr.partition("drqn-dist: error: ")[2]
-        folder = run.folder
-    assert message.startswith(("Ray itself died: its process raylet", "the run's process ended abruptly: its Ray died"))
-    summary = json.loads((folder / "summary.json").read_text())
-    newest = open_run(folder).checkpoints.latest()
-    assert newest is not None
-    assert f"of update {newest.updates:,}, is safe in {folder}/checkpoints" in message
-    assert f"drqn-dist train --resume {folder}" in message
-    assert summary["stopped_by"] == "unfinished"
-    assert (newest.updates, weights_sha256(newest.tensors)) == (summary["updates"], summary["weights_sha256"])
-    more = summary["agent_steps"] + 200
-    with command(tmp_path, "--resume", str(folder), "--total-steps", str(more)) as run:
+        keeper = psutil.Process(run.process.pid)
+        for death, victim in enumerate(("raylet", "driver")):
+            folder, before = run.folder, _newest_update(run)
+            until(lambda folder=run.folder, before=before: _newest_update(run) > before, "another checkpoint", 60)  # type: ignore[misc]
+            before = _newest_update(run)
+            (driver,) = keeper.children()
+            (raylet,) = [p for p in driver.children(recursive=True) if p.name() == "raylet"]
+            (raylet if victim == "raylet" else driver).kill()
+            until(lambda death=death: run.stderr.count("; it goes on from update ") > death, "the keeper's word", 60)  # type: ignore[misc]
+            until(lambda before=before: _newest_update(run) > before, "updates to go on", 120)  # type: ignore[misc]
+            assert run.folder == folder
+        run._seen |= set(keeper.children(recursive=True))
+        run.process.send_signal(signal.SIGTERM)
         assert run.ends() == 0, run.stderr
-    assert json.loads((folder / "summary.json").read_text())["stopped_by"] == "total_steps"
+        said = run.stderr
+    assert re.search(r"the run failed \(failure 1 within 3600 s\), starting it again in 0 s: its ", said)
+    assert said.count("replay took back ") == 2
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["stopped_by"] == "signal"
+    assert summary["updates"] == _newest_update(run)
+
+
+def _newest_update(run: Command) -> int:
+    return max((int(path.stem.split("_")[1]) for path in run.folder.glob("checkpoints/*.safetensors")), default=-1)
 
 
 def test_a_disk_full_while_checkpointing_keeps_the_last_good_checkpoint_and_training_goes_on(tmp_path: Path) -> None:

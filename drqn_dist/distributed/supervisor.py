@@ -335,8 +335,8 @@ class RaySession:
             serving = sum(shard.begun for shard in self._replay if shard is not role)
             others = f", {serving} of the others serve on" if serving else ""
             held = f"the {stats.stored_steps:,} steps that it held"
-            lost = f"will read {held} from its journal" if self._journals[role.index] is not None else f"lost {held}"
-            self._report.events.append(f"{role.name} {lost}{others}")
+            fate = f"will read {held} from its journal" if self._journals[role.index] is not None else f"lost {held}"
+            self._report.events.append(f"{role.name} {fate}{others}")
             self._replay_stats[role.index] = replace(stats, stored_steps=0)  # it may die again before it tells more
         role.not_before_s = now + decision.delay_s
         if not role.waits_to_begin:

@@ -18,7 +18,7 @@ from drqn_dist.interfaces import EnvSpec
 from drqn_dist.metrics import MetricsLog
 from drqn_dist.network.q_network import QNetwork
 from drqn_dist.training.console import Progress
-from drqn_dist.training.last_word import LastWord
+from drqn_dist.training.keeper import Word
 from drqn_dist.training.monitor import Monitor, evaluation_values
 from drqn_dist.training.preflight import Prepared, prepare
 from drqn_dist.training.serial import SerialSession
@@ -48,7 +48,7 @@ def train(config: TrainConfig, resume: Path | None = None, init_from: Path | Non
     restored = state if before is not None else None
     with ExitStack() as stack:
         stop = stack.enter_context(stop_on_signals())
-        last_word = stack.enter_context(LastWord()) if config.mode == "ray" else None
+        word = Word()
         folder = create_run(config, sys.argv, prepared.init_from) if before is None else before
         try:
             with stop.at_once():  # a cluster may take long to have room
@@ -61,13 +61,12 @@ def train(config: TrainConfig, resume: Path | None = None, init_from: Path | Non
             raise
         stack.callback(session.close)
         folder, said = (folder, _beginning(prepared)) if before is None else _going_on(prepared)
-        if last_word is not None and restored is not None:
-            last_word.saved(folder.path, int(restored.meta["learner"]["updates"]))
+        if restored is not None:
+            word.saved(folder.path, int(restored.meta["learner"]["updates"]))
         try:
-            return _Run(config, prepared.spec, session, folder, restored, stop, last_word, said).run()
+            return _Run(config, prepared.spec, session, folder, restored, stop, word, said).run()
         except RayDiedError as error:
-            assert last_word is not None
-            raise RayDiedError(f"{error}; {last_word.safe}") from error
+            raise RayDiedError(f"{error}; {word.safe}") from error
 
 
 def _going_on(prepared: Prepared) -> tuple[RunFolder, list[str]]:
@@ -106,8 +105,8 @@ class _Run:
         folder: RunFolder,
         restored: Saved | None,
         stop: StopRequest,
-        last_word: LastWord | None = None,
-        said: Sequence[str] = (),
+        word: Word,
+        said: Sequence[str],
     ) -> None:
         """
         Args:
@@ -115,7 +114,7 @@ class _Run:
             said: what a person should know first.
         """
         self._config, self._spec, self._session, self._folder, self._stop = config, spec, session, folder, stop
-        self._last_word, self._said = last_word, said
+        self._word, self._said = word, said
         meta = restored.meta if restored else {}
         self._monitor = Monitor(
             config,
@@ -127,7 +126,8 @@ class _Run:
         self._resumed_at = int(meta["agent_steps"]) if restored else None
         self._starts = int(meta.get("starts", 1)) + 1 if restored else 1
         self._final_seed = int(meta.get("final_seed", config.seed))
-        self._started = self._checkpointed = time.monotonic()
+        self._checkpointed = time.monotonic()
+        self._started = self._checkpointed - word.ran_s
 
     def run(self) -> Summary:
         config = self._config
@@ -141,6 +141,8 @@ class _Run:
                 progress.message(f"goes on from update {self._monitor.updates:,} at {self._resumed_at:,} agent steps")
             for line in self._said:
                 progress.message(line)
+            if self._word.kept and self._resumed_at is None:
+                self._write(self._save(), progress)  # something to begin with again, from the first moment
             while True:
                 while not (stopped_by := self._stopped_by()):
                     self._advance(log, progress)
@@ -293,8 +295,7 @@ class _Run:
         }
         try:
             self._folder.checkpoints.write(self._monitor.updates, saved.tensors, meta)
-            if self._last_word is not None:
-                self._last_word.saved(self._folder.path, self._monitor.updates)
+            self._word.saved(self._folder.path, self._monitor.updates)
             self._folder.write_summary(self._summary(saved, "unfinished"))
         except (CheckpointError, RunFolderError) as error:
             progress.message(f"not saved: {error}")
