@@ -3,7 +3,9 @@
 import math
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 
@@ -64,6 +66,18 @@ class Monitor:
     def refuse(self) -> None:
         """Other games did not confirm it: at least one more evaluation must come before the next try."""
         self._recent.popleft()
+
+    def get_state(self) -> dict[str, Any]:
+        """The recent past by which training settles, for JSON."""
+        return {
+            "episodes": [asdict(episode) for episode in self._episodes],
+            "evaluations": [[evaluation.version, list(evaluation.scores)] for evaluation in self._recent],
+        }
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Goes on with the recent past of a run before its stop."""
+        self._episodes.extend(Episode(**episode) for episode in state["episodes"])
+        self._recent.extend(Evaluation(version, tuple(scores)) for version, scores in state["evaluations"])
 
     def take(self, report: Report) -> tuple[dict[str, float], dict[str, float | None]]:
         """Counts a report in.

@@ -123,6 +123,8 @@ class _Run:
             int(meta["learner"]["updates"]) if restored else 0,
             float(meta.get("wall_s", 0.0)),
         )
+        if "monitor" in meta:
+            self._monitor.set_state(meta["monitor"])
         self._resumed_at = int(meta["agent_steps"]) if restored else None
         self._starts = int(meta.get("starts", 1)) + 1 if restored else 1
         self._final_seed = int(meta.get("final_seed", config.seed))
@@ -292,6 +294,7 @@ class _Run:
             "wall_s": self._monitor.wall_s,
             "starts": self._starts,
             "final_seed": self._final_seed + 1,
+            "monitor": self._monitor.get_state(),
         }
         try:
             self._folder.checkpoints.write(self._monitor.updates, saved.tensors, meta)

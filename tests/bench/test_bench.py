@@ -4,6 +4,7 @@ import json
 import os
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -64,7 +65,8 @@ def test_actor_figures_have_their_names_and_the_ratio_is_their_quotient() -> Non
     assert cores is None or os.sched_getaffinity(0) == cores
 
 
-def test_replay_figures_have_their_names() -> None:
+def test_replay_figures_have_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     config = _config()
     result = replay.bench(config, QUICK)
     assert result["windows_per_s"] > 0
@@ -73,6 +75,9 @@ def test_replay_figures_have_their_names() -> None:
     assert result["bytes_per_frame"] == sum(map(len, payloads)) / steps
     assert result["raw_bytes_per_frame"] == 9 * 4
     assert result["pushes_per_s"] > 0
+    assert result["journaled_pushes_per_s"] > 0
+    assert 0 < result["restart_s_per_million_steps"] < 1_000
+    assert list(tmp_path.iterdir()) == []
     assert result["steps_per_push"] == 32
 
 

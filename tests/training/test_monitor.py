@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -161,3 +162,18 @@ def test_what_is_not_known_is_not_shown(tmp_path: Path) -> None:
     _, shown = monitor(tmp_path).take(Report())
     assert not {"charts/episodic_return", "eval/mean_return", "actors/policy_lag_updates", "replay/fill"} & shown.keys()
     assert all(value is not None and math.isfinite(value) for value in shown.values())
+
+
+def test_what_had_settled_before_a_stop_counts_after_it(tmp_path: Path) -> None:
+    """Two evaluations of 0.9 and 1.1 before the stop; with a third one of 1.0 the mean of three reaches 1."""
+    settings = {"stop_at_return": 1.0, "eval": {"settled_evaluations": 3, "settled_training_return": 0.5}}
+    before = monitor(tmp_path, **settings)
+    before.take(Report(actors=[ActorStats(agent_steps=1, episodes=[Episode(0.75, 3, 0.01)])]))
+    before.take(Report(evaluations=[Evaluation(1, (0.8, 1.0)), Evaluation(2, (1.1,))]))
+    after = monitor(tmp_path, **settings)
+    after.set_state(json.loads(json.dumps(before.get_state())))
+    assert after.get_state() == before.get_state()
+    assert not after.settled()
+    values, _ = after.take(Report(evaluations=[Evaluation(3, (1.0,))]))
+    assert after.settled()
+    assert values["charts/episodic_return"] == 0.75
