@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import tempfile
+import time
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,8 @@ CONNECT_S = 10.0
 """How long a cluster's head gets to take a connection."""
 EXIT_S = 10.0
 """How long Ray's processes get to end by themselves."""
+STOPPED_S = 5.0
+"""A process of Ray's own that is seen to be stopped for so long counts as dead."""
 CORE = ("gcs_server", "raylet")
 """Names of the processes of Ray that nothing replaces."""
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(1024**3), "MALLOC_TRIM_THRESHOLD_": str(1024**3)}
@@ -59,6 +62,8 @@ class LocalRay:
         self._folder: str | None = None
         self._core: list[psutil.Process] = []
         """Without them an own Ray cannot go on."""
+        self._names: dict[int, str] = {}
+        self._stopped_since: dict[int, float] = {}
         self._environment: dict[str, str | None] = {}
         if ray.is_initialized():
             self._owned = False
@@ -97,6 +102,7 @@ class LocalRay:
         except Exception as error:  # a node that does not start in time is told by a bare one
             raise ConfigError(f"cannot start a local Ray: {error}; or train with --mode serial") from error
         self._core = [process for process in self._processes() if process.name() in CORE]
+        self._names = {process.pid: process.name() for process in self._core}
 
     @property
     def owned(self) -> bool:
@@ -109,13 +115,27 @@ class LocalRay:
             RayDiedError: a process without which an own Ray cannot go on has ended.
         """
         for process in self._core:
+            fate = "ended, killed perhaps because memory ran out"
             with contextlib.suppress(psutil.NoSuchProcess):
-                if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                status = process.status()
+                if status == psutil.STATUS_STOPPED:
+                    since = self._stopped_since.setdefault(process.pid, time.monotonic())
+                    if time.monotonic() - since < STOPPED_S:
+                        continue
+                    fate = f"has been stopped for {STOPPED_S:.0f} s"
+                    process.kill()  # nothing that is asked of it would be answered
+                elif status != psutil.STATUS_ZOMBIE and process.is_running():
+                    self._stopped_since.pop(process.pid, None)
                     continue
-            raise RayDiedError(
-                f"Ray itself died: its process {process.name()} ({process.pid}) ended, killed perhaps because memory "
-                "ran out"
-            )
+            raise RayDiedError(f"Ray itself died: its process {self._names[process.pid]} ({process.pid}) {fate}")
+
+    def stopped(self, process_id: int | None) -> bool:
+        """Whether a role's process, on this machine, is seen to be stopped; where it cannot be told, it is not."""
+        if process_id is None or self._folder is None:
+            return False
+        with contextlib.suppress(psutil.Error):
+            return bool(psutil.Process(process_id).status() == psutil.STATUS_STOPPED)
+        return False
 
     def close(self) -> None:
         if self._owned:
