@@ -149,7 +149,11 @@ def test_a_joint_whose_observations_differ_is_a_fault(tmp_path: Path) -> None:
         (4, {"episode_id": 0}, ["episode 0 after 0", "it is part 1 of episode 1, that one part 0 of episode 0"]),
         (2, {"first_step": 0}, ["episode 0 after 0", "it is part 3 of episode 0, that one part 0 of episode 0"]),
         (1, {"terminated": True}, ["episode 0 has ended there"]),
-        (2, {"sequence_no": 1}, ["fragment 1 of actor 0, environment 0 is there twice, first in 0/", "fragment 2 of actor 0"]),
+        (
+            2,
+            {"sequence_no": 1},
+            ["fragment 1 of actor 0, environment 0 is there twice, first in 0/", "fragment 2 of actor 0"],
+        ),
     ],
 )
 def test_fragments_that_contradict_each_other_are_faults(
