@@ -176,7 +176,11 @@ def table(inspected: dict[str, Any]) -> str:
         )
         for row in cells
     ]
-    lines += [f"why not in place: {why}" for why in inspected["together"]["restart_because"]]
+    of_shards = [inspected["together"]] if len({shard["restart"] for shard in shards}) == 1 else shards
+    for of in of_shards:
+        name = f"shard {of['shard']}: " if "shard" in of else ""
+        because = f" ({'; '.join(of['restart_because'])})" if of["restart_because"] else ""
+        lines.append(f"{name}a restart would go on {of['restart']}{because}")
     if len(shards) > MOST_COLUMNS:
         lines.append(f"{len(shards)} shards; --json tells each")
     return "\n".join(line.rstrip() for line in lines)
@@ -216,5 +220,4 @@ _ROWS: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
     ("torn tail, bytes", _count("torn_bytes")),
     ("damaged bytes", _count("damaged_bytes")),
     ("fragments missing + unreadable", _pair("missing_fragments", "unreadable_fragments")),
-    ("a restart would go on", lambda of: str(of["restart"])),
 ]

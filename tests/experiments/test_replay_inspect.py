@@ -62,7 +62,9 @@ def test_literal_numbers_of_one_journal(tmp_path: Path) -> None:
     assert shard["bytes_per_step"] == shard["stored_bytes"] / 78
     assert 0 <= shard["snapshot_age_s"] < 120
     assert inspected["together"] == {name: value for name, value in shard.items() if name != "shard"}
-    shown = {line[:40].strip(): line[40:].strip() for line in table(inspected).splitlines()[1:]}
+    lines = table(inspected).splitlines()
+    assert lines[-1] == "a restart would go on in place"
+    shown = {line[:40].strip(): line[40:].strip() for line in lines[1:-1]}
     assert shown["fragments stored + evicted but on disk"] == "11 + 0"
     assert shown["their mean return"] == "23.3"
     assert shown["weight versions"] == "3 to 7"
@@ -120,8 +122,33 @@ def test_damage_is_said_with_what_it_means_for_a_restart(tmp_path: Path) -> None
     path.write_bytes(raw)
     told = inspect_replay(run.path)["together"]
     assert told["damaged_bytes"] > 100
+    assert table(inspect_replay(run.path)).splitlines()[-1] == "a restart would go on anew (bytes are damaged)"
     assert (told["restart"], told["restart_because"]) == ("anew", ["bytes are damaged"])
     assert told["episodes"] == {"complete": 1, "begun": 0, "without_beginning": 1}
+
+
+def test_shards_that_would_go_on_differently_are_told_apart(tmp_path: Path) -> None:
+    run = make_run(tmp_path, replay={"shards": 2}, actors=2)
+    write(run, stream(run, 1), 0)
+    path = next(write(run, stream(run, 2, actor_id=1), 1).glob("*.segment"))
+    raw = bytearray(path.read_bytes())
+    raw[36 + 44 + 100] ^= 1
+    path.write_bytes(raw)
+    inspected = inspect_replay(run.path)
+    assert inspected["together"]["restart"] == "differs by shard"
+    assert table(inspected).splitlines()[-2:] == [
+        "shard 0: a restart would go on in place",
+        "shard 1: a restart would go on anew (bytes are damaged)",
+    ]
+
+
+def test_many_shards_are_one_column(tmp_path: Path) -> None:
+    run = make_run(tmp_path, replay={"shards": 7}, actors=7)
+    for shard in range(7):
+        write(run, stream(run, 1, actor_id=shard), shard)
+    lines = table(inspect_replay(run.path)).splitlines()
+    assert lines[0].split() == ["together"]
+    assert lines[-1] == "7 shards; --json tells each"
 
 
 @pytest.mark.parametrize(
