@@ -221,7 +221,10 @@ class _ShardCheck:
                 which = f"{before + 1}" if after == before + 2 else f"{before + 1} to {after - 1}"
                 self._fault(self.pieces[key][after].place, f"{_name(key, which)} before it never came")
         if excused:
-            self.say(f"note: {self.journal.name}: {excused:,} fragments were overtaken by others and have not come")
+            self.say(
+                f"note: {self.journal.name}: {excused:,} fragments that later ones overtook are not there: evicted, on "
+                "their way, or lost with an actor"
+            )
 
     def _check_snapshot(self) -> None:
         name, snapshot = f"{self.journal.name}/priorities", self.journal.snapshot
