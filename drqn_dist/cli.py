@@ -200,11 +200,18 @@ def _scale(argv: Sequence[str]) -> None:
     print(json.dumps(result) if args.json else text)
 
 
+def _replay(argv: Sequence[str]) -> None:
+    from drqn_dist.experiments.replay_command import replay
+
+    replay(argv, f"{PROGRAM} replay")
+
+
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "train": (_train, "train an agent, or go on with a run (--resume); --dry-run says what it takes"),
     "eval": (_eval, "play episodes greedily with a run's newest checkpoint"),
     "plot": (_plot, "draw learning curves of runs"),
     "study": (_study, "run a grid of runs from a file, and report on it"),
+    "replay": (_replay, "inspect, verify or export what a run's replay holds"),
     "presets": (_presets, "list the named configurations and their sources"),
     "bench": (_bench, "measure actor, replay and learner on this machine"),
     "scale": (_scale, "measure how a run scales with its actors, or simulate it on other machines"),

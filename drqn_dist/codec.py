@@ -185,6 +185,16 @@ def decode_header(payload: bytes, max_bytes: int) -> FragmentHeader:
     return _open(payload, max_bytes)[0]
 
 
+def decode_rewards(payload: bytes, max_bytes: int) -> npt.NDArray[np.float32]:
+    """Reads the rewards float32 [L] alone, without unpacking an observation; they may not be finite.
+
+    Raises:
+        FragmentError: as `decode`, except for faults in other arrays.
+    """
+    header, end = _open(payload, max_bytes)
+    return _array("rewards", _unpack(memoryview(payload)[end:]).rewards, _FLOAT32, (header.num_steps,))
+
+
 def _open(payload: bytes, max_bytes: int) -> tuple[FragmentHeader, int]:
     """The header, and the offset of the msgpack list."""
     if len(payload) > max_bytes:

@@ -43,6 +43,10 @@ class FragmentError(DrqnError):
     """A fragment that is malformed, truncated, corrupted, too large or of another schema."""
 
 
+class JournalDamagedError(DrqnError):
+    """A replay journal in which not everything is whole."""
+
+
 class CheckpointError(DrqnError):
     """A checkpoint that could not be written or read, or that belongs to another network."""
 

@@ -37,7 +37,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from drqn_dist.files import sync_folder, write_atomically
 
@@ -55,6 +55,8 @@ _RECORD_MAGIC = b"\xd5REC"
 _SEGMENT = struct.Struct("<8sq16sI")
 _RECORD = struct.Struct("<4sIIqqqII")
 _CRC = struct.Struct("<I")
+RECORD_HEAD_BYTES = _RECORD.size
+"""Of a record, before its payload."""
 _log = logging.getLogger(__name__)
 
 
@@ -71,6 +73,20 @@ class Record(NamedTuple):
     payload: bytes
 
 
+class SegmentBytes(Protocol):
+    """A segment's bytes: `bytes`, a mapped file, or a file that is read piece by piece."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, part: slice, /) -> bytes:
+        """As of `bytes`: what lies past the end is left out."""
+        ...
+
+    def find(self, sought: bytes, start: int, /) -> int:
+        """Where it comes first, from `start` on; -1 where it does not."""
+        ...
+
+
 @dataclass
 class Contents:
     """What a journal holds."""
@@ -83,8 +99,10 @@ class Contents:
     """In order of arrival, with those in the oldest segment that were evicted."""
     segments: list[tuple[str, int]] = field(default_factory=list)
     """Name of each, oldest first, and the serial number of the last whole record up to its end."""
-    damaged_bytes: int = 0
-    """Bytes that belong to no whole record, the torn tail apart."""
+    damage: list[tuple[str, int, int]] = field(default_factory=list)
+    """Bytes that belong to no whole record, the torn tail apart: name of the segment, first byte, how many."""
+    last_serial: int | None = None
+    """Of the newest whole record."""
     missing: int = 0
     """Fragments that are not there although later ones are."""
     torn_bytes: int = 0
@@ -101,6 +119,11 @@ class Contents:
         self.records = kept
 
     @property
+    def damaged_bytes(self) -> int:
+        """Bytes that belong to no whole record, the torn tail apart."""
+        return sum(count for _, _, count in self.damage)
+
+    @property
     def stored(self) -> list[Record]:
         """Those that the replay held in the end."""
         return self.records[-self.records[-1].live :] if self.records else []
@@ -108,8 +131,12 @@ class Contents:
     @property
     def whole(self) -> bool:
         """Whether the replay that wrote it can go on as if nothing had happened, with the same serial numbers."""
-        intact = not (self.missing or self.damaged_bytes or self.cut_off)
-        return bool(self.records) and self.this_boot and self.one_log and intact
+        return bool(self.records) and self.continuous
+
+    @property
+    def continuous(self) -> bool:
+        """The same but for whether there is anything to go on from."""
+        return self.this_boot and self.one_log and not (self.missing or self.damage or self.cut_off)
 
 
 def read_journal(folder: Path) -> Contents:
@@ -128,11 +155,18 @@ def read_journal(folder: Path) -> Contents:
             # Mapped, so that a file of any size costs no memory but that of its whole records.
             view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
             with contextlib.closing(view) if isinstance(view, mmap.mmap) else contextlib.nullcontext():
-                _read_segment(path.name, view, path == paths[-1], contents)
+                newest = path == paths[-1]
+                contents.records.extend(record for _, record in read_segment(path.name, view, newest, contents))
     return contents
 
 
-def _read_segment(name: str, view: mmap.mmap | bytes, newest: bool, contents: Contents) -> None:
+def read_segment(name: str, view: SegmentBytes, newest: bool, contents: Contents) -> Iterator[tuple[int, Record]]:
+    """The whole records of a segment, each with the byte at which it begins.
+
+    Args:
+        newest: no segment follows.
+        contents: of the segments before it; takes in all but the records themselves.
+    """
     head = view[: _SEGMENT.size]
     known = len(head) == _SEGMENT.size and head[:8] == _SEGMENT_MAGIC and _checked(head)
     if known:
@@ -147,24 +181,26 @@ def _read_segment(name: str, view: mmap.mmap | bytes, newest: bool, contents: Co
     unknown_from = at
     while at < end:
         record = _record_at(view, at)
-        if record is None or (contents.records and record.serial <= contents.records[-1].serial):
+        if record is None or (contents.last_serial is not None and record.serial <= contents.last_serial):
             following = view.find(_RECORD_MAGIC, at + 1)
             at = following if following >= 0 else end
             continue
-        contents.damaged_bytes += at - unknown_from
-        if contents.records:
-            contents.missing += record.serial - contents.records[-1].serial - 1
-        contents.records.append(record)
+        if at > unknown_from:
+            contents.damage.append((name, unknown_from, at - unknown_from))
+        if contents.last_serial is not None:
+            contents.missing += record.serial - contents.last_serial - 1
+        contents.last_serial = record.serial
+        yield at, record
         at += _RECORD.size + len(record.payload)
         unknown_from = at
     if newest:
         contents.torn_bytes = end - unknown_from
-    else:
-        contents.damaged_bytes += end - unknown_from
-    contents.segments.append((name, contents.records[-1].serial if contents.records else -1))
+    elif end > unknown_from:
+        contents.damage.append((name, unknown_from, end - unknown_from))
+    contents.segments.append((name, -1 if contents.last_serial is None else contents.last_serial))
 
 
-def _record_at(view: mmap.mmap | bytes, at: int) -> Record | None:
+def _record_at(view: SegmentBytes, at: int) -> Record | None:
     head = view[at : at + _RECORD.size]
     if len(head) < _RECORD.size or head[:4] != _RECORD_MAGIC or not _checked(head):
         return None

@@ -167,7 +167,7 @@ class Replay:
         """
         try:
             header = decode_header(payload, self._config.max_fragment_bytes)
-            self._check_header(header)
+            windows.check_cut(self._window, header)
             return self._push(payload, header)
         except FragmentError:
             with self._lock:
@@ -332,7 +332,7 @@ class Replay:
         """The header of a fragment that this configuration takes."""
         try:
             header = decode_header(record.payload, self._config.max_fragment_bytes)
-            self._check_header(header)
+            windows.check_cut(self._window, header)
         except FragmentError:
             return None
         capacity_bytes = self._config.capacity_bytes // self._shards
@@ -379,20 +379,6 @@ class Replay:
         return FragmentStore(
             config.capacity_steps // shards, config.capacity_bytes // shards, self._window.fragment, first_serial
         )
-
-    def _check_header(self, header: FragmentHeader) -> None:
-        full = self._window.fragment
-        steps = f"{header.num_steps} steps from episode step {header.first_step}"
-        if header.first_step % full or header.num_steps > full:
-            raise FragmentError(f"fragment has {steps}, but must have at most {full} from a multiple of {full}")
-        if header.num_steps < full and not header.ends_episode:
-            raise FragmentError(f"fragment has {steps}: shorter than {full} although its episode goes on")
-        owned = windows.owned_windows(self._window, header.num_steps)
-        if len(header.priorities) != owned:
-            raise FragmentError(
-                f"fragment has {len(header.priorities)} priorities, but {owned} windows start in its "
-                f"{header.num_steps} steps at a stride of {self._window.stride}"
-            )
 
     def _push(self, payload: bytes, header: FragmentHeader) -> bool:
         with self._lock:

@@ -56,17 +56,30 @@ def read_snapshot(path: Path) -> Snapshot:
         OSError: the file is there and cannot be read.
     """
     try:
+        return load_snapshot(path)
+    except FileNotFoundError:
+        return Snapshot()
+    except ValueError as error:
+        _log.warning("%s is damaged, and windows keep the priorities that they came with: %s", path, error)
+        return Snapshot()
+
+
+def load_snapshot(path: Path) -> Snapshot:
+    """Reads a snapshot.
+
+    Raises:
+        OSError: the file is missing or cannot be read.
+        ValueError: it is damaged.
+    """
+    try:
         with safetensors.safe_open(path, framework="numpy") as file:
             meta = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if meta.get("format") != _FORMAT:
             raise ValueError(f"it is of format {meta.get('format')!r}, but this program reads {_FORMAT!r}")
         return _checked(int(json.loads(meta["meta"])["first_window"]), arrays)
-    except FileNotFoundError:
-        return Snapshot()
-    except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
-        _log.warning("%s is damaged, and windows keep the priorities that they came with: %s", path, error)
-        return Snapshot()
+    except (KeyError, TypeError, safetensors.SafetensorError) as error:
+        raise ValueError(str(error)) from error
 
 
 def _checked(first_window: int, arrays: dict[str, npt.NDArray[Any]]) -> Snapshot:

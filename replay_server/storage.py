@@ -15,6 +15,12 @@ _LINKS = np.dtype([("first_step", np.int64), ("first_window", np.int64), ("befor
 stored."""
 
 
+def episode_key(header: FragmentHeader, fragment_steps: int) -> EpisodeKey:
+    """(actor, env, episode, base) of a fragment, see `FragmentStore`."""
+    base = header.sequence_no - header.first_step // fragment_steps
+    return header.actor_id, header.env_id, header.episode_id, base
+
+
 @dataclass(slots=True, eq=False)
 class StoredFragment:
     """One fragment; about half a kilobyte beside its payload."""
@@ -91,7 +97,7 @@ class FragmentStore:
                 f"fragment of {payload_bytes:,} bytes exceeds replay.capacity_bytes ({self._capacity_bytes:,})"
             )
         index = header.first_step // self._fragment_steps
-        episode = self._episodes.get(self._key(header), {})
+        episode = self._episodes.get(episode_key(header, self._fragment_steps), {})
         before = episode.get(index - 1)
         if (before and before.ends_episode) or (header.ends_episode and index + 1 in episode) or index in episode:
             raise FragmentError(
@@ -108,7 +114,7 @@ class FragmentStore:
         """Stores a fragment; the caller has made sure of `check_fits` and `has_room`."""
         fragment = StoredFragment(
             payload=payload,
-            key=self._key(header),
+            key=episode_key(header, self._fragment_steps),
             index=header.first_step // self._fragment_steps,
             first_step=header.first_step,
             num_steps=header.num_steps,
@@ -209,7 +215,3 @@ class FragmentStore:
     def _account(self, fragment: StoredFragment, sign: int) -> None:
         self.steps += sign * fragment.num_steps
         self.bytes += sign * len(fragment.payload)
-
-    def _key(self, header: FragmentHeader) -> EpisodeKey:
-        base = header.sequence_no - header.first_step // self._fragment_steps
-        return header.actor_id, header.env_id, header.episode_id, base

@@ -13,13 +13,34 @@ its predecessor does not train as well, (k - 1) * stride + unroll >= E, does not
 
 import numpy as np
 
+from drqn_dist.codec import FragmentHeader
 from drqn_dist.config import WindowShape
+from drqn_dist.errors import FragmentError
 from replay_server.sum_tree import Ints
 
 
 def owned_windows(shape: WindowShape, num_steps: int) -> int:
     """Windows whose unroll starts in a fragment of `num_steps` steps (some may prove not to exist)."""
     return -(-num_steps // shape.stride)
+
+
+def check_cut(shape: WindowShape, header: FragmentHeader) -> None:
+    """
+    Raises:
+        FragmentError: the fragment was not cut as windows of this shape need it.
+    """
+    full = shape.fragment
+    steps = f"{header.num_steps} steps from episode step {header.first_step}"
+    if header.first_step % full or header.num_steps > full:
+        raise FragmentError(f"fragment has {steps}, but must have at most {full} from a multiple of {full}")
+    if header.num_steps < full and not header.ends_episode:
+        raise FragmentError(f"fragment has {steps}: shorter than {full} although its episode goes on")
+    owned = owned_windows(shape, header.num_steps)
+    if len(header.priorities) != owned:
+        raise FragmentError(
+            f"fragment has {len(header.priorities)} priorities, but {owned} windows start in its "
+            f"{header.num_steps} steps at a stride of {shape.stride}"
+        )
 
 
 def steps_read(shape: WindowShape, starts: Ints) -> tuple[Ints, Ints]:

@@ -148,3 +148,10 @@ def action_decoder(space: spaces.Space[Any], env_id: str) -> ActionDecoder:
 
 def _in_one_line(space: spaces.Space[Any]) -> str:
     return " ".join(str(space).split())
+
+
+def recorded_spaces(shape: tuple[int, ...], dtype: str, num_actions: int) -> tuple[spaces.Box, spaces.Discrete]:
+    """Spaces of what is kept of steps: observations as the network takes them, actions by their number."""
+    if dtype == "uint8":
+        return spaces.Box(0, 255, shape, np.uint8), spaces.Discrete(num_actions)
+    return spaces.Box(-np.inf, np.inf, shape, np.float32), spaces.Discrete(num_actions)
