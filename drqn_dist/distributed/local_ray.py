@@ -9,8 +9,8 @@ import shutil
 import signal
 import socket
 import tempfile
-import time
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
