@@ -4,6 +4,7 @@
 # make cluster-test   a real `ray up` over hosts in network namespaces: minutes, root, and Debian's iproute2,
 #                     openssh-server, openssh-client and rsync
 # make gpu-test       what the learner does on a GPU, against the CPU; skipped where there is none
+# make chaos          kills and stops all processes of a Pong run, twenty minutes
 # make soak-test      32 actors on this machine for some minutes
 # make venv    the set-up alone
 #
@@ -14,7 +15,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: pong test cluster-test gpu-test soak-test check venv clean
+.PHONY: pong test chaos cluster-test gpu-test soak-test check venv clean
 
 pong: $(STAMP)
 	$(BIN)/drqn-dist train --preset pong-cpu $(ARGS)
@@ -28,6 +29,9 @@ cluster-test: $(STAMP)
 
 gpu-test: $(STAMP)
 	$(BIN)/python -m pytest tests/gpu -rs
+
+chaos: $(STAMP)
+	DRQN_CHAOS=1 $(BIN)/python -m pytest tests/chaos/test_everything.py -rs -s -n0
 
 soak-test: $(STAMP)
 	DRQN_SOAK_TEST=1 $(BIN)/python -m pytest tests/soak -rs -s

@@ -240,7 +240,7 @@ class ReplayConfig(Bounded):
     """Exponent of the importance weights (PER: 0.4 to 1, R2D2: 0.6); 0 turns them off."""
     shards: Annotated[int, Within(1, 4096)] = 1
     """Processes that hold equal parts of the capacity, fed by the actors in turn (Ray mode)."""
-    max_fragment_bytes: Annotated[int, Within(1, 2**40)] = 64 * 1024**2
+    max_fragment_bytes: Annotated[int, Within(1, 2**32 - 1)] = 64 * 1024**2
     """A pushed fragment larger than this, packed or unpacked, is refused."""
     journal: bool = True
     """Keep what is stored in the run folder as well, so that a restarted replay, or a resumed run, has it back."""

@@ -1,6 +1,7 @@
 """Files that are there in whole or not at all."""
 
 import contextlib
+import errno
 import os
 from pathlib import Path
 
@@ -30,5 +31,8 @@ def sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some file systems know no such thing
+            raise
     finally:
         os.close(descriptor)

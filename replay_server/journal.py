@@ -24,8 +24,9 @@ Reading never trusts a length: it stops at a torn tail, and where a record is da
 """
 
 import contextlib
+import errno
+import fcntl
 import logging
-import mmap
 import os
 import shutil
 import struct
@@ -37,7 +38,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import BinaryIO, NamedTuple, Protocol
 
 from drqn_dist.files import sync_folder, write_atomically
 
@@ -47,6 +48,8 @@ SEGMENTS = 16
 """A full replay's journal has about so many, so that about a sixteenth more than what is stored lies on the disk."""
 SEGMENT_FRAGMENTS = 64
 """Of the smallest segment."""
+OWNED_S = 10.0
+"""A process that ends lets go of its journal within this time."""
 RETRY_S = 1.0
 """After a write that failed (a full disk), the next one is tried so much later."""
 
@@ -55,6 +58,8 @@ _RECORD_MAGIC = b"\xd5REC"
 _SEGMENT = struct.Struct("<8sq16sI")
 _RECORD = struct.Struct("<4sIIqqqII")
 _CRC = struct.Struct("<I")
+_MOST = 2**62
+"""No number comes near it; larger ones would overflow what is computed from them."""
 RECORD_HEAD_BYTES = _RECORD.size
 """Of a record, before its payload."""
 _log = logging.getLogger(__name__)
@@ -97,8 +102,8 @@ class Contents:
     """The machine has run since the newest segment was begun, so that all that was written is there."""
     records: list[Record] = field(default_factory=list)
     """In order of arrival, with those in the oldest segment that were evicted."""
-    segments: list[tuple[str, int]] = field(default_factory=list)
-    """Name of each, oldest first, and the serial number of the last whole record up to its end."""
+    segments: list[tuple[str, int, int]] = field(default_factory=list)
+    """Of each, oldest first: name, number of whole records, and the serial number of the last one up to its end."""
     damage: list[tuple[str, int, int]] = field(default_factory=list)
     """Bytes that belong to no whole record, the torn tail apart: name of the segment, first byte, how many."""
     last_serial: int | None = None
@@ -126,12 +131,19 @@ class Contents:
     @property
     def stored(self) -> list[Record]:
         """Those that the replay held in the end."""
-        return self.records[-self.records[-1].live :] if self.records else []
+        oldest = self.records[-1].serial - self.records[-1].live + 1 if self.records else 0
+        return [record for record in self.records if record.serial >= oldest]
+
+    @property
+    def intact(self) -> bool:
+        """Whether all that the replay held when the last record was written is here, under numbers without gaps."""
+        complete = bool(self.records) and len(self.stored) == self.records[-1].live
+        return complete and self.one_log and not (self.missing or self.damage)
 
     @property
     def whole(self) -> bool:
-        """Whether the replay that wrote it can go on as if nothing had happened, with the same serial numbers."""
-        return bool(self.records) and self.continuous
+        """Whether a replay can go on in the same files, with the same serial numbers, as if nothing had happened."""
+        return self.intact and self.continuous
 
     @property
     def continuous(self) -> bool:
@@ -143,20 +155,22 @@ def read_journal(folder: Path) -> Contents:
     """Reads what is there; a folder that does not exist holds nothing. Never raises for what a file holds.
 
     Raises:
-        OSError: the folder or a file cannot be read.
+        OSError: the folder cannot be read.
     """
     contents = Contents()
     if not folder.is_dir():
         return contents
     paths = sorted(folder.glob("*.segment"))
     for path in paths:
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            # Mapped, so that a file of any size costs no memory but that of its whole records.
-            view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
-            with contextlib.closing(view) if isinstance(view, mmap.mmap) else contextlib.nullcontext():
-                newest = path == paths[-1]
-                contents.records.extend(record for _, record in read_segment(path.name, view, newest, contents))
+        # Not mapped: a bad sector would then be a signal, not an error.
+        try:
+            raw = path.read_bytes()
+        except OSError as error:
+            _log.warning("%s cannot be read, and is left out: %s", path, error)
+            raw = b""
+            contents.damage.append((path.name, 0, 1))
+        newest = path == paths[-1]
+        contents.records.extend(record for _, record in read_segment(path.name, raw, newest, contents))
     return contents
 
 
@@ -178,7 +192,7 @@ def read_segment(name: str, view: SegmentBytes, newest: bool, contents: Contents
         contents.one_log = contents.one_log and newest and not len(view)
         at = 0
     end = len(view)
-    unknown_from = at
+    unknown_from, records = at, 0
     while at < end:
         record = _record_at(view, at)
         if record is None or (contents.last_serial is not None and record.serial <= contents.last_serial):
@@ -190,6 +204,7 @@ def read_segment(name: str, view: SegmentBytes, newest: bool, contents: Contents
         if contents.last_serial is not None:
             contents.missing += record.serial - contents.last_serial - 1
         contents.last_serial = record.serial
+        records += 1
         yield at, record
         at += _RECORD.size + len(record.payload)
         unknown_from = at
@@ -197,7 +212,7 @@ def read_segment(name: str, view: SegmentBytes, newest: bool, contents: Contents
         contents.torn_bytes = end - unknown_from
     elif end > unknown_from:
         contents.damage.append((name, unknown_from, end - unknown_from))
-    contents.segments.append((name, -1 if contents.last_serial is None else contents.last_serial))
+    contents.segments.append((name, records, -1 if contents.last_serial is None else contents.last_serial))
 
 
 def _record_at(view: SegmentBytes, at: int) -> Record | None:
@@ -207,6 +222,8 @@ def _record_at(view: SegmentBytes, at: int) -> Record | None:
     _, length, checksum, serial, first_window, inserted, live, _ = _RECORD.unpack(head)
     payload = view[at + _RECORD.size : at + _RECORD.size + length]
     if len(payload) < length or zlib.crc32(payload) != checksum or live < 1:
+        return None
+    if not all(0 <= number < _MOST for number in (serial, first_window, inserted)):
         return None
     return Record(serial, first_window, inserted, live, payload)
 
@@ -252,6 +269,8 @@ class Journal:
         self._log, self._sync_period_s = log, sync_period_s
         self._segments: deque[_Segment] = deque()
         """Oldest first; the last one is open if `_file` is."""
+        self._doomed: deque[_Segment] = deque()
+        """Evicted ones, which the thread removes: on some file systems that takes long."""
         self._file: int | None = None
         self._size = self._fragments = 0
         """Of the open one."""
@@ -263,28 +282,36 @@ class Journal:
         """Fragments that could not be written."""
         self.error = ""
         """Why, the last time; empty once it has worked again."""
+        self._complained = ""
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
 
     @property
     def disk_bytes(self) -> int:
         """On the disk, without the snapshot."""
-        return sum(segment.size for segment in list(self._segments))
+        return sum(segment.size for segment in [*self._segments, *self._doomed])
 
     def go_on(self, contents: Contents) -> None:
-        """Takes over what is there: the next record begins another segment; a torn tail is cut off."""
-        for name, last_serial in contents.segments:
+        """Takes over what is there: the next record begins another segment; a torn tail is cut off.
+
+        Raises:
+            OSError: the files cannot be changed.
+        """
+        for name, records, last_serial in contents.segments:
             path = self.folder / name
+            if not records:  # its name may be that of the next one
+                path.unlink()
+                continue
             if name == contents.segments[-1][0] and contents.torn_bytes:
                 os.truncate(path, path.stat().st_size - contents.torn_bytes)
             self._segments.append(_Segment(name, last_serial, path.stat().st_size))
         self.evict_before(contents.stored[0].serial)
 
-    def append(self, record: Record) -> None:
-        """Writes down a fragment that is about to be stored after all others."""
+    def append(self, record: Record) -> bool:
+        """Writes down a fragment that is about to be stored after all others; False if the disk did not take it."""
         if self.error and time.monotonic() < self._not_before_s:
             self.missed += 1
-            return
+            return False
         head = _RECORD.pack(
             _RECORD_MAGIC,
             len(record.payload),
@@ -302,20 +329,20 @@ class Journal:
             assert self._file is not None
             written = os.writev(self._file, [head, record.payload])
             if written < len(head) + len(record.payload):
-                raise OSError(28, "no space left on the device")
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             self._failed(error)
-            return
+            return False
         self.error = ""
         self._size += written
         self._fragments += 1
         self._segments[-1].size, self._segments[-1].last_serial = self._size, record.serial
+        return True
 
     def evict_before(self, serial: int) -> None:
-        """All fragments before this one are gone; segments of such alone are removed."""
+        """All fragments before this one are gone; segments of such alone are removed with the next `sync`."""
         while self._segments and self._segments[0].last_serial < serial and not self._open(self._segments[0]):
-            with contextlib.suppress(OSError):
-                (self.folder / self._segments.popleft().name).unlink()
+            self._doomed.append(self._segments.popleft())
 
     def keep(self, snapshot: Callable[[], bytes], period_s: float | None = SNAPSHOT_PERIOD_S) -> None:
         """From now on a thread brings what was written to the disk, and now and then a snapshot (None: never)."""
@@ -344,14 +371,17 @@ class Journal:
             OSError: the disk did not take it.
         """
         with self._lock:
-            retired, self._retired = self._retired, []
-            current = None if self._file is None else os.dup(self._file)
+            files = [] if self._file is None else [os.dup(self._file)]
+            files, self._retired = [*self._retired, *files], []
         try:
-            for file in [*retired, *([] if current is None else [current])]:
+            for file in files:
                 os.fdatasync(file)
+            while self._doomed:  # the oldest first: what is left has no gap
+                (self.folder / self._doomed[0].name).unlink(missing_ok=True)
+                self._doomed.popleft()
             sync_folder(self.folder)
         finally:
-            for file in [*retired, *([] if current is None else [current])]:
+            for file in files:
                 os.close(file)
 
     def close(self) -> None:
@@ -367,12 +397,12 @@ class Journal:
 
     def _begin_segment(self, serial: int) -> None:
         name = f"{serial:020d}.segment"
-        file = os.open(self.folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o644)
+        file = os.open(self.folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
         head = _SEGMENT.pack(_SEGMENT_MAGIC, self._log, _boot(), 0)[: -_CRC.size]
         head += _CRC.pack(zlib.crc32(head))
         try:
             if os.write(file, head) < len(head):
-                raise OSError(28, "no space left on the device")
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError:
             os.close(file)
             with contextlib.suppress(OSError):
@@ -385,17 +415,22 @@ class Journal:
         self._segments.append(_Segment(name, serial, self._size))
 
     def _complain(self, error: OSError) -> None:
-        if not self.error:
+        if str(error) != self._complained:  # each kind of trouble once, however often it comes
             _log.warning("the replay's journal cannot be written: %s; training goes on without it", error)
-        self.error = error.strerror or str(error)
+        self._complained = str(error)
 
     def _failed(self, error: OSError) -> None:
         self._complain(error)
+        self.error = error.strerror or str(error)
         self.missed += 1
         self._not_before_s = time.monotonic() + RETRY_S
         if self._file is not None:
-            with contextlib.suppress(OSError):
+            try:
                 os.ftruncate(self._file, self._size)
+            except OSError:  # what lies there is not known any more: the next record begins another segment
+                with self._lock:
+                    self._retired.append(self._file)
+                    self._file = None
 
     def _open(self, segment: "_Segment") -> bool:
         return self._file is not None and segment is self._segments[-1]
@@ -415,16 +450,40 @@ class Journal:
             self.save(snapshot())
 
 
+def owned(folder: Path) -> BinaryIO:
+    """A file whose lock says that this process alone writes the journal, until it is closed or the process ends.
+
+    Raises:
+        OSError: another process keeps it still, after `OWNED_S`.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    file = open(folder.with_name(folder.name + ".lock"), "wb")  # noqa: SIM115 (held on to)
+    deadline = time.monotonic() + OWNED_S
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
+        except OSError as error:
+            if time.monotonic() > deadline:
+                file.close()
+                raise OSError(errno.EBUSY, "another process keeps this journal; end it, or wait for it") from error
+            time.sleep(0.05)  # a process that was killed may still be on its way out
+
+
 @contextlib.contextmanager
 def rewritten(folder: Path) -> Iterator[Path]:
-    """A new folder to write a journal into, which takes the place of `folder` when the context ends.
+    """A new folder to write a journal into, which takes the place of `folder` when the context ends without an error.
 
     What is killed in between leaves the old one; `settle` tidies up after it.
     """
     new, old = _beside(folder)
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
-    yield new
+    try:
+        yield new
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
     sync_folder(new)
     if folder.exists():
         os.replace(folder, old)

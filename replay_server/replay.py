@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -119,6 +119,8 @@ class Replay:
             first_id=shard * SHARD_STRIDE,
         )
         self._journal: Journal | None = None
+        self._owner: BinaryIO | None = None
+        """Held while this replay alone may write the journal."""
         self._seen: defaultdict[tuple[int, int], SeenNumbers] = defaultdict(SeenNumbers)
         self._counts = {"duplicates": 0, "rejected": 0, "late_priorities": 0}
 
@@ -137,13 +139,7 @@ class Replay:
         with self._lock:
             if state is not None:
                 self.set_state(state)
-            if folder is None:
-                return ""
-            try:
-                return self._begin_journal(folder, state, exact)
-            except OSError as error:
-                self._journal = None
-                return f"keeps no journal in {folder}: {error.strerror or error}"
+            return "" if folder is None else self._begin_journal(folder, state, exact)
 
     def save(self) -> dict[str, Any]:
         """`get_state`, and in the journal's folder the priorities of the same moment, as far as the disk takes them."""
@@ -266,6 +262,9 @@ class Replay:
             journal, self._journal = self._journal, None
         if journal is not None:
             journal.close()
+        if self._owner is not None:
+            self._owner.close()
+            self._owner = None
 
     def stats(self) -> ReplayStats:
         """A consistent snapshot."""
@@ -302,31 +301,51 @@ class Replay:
 
     def _begin_journal(self, folder: Path, state: Mapping[str, Any] | None, exact: bool) -> str:
         start_s = time.monotonic()
-        journals.settle(folder)
-        contents, snapshot = journals.read_journal(folder), read_snapshot(folder / journals.SNAPSHOT)
+        try:
+            self._owner = journals.owned(folder)
+            journals.settle(folder)
+            contents, snapshot = journals.read_journal(folder), read_snapshot(folder / journals.SNAPSHOT)
+        except OSError as error:
+            return _no_journal(folder, error)
         if exact:
             contents.cut(int(state["limiter"]["inserted_steps"]) if state is not None else 0)
         stored = [(record, header) for record in contents.stored if (header := self._readable(record)) is not None]
-        whole = contents.whole and len(stored) == len(contents.stored)
+        all_readable = len(stored) == len(contents.stored)
+        journal, problem = None, ""
+        if contents.whole and all_readable:
+            try:  # before anything gets its old number: if the files cannot be gone on with, it gets a new one
+                journal = Journal(folder, contents.log, self._config.journal_sync_s)
+                journal.go_on(contents)
+            except OSError as error:
+                journal, problem = None, _no_journal(folder, error)
+        # Who goes back with the replay is alone in knowing numbers of after its checkpoint.
+        same_numbers = all_readable and contents.intact and (exact or journal is not None)
         if stored:
-            self._number_from(contents, whole)
+            self._number_from(contents, same_numbers)
+        self._log = contents.log if journal is not None else self._log
+        if snapshot.scale != self._sampler.scale or (exact and state is not None and snapshot.stamp != _stamp(state)):
+            snapshot = Snapshot(seen={} if exact else snapshot.seen)  # of another moment, or another scale
         self._seen.update({key: SeenNumbers(edges) for key, edges in snapshot.seen.items()})
-        if whole:
-            self._journal = Journal(folder, self._log, self._config.journal_sync_s)
-            self._journal.go_on(contents)
-        inserted = [self._take_back(record, header, snapshot, whole) for record, header in stored]
-        if not whole:
-            with journals.rewritten(folder) as new:
-                self._journal = Journal(new, self._log, self._config.journal_sync_s)
-                self._write_down(self._journal, inserted[-len(self._store) :])
-            self._journal.folder = folder
-        filled = int(state["limiter"]["filled_steps"]) if state is not None and whole else 0
+        self._journal = journal
+        inserted = [self._take_back(record, header, snapshot) for record, header in stored]
+        filled = int(state["limiter"]["filled_steps"]) if state is not None and same_numbers else 0
         drawable = self._sampler.population > 0
         self._limiter.refill(max(filled, self._store.steps), inserted[-1] if inserted else 0, drawable)
-        assert self._journal is not None
-        # In serial mode, which repeats itself bit by bit, a snapshot belongs to its checkpoint.
-        self._journal.keep(lambda: self._snapshot().to_bytes(), None if exact else journals.SNAPSHOT_PERIOD_S)
-        return _told(contents, len(stored), self._store.steps, time.monotonic() - start_s)
+        if journal is None and not problem:
+            try:
+                self._journal = self._written_anew(folder, inserted[-len(self._store) :] if self._store else [])
+            except OSError as error:
+                problem = _no_journal(folder, error)
+        if self._journal is not None:
+            # In serial mode, which repeats itself bit by bit, a snapshot belongs to its checkpoint.
+            period_s = None if exact else journals.SNAPSHOT_PERIOD_S
+            self._journal.keep(lambda: self._snapshot().to_bytes(), period_s)
+        told = _told(contents, len(stored), self._store.steps, time.monotonic() - start_s)
+        if exact and state is not None and (lacking := _lacking(contents, state)):
+            told = (
+                f"{told or 'begins anew'}; {lacking}, so that this run will not be bit for bit as if it had not stopped"
+            )
+        return "; ".join(part for part in (told, problem) if part)
 
     def _readable(self, record: Record) -> FragmentHeader | None:
         """The header of a fragment that this configuration takes."""
@@ -338,41 +357,51 @@ class Replay:
         capacity_bytes = self._config.capacity_bytes // self._shards
         return header if len(record.payload) <= capacity_bytes else None
 
-    def _number_from(self, contents: Contents, whole: bool) -> None:
+    def _number_from(self, contents: Contents, same: bool) -> None:
         """Fragments and windows keep their numbers, which a learner and priorities on their way know, or they get such
         as never were."""
         first, last = contents.stored[0], contents.records[-1]
-        self._log = contents.log if whole else self._log
-        self._store = self._empty_store(first.serial if whole else last.serial + 1)
+        self._store = self._empty_store(first.serial if same else last.serial + 1)
         self._sampler.begin_at(
-            first.first_window if whole else max(self._sampler.next_id, last.first_window + ID_STRIDE)
+            first.first_window if same else max(self._sampler.next_id, last.first_window + ID_STRIDE)
         )
 
-    def _take_back(self, record: Record, header: FragmentHeader, snapshot: Snapshot, whole: bool) -> int:
+    def _take_back(self, record: Record, header: FragmentHeader, snapshot: Snapshot) -> int:
         """Stores a fragment of the journal; answers the steps inserted with it."""
         self._make_room(header.num_steps, len(record.payload))
         fragment = self._add(record.payload, header)
-        assert not whole or (fragment.serial, fragment.first_window) == (record.serial, record.first_window)
         weights = snapshot.weights_of(record.first_window, len(header.priorities))
         self._sampler.set_weights(fragment.first_window, weights)
         self._seen[header.actor_id, header.env_id].add(header.sequence_no)
         return record.inserted_steps
 
-    def _write_down(self, journal: Journal, inserted: Sequence[int]) -> None:
-        """Everything that is stored, into a journal that is empty."""
-        serials = range(self._store.oldest_serial, self._store.next_serial)
-        for live, (serial, steps) in enumerate(zip(serials, inserted, strict=True), start=1):
-            fragment = self._store[serial]
-            journal.append(Record(serial, fragment.first_window, steps, live, fragment.payload))
-        journal.write_snapshot(self._snapshot().to_bytes())
-        journal.sync()
-        if journal.error:
-            raise OSError(errno.ENOSPC, f"the journal could not be written anew: {journal.error}")
+    def _written_anew(self, folder: Path, inserted: Sequence[int]) -> Journal:
+        """A journal of everything that is stored, in place of what was there.
+
+        Raises:
+            OSError: the disk did not take it; what was there stays.
+        """
+        with journals.rewritten(folder) as new:
+            journal = Journal(new, self._log, self._config.journal_sync_s)
+            try:
+                serials = range(self._store.oldest_serial, self._store.next_serial)
+                for live, (serial, steps) in enumerate(zip(serials, inserted, strict=True), start=1):
+                    fragment = self._store[serial]
+                    if not journal.append(Record(serial, fragment.first_window, steps, live, fragment.payload)):
+                        raise OSError(errno.ENOSPC, f"it could not be written anew: {journal.error}")
+                journal.write_snapshot(self._snapshot().to_bytes())
+                journal.sync()
+            except OSError:
+                journal.close()
+                raise
+        journal.folder = folder
+        return journal
 
     def _snapshot(self) -> Snapshot:
         with self._lock:
             seen = {key: numbers.edges for key, numbers in self._seen.items()}
-            return Snapshot(self._sampler.oldest_id, self._sampler.weights(), seen)
+            stamp = (self._limiter.inserted_steps, self._limiter.sampled_steps)
+            return Snapshot(self._sampler.oldest_id, stamp, self._sampler.scale, self._sampler.weights(), seen)
 
     def _empty_store(self, first_serial: int) -> FragmentStore:
         config, shards = self._config, self._shards
@@ -390,8 +419,9 @@ class Replay:
                 return False
             self._store.check_fits(header, len(payload))
             self._make_room(header.num_steps, len(payload))
-            if self._journal is not None:
-                self._journal.append(self._next_record(payload, header))
+            if self._journal is not None and not self._journal.append(self._next_record(payload, header)):
+                # After a restart this serial number will be another fragment's: learners must not take it for theirs.
+                self._log = secrets.randbits(62)
             self._add(payload, header)
             seen.add(header.sequence_no)
             self._limiter.record_insert(header.num_steps, drawable=self._sampler.population > 0)
@@ -467,6 +497,26 @@ def make_replay(config: TrainConfig, shard: int | None = None) -> Replay:
         shards=1 if shard is None else config.replay.shards,
         batches_per_draw=1 if shard is None else config.batches_per_draw,
     )
+
+
+def _no_journal(folder: Path, error: OSError) -> str:
+    return f"keeps no journal in {folder}: {error.strerror or error}"
+
+
+def _stamp(state: Mapping[str, Any]) -> tuple[int, int]:
+    """When `get_state` was asked, as a snapshot tells it."""
+    return int(state["limiter"]["inserted_steps"]), int(state["limiter"]["sampled_steps"])
+
+
+def _lacking(contents: Contents, state: Mapping[str, Any]) -> str:
+    """What the journal does not have of what the replay held when that state was saved."""
+    inserted = int(state["limiter"]["inserted_steps"])
+    found = contents.records[-1].inserted_steps if contents.records else 0
+    if found < inserted:
+        return f"the last {inserted - found:,} steps that had been inserted are not in it"
+    if contents.records and len(contents.stored) < contents.records[-1].live:
+        return f"{contents.records[-1].live - len(contents.stored):,} fragments that were stored then are not in it"
+    return ""
 
 
 def _told(contents: Contents, taken: int, steps: int, seconds: float) -> str:

@@ -68,6 +68,11 @@ class WindowSampler:
         self._owners[slots] = owner
         return first
 
+    @property
+    def scale(self) -> str:
+        """What weights are, for whoever keeps them."""
+        return f"priority ** {self._exponent}" if self._prioritized else "1 each"
+
     def begin_at(self, first_id: int) -> None:
         """The first window, which has not come yet, gets this id."""
         assert self.oldest_id == self.next_id

@@ -13,7 +13,7 @@ import safetensors.numpy
 
 from replay_server.sum_tree import Floats
 
-_FORMAT = "drqn-dist-priorities-1"
+_FORMAT = "drqn-dist-priorities-2"
 _log = logging.getLogger(__name__)
 
 
@@ -22,6 +22,10 @@ class Snapshot:
     """What the journal's records do not tell."""
 
     first_window: int = 0
+    stamp: tuple[int, int] = (-1, -1)
+    """Steps inserted and sampled when it was taken."""
+    scale: str = ""
+    """What the weights are: priorities to which power, or 1 each."""
     weights: Floats = field(default_factory=lambda: np.zeros(0))
     """float64 [W], of the windows first_window … first_window + W - 1: priority ** exponent."""
     seen: dict[tuple[int, int], list[int]] = field(default_factory=dict)
@@ -37,7 +41,8 @@ class Snapshot:
             "seen_counts": np.array([len(some) for some in edges], np.int64),
             "seen_edges": np.array([edge for some in edges for edge in some], np.int64),
         }
-        meta = {"format": _FORMAT, "meta": json.dumps({"first_window": self.first_window})}
+        facts = {"first_window": self.first_window, "stamp": list(self.stamp), "scale": self.scale}
+        meta = {"format": _FORMAT, "meta": json.dumps(facts)}
         return bytes(safetensors.numpy.save(tensors, meta))
 
     def weights_of(self, first: int, count: int) -> Floats:
@@ -77,12 +82,17 @@ def load_snapshot(path: Path) -> Snapshot:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if meta.get("format") != _FORMAT:
             raise ValueError(f"it is of format {meta.get('format')!r}, but this program reads {_FORMAT!r}")
-        return _checked(int(json.loads(meta["meta"])["first_window"]), arrays)
+        facts = json.loads(meta["meta"])
+        first_window, (inserted, sampled), scale = facts["first_window"], facts["stamp"], facts["scale"]
+        if not all(type(number) is int and abs(number) < 2**62 for number in (first_window, inserted, sampled)):
+            raise ValueError(f"its numbers are {facts}")
+        weights, seen = _checked(arrays)
+        return Snapshot(first_window, (inserted, sampled), str(scale), weights, seen)
     except (KeyError, TypeError, safetensors.SafetensorError) as error:
         raise ValueError(str(error)) from error
 
 
-def _checked(first_window: int, arrays: dict[str, npt.NDArray[Any]]) -> Snapshot:
+def _checked(arrays: dict[str, npt.NDArray[Any]]) -> tuple[Floats, dict[tuple[int, int], list[int]]]:
     weights, keys = arrays["weights"], arrays["seen_keys"]
     counts, edges = arrays["seen_counts"], arrays["seen_edges"]
     if weights.dtype != np.float64 or weights.ndim != 1 or not (np.isfinite(weights) & (weights >= 0)).all():
@@ -95,4 +105,4 @@ def _checked(first_window: int, arrays: dict[str, npt.NDArray[Any]]) -> Snapshot
     if any(len(part) % 2 or (np.diff(part) <= 0).any() for part in parts):
         raise ValueError("the edges of what was seen must come in pairs and rise")
     seen = {(int(actor), int(env)): part.tolist() for (actor, env), part in zip(keys, parts, strict=True)}
-    return Snapshot(first_window, weights, seen)
+    return weights, seen

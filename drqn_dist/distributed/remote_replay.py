@@ -55,8 +55,10 @@ class ReplayRole:
         self._begun.wait()
         return self._replay.sample(counts, held, fresh_limit, timeout_s, call_steps, elsewhere)
 
+    @ray.method(concurrency_group="priorities")
     def update_priorities(self, ids: npt.NDArray[np.int64], priorities: npt.NDArray[np.float64]) -> None:
-        self._replay.update_priorities(ids, priorities)
+        if self._begun.is_set():  # while its journal is read, nobody is to wait for it
+            self._replay.update_priorities(ids, priorities)
 
     def pulse(self) -> Pulse | None:
         """None before `begin`."""
@@ -85,7 +87,7 @@ def start_replay(
         where: room reserved for them; None leaves it to Ray.
         journals: folders of their journals.
     """
-    groups = {"push": 4, "sample": 1}
+    groups = {"push": 4, "sample": 1, "priorities": 1}
     remote = RAY.remote(num_cpus=1, max_restarts=-1, concurrency_groups=groups)(ReplayRole)
     shards = []
     for shard in range(config.replay.shards):

@@ -24,7 +24,7 @@ from drqn_dist.interfaces import WeightSnapshot
 from drqn_dist.network.q_network import QNetwork
 from drqn_dist.training.memory import STORE_BYTES, processes
 from drqn_dist.training.serial import next_multiple
-from drqn_dist.training.session import Report, Saved, journal_folders, never
+from drqn_dist.training.session import Report, Saved, journal_folders, never, next_incarnation
 from learner.train_state import load_network
 from replay_server.replay import ReplayStats, total_stats
 
@@ -66,7 +66,7 @@ class RaySession:
             RoleFailedError: the replay or the learner does not start.
         """
         check_device(config)
-        self._config, self._hang_s = config, hang_s
+        self._config, self._hang_s, self._folder = config, hang_s, folder
         self._spec = env_spec(config.env)
         self._report = Report()
         self._played: Played | None = None
@@ -82,7 +82,7 @@ class RaySession:
         self.agent_steps = int(meta.get("agent_steps", 0))
         self._updates = int(restored.meta["learner"]["updates"]) if restored else 0
         self._saved = restored
-        self._incarnations = [int(meta.get("incarnation", -1)) + 1] * config.num_actors
+        self._incarnations = [next_incarnation(folder, int(meta.get("incarnation", -1)) + 1)] * config.num_actors
         self._replay_states: list[dict[str, Any] | None] = list(meta.get("replay", [None] * len(shards)))
         self._journals = journal_folders(config, folder)
         self._replay_stats: list[ReplayStats | None] = [None] * len(shards)
@@ -352,7 +352,7 @@ class RaySession:
                 role.not_before_s = now + max(decision.delay_s, 1.0)  # the old process must not get the next call
         role.begun, role.process, role.node, role.started_s = False, None, None, role.not_before_s
         if role.kind is RoleKind.ACTOR:
-            self._incarnations[role.index] += 1
+            self._incarnations[role.index] = next_incarnation(self._folder, max(self._incarnations) + 1)
         if role is self._learner:
             before = self._updates
             self._updates = int(self._saved.meta["learner"]["updates"]) if self._saved else 0

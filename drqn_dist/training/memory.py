@@ -19,6 +19,7 @@ from learner.feed import PROBED_STEPS, PROBED_WINDOWS
 from learner.frame_store import StorePlan, plan_store, state_shape
 from learner.learner import resolve_device
 from learner.train_state import SLOTS
+from replay_server.journal import SEGMENT_FRAGMENTS
 
 _MB = 1024**2
 PROCESS_BYTES = 350 * _MB
@@ -159,8 +160,9 @@ def journal_bytes(config: TrainConfig, spec: EnvSpec | None = None) -> int:
 
     Its segments hold what the replay does, which is `replay.capacity_bytes`, or, where the environment is known and
     that is less, `replay.capacity_steps` of frames that do not compress, in episodes of a single step (two frames and
-    a fragment's header each). A sixteenth more is for what was evicted from a segment still in use, 1 MiB for the
-    smallest segments and what was seen, the rest for priorities, of which two copies lie there while they are written.
+    a fragment's header each). A sixteenth more, or two of the smallest segments, are for what was evicted from a
+    segment still in use, 1 MiB is for what was seen, the rest for priorities, of which two copies lie there while they
+    are written.
     A journal that is written anew, after a crash of the machine, takes the same again for a moment, if there is room.
     """
     if not config.replay.journal:
@@ -169,7 +171,11 @@ def journal_bytes(config: TrainConfig, spec: EnvSpec | None = None) -> int:
     if spec is not None:
         contents = min(contents, config.replay.capacity_steps * _largest_step(config, spec))
     windows = config.replay.capacity_steps // config.window.stride + config.replay.capacity_steps // 16
-    return contents * 17 // 16 + 16 * windows + config.replay.shards * _MB
+    fragment = config.replay.max_fragment_bytes
+    if spec is not None:
+        fragment = min(fragment, config.window.fragment * _largest_step(config, spec))
+    smallest = min(2 * SEGMENT_FRAGMENTS * fragment, contents)
+    return contents * 17 // 16 + 16 * windows + config.replay.shards * (_MB + smallest)
 
 
 def _largest_step(config: TrainConfig, spec: EnvSpec) -> int:

@@ -15,7 +15,7 @@ from drqn_dist.errors import CheckpointError, ConfigError, EnvError, EnvFailedEr
 from drqn_dist.interfaces import WeightSnapshot
 from drqn_dist.state import State, together
 from drqn_dist.training.memory import plan_frame_store
-from drqn_dist.training.session import Report, Saved, journal_folders, never
+from drqn_dist.training.session import Report, Saved, journal_folders, never, next_incarnation
 from learner.learner import Learner, resolve_device
 from learner.weight_publisher import WeightPublisher
 from replay_server.replay import LocalSource, Replay, make_replay
@@ -59,7 +59,7 @@ class SerialSession:
         replay = meta["replay"][0] if restored else None
         note = self.replay.begin(replay, journal_folders(config, folder)[0], exact=True)
         self._notes += [f"replay {note}"] if note else []
-        self._incarnation = int(meta.get("incarnation", -1)) + 1
+        self._incarnation = next_incarnation(folder, int(meta.get("incarnation", -1)) + 1)
         self.agent_steps = int(meta.get("agent_steps", 0))
         self._turn = 0
         self.actors = [self._new_actor(index) for index in range(config.num_actors)]

@@ -11,6 +11,8 @@ from torch import Tensor
 from actors.actor import ActorStats
 from actors.evaluator import Evaluation, Played
 from drqn_dist.config import TrainConfig
+from drqn_dist.errors import RunFolderError
+from drqn_dist.files import write_atomically
 from learner.learner import LearnerStats
 from replay_server.replay import ReplayStats
 
@@ -41,14 +43,44 @@ class Saved:
 
 def journal_folders(config: TrainConfig, run: Path | None) -> list[Path | None]:
     """Where each shard of the replay keeps its journal; None where it keeps none. Those of another number of shards
-    are removed: what each holds and has counted is a share of the whole."""
+    are removed: what each holds and has counted is a share of the whole.
+
+    Raises:
+        RunFolderError: the run's folder cannot be written.
+    """
     shards = config.replay.shards if config.mode == "ray" else 1
     if run is None or not config.replay.journal:
         return [None] * shards
     root = run.resolve() / "replay"
-    if len([path for path in root.glob("*") if path.name.isdecimal()]) not in (0, shards):
+    if _number_in(root / "shards", shards) != shards:
         shutil.rmtree(root, ignore_errors=True)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        write_atomically(root / "shards", str(shards).encode())
+    except OSError as error:
+        raise RunFolderError(f"could not write {root}: {error.strerror or error}") from error
     return [root / str(shard) for shard in range(shards)]
+
+
+def next_incarnation(run: Path | None, at_least: int) -> int:
+    """A number for actors that begin new games, such as no actor of this run ever had, not even one that a checkpoint
+    knows nothing of: sequence numbers rest on it, and the replay's journal remembers them."""
+    if run is None:
+        return at_least
+    path = run / "incarnation"
+    number = max(at_least, _number_in(path, -1) + 1)
+    try:
+        write_atomically(path, str(number).encode())
+    except OSError as error:
+        raise RunFolderError(f"could not write {path}: {error.strerror or error}") from error
+    return number
+
+
+def _number_in(path: Path, otherwise: int) -> int:
+    try:
+        return int(path.read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return otherwise
 
 
 def never(*_: object) -> bool:

@@ -1,5 +1,5 @@
-"""`drqn-dist train` while its processes, Ray's and its own, are killed and stopped at random. `make chaos`: Pong, for ten
-minutes, beside an undisturbed run; here a maze, for a minute or so."""
+"""`drqn-dist train` while its processes, Ray's and its own, are killed and stopped at random. `make chaos`: Pong, for
+ten minutes, beside an undisturbed run; here a maze, for a minute or so."""
 
 from __future__ import annotations
 

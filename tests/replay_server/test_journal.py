@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 from drqn_dist.config import ReplayConfig
 from drqn_dist.interfaces import Held
 from replay_server import journal as journals
-from replay_server.journal import Contents, Journal, Record, read_journal
+from replay_server.journal import Contents, Record, read_journal
 from replay_server.replay import Replay
 from replay_server.snapshot import read_snapshot
 from tests.replay_server.fragments import Piece, cut_episode
@@ -33,8 +34,21 @@ CONFIG = ReplayConfig(capacity_steps=1000, min_steps=1, samples_per_insert=1.0, 
 CAPACITY_1045 = replace(CONFIG, capacity_steps=1_045)
 
 
+MADE: list[Replay] = []
+
+
+@pytest.fixture(autouse=True)
+def _closed() -> Iterator[None]:
+    """No test leaves a file or a thread behind."""
+    yield
+    while MADE:
+        MADE.pop().stop()
+
+
 def make_replay(config: ReplayConfig = CONFIG, seed: int = 0) -> Replay:
-    return Replay(config, SHAPE, 4, 10**9, seed)
+    replay = Replay(config, SHAPE, 4, 10**9, seed)
+    MADE.append(replay)
+    return replay
 
 
 def pieces(count: int, actor: int = 0) -> list[Piece]:
@@ -60,6 +74,13 @@ def fill(folder: Path, count: int, config: ReplayConfig = CONFIG) -> Replay:
     replay.begin(None, folder)
     for piece in pieces(count):
         replay.push(piece.payload)
+    return killed(replay)
+
+
+def killed(replay: Replay) -> Replay:
+    """What a replay was when its process ended: the system gave its lock back, and nothing else was done."""
+    if replay._owner is not None:
+        replay._owner.close()
     return replay
 
 
@@ -119,7 +140,7 @@ def test_a_second_and_third_death_are_like_the_first(tmp_path: Path) -> None:
         for piece in pieces(80)[part * 20 : (part + 1) * 20]:
             replay.push(piece.payload)
             expected.push(piece.payload)
-        state = replay.get_state()
+        state = killed(replay).get_state()
     assert content(replay) == content(expected)
     assert replay._log != expected._log
 
@@ -154,12 +175,13 @@ def test_who_goes_back_with_the_replay_has_it_as_it_was(tmp_path: Path) -> None:
 def test_segments_go_once_they_are_evicted_and_the_disk_holds_little_more_than_the_replay(tmp_path: Path) -> None:
     config = replace(CONFIG, capacity_steps=16_000)
     replay = fill(tmp_path / "j", 9_000, config)
+    assert replay._journal is not None
+    replay._journal.sync()
     stored = replay.stats()
     # A record's head is 44 bytes; a segment that is neither full nor evicted is a sixteenth at either end.
     most = stored.stored_bytes + 44 * stored.fragments
     on_disk = sum(path.stat().st_size for path in (tmp_path / "j").glob("*.segment"))
     assert most < on_disk <= most * (1 + 2 / journals.SEGMENTS)
-    assert replay._journal is not None
     assert replay._journal.disk_bytes == on_disk
     after = make_replay(config)
     after.begin(None, tmp_path / "j")
@@ -176,6 +198,7 @@ def test_a_smaller_replay_takes_the_newest_and_another_cut_takes_none(tmp_path: 
     assert 92 < smaller.stats().stored_steps <= 100
     check_replay(smaller)
     other = Replay(CONFIG, replace(SHAPE, stride=2), 4, 10**9, 0)
+    MADE.append(other)
     note = other.begin(None, tmp_path / "k")
     assert note.endswith("40 fragments do not fit this configuration")
     assert other.stats().stored_steps == 0
@@ -306,33 +329,46 @@ def test_another_boot_gives_new_numbers_because_the_disk_may_lack_what_was_drawn
     assert read_journal(tmp_path / "j").whole
 
 
-@pytest.mark.parametrize("kill", range(6))
-def test_a_rewriting_that_is_killed_leaves_one_journal_or_the_other(tmp_path: Path, kill: int) -> None:
-    """Killed at each of its steps in turn."""
+class Killed(BaseException):
+    """The process ends here."""
+
+
+@pytest.mark.parametrize("kill", range(20))
+def test_a_rewriting_that_is_killed_at_any_step_leaves_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill: int
+) -> None:
+    """Killed before each call in turn that changes the disk."""
     folder = tmp_path / "j"
-    fill(folder, 3)
-    old = read_journal(folder).records
-    new_folder, old_folder = tmp_path / "j.new", tmp_path / "j.old"
-    new = [Record(r.serial + 9, r.first_window, r.inserted_steps, r.live, r.payload) for r in old]
+    stored = [payload for _, payload in content(fill(folder, 3))[0]]
+    calls = itertools.count()
 
-    def write() -> None:
-        journal = Journal(new_folder, 5, 60.0)
-        for record in new[: 1 if kill == 0 else None]:
-            journal.append(record)
-        journal.close()
+    def killing(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*given: Any, **named: Any) -> Any:
+            if next(calls) >= kill:
+                raise Killed
+            return real(*given, **named)
 
-    write()
-    if kill >= 2:
-        os.replace(folder, old_folder)
-    if kill >= 3:
-        os.replace(new_folder, folder)
-    if kill >= 4:
-        next(old_folder.glob("*.segment")).unlink()
-    if kill >= 5:
-        shutil.rmtree(old_folder)
-    journals.settle(folder)
-    assert read_journal(folder).records == (old if kill < 2 else new)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["j"]
+        return call
+
+    with monkeypatch.context() as patched:
+        patched.setattr(journals, "_boot", lambda: b"another boot ...")
+        for name in ("writev", "write", "replace", "fdatasync", "unlink"):
+            patched.setattr(journals.os, name, killing(getattr(os, name)))
+        patched.setattr(journals.shutil, "rmtree", killing(shutil.rmtree))
+        patched.setattr(Path, "mkdir", killing(Path.mkdir))
+        replay = make_replay()
+        try:
+            replay.begin(None, folder)
+        except Killed:
+            killed(replay)
+        else:
+            assert next(calls) >= 10
+    replay.stop()
+    again = make_replay()
+    again.begin(None, folder)
+    assert [payload for _, payload in content(again)[0]] == stored
+    assert read_journal(folder).whole
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["j", "j.lock"]
 
 
 class FullDisk:
@@ -372,6 +408,7 @@ def test_a_full_disk_stops_nothing_and_the_journal_goes_on_when_there_is_room(
     assert contents.missing + len(contents.records) + contents.records[0].serial == 60
     assert {record.payload for record in contents.records} <= {piece.payload for piece in pieces(60)}
     assert [record.payload for record in contents.records[-20:]] == [piece.payload for piece in pieces(60)[40:]]
+    killed(replay)
     after = make_replay()
     after.begin(None, tmp_path / "j")
     check_replay(after)
@@ -427,3 +464,153 @@ def test_the_thread_brings_a_snapshot_and_what_was_written_to_the_disk(
     found = read_snapshot(tmp_path / "j" / journals.SNAPSHOT)
     assert found.weights.tolist() == replay._sampler.weights().tolist()
     assert found.seen == {key: seen.edges for key, seen in replay._seen.items()}
+
+
+def test_numbers_are_never_used_twice_when_a_replay_dies_while_the_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """20 fragments are written, 10 more are stored and drawn but not written; then the process dies. A learner that
+    keeps all 30 must not take the next fragments for those."""
+    before = make_replay()
+    before.begin(None, tmp_path / "j")
+    for piece in pieces(20):
+        before.push(piece.payload)
+    early = before.sample([], Held(), 100, timeout_s=0.0).fresh
+    monkeypatch.setattr(journals.os, "writev", FullDisk(0))
+    for piece in pieces(30)[20:]:
+        before.push(piece.payload)
+    fresh = before.sample([], Held(early.log, 0, 20), 100, timeout_s=0.0).fresh
+    assert (fresh.first, len(fresh.fragments)) == (0, 30)  # under another log, from the beginning
+    killed(before)
+    monkeypatch.undo()
+    after = make_replay()
+    after.begin(before.get_state(), tmp_path / "j")
+    assert after.stats().fragments == 20
+    for piece in pieces(40, actor=1):
+        after.push(piece.payload)
+    again = after.sample([], Held(fresh.log, 0, 30), 100, timeout_s=0.0).fresh
+    assert (again.first, len(again.fragments)) == (0, 60)
+
+
+@pytest.mark.parametrize("call", ["truncate", "unlink", "open"])
+def test_files_that_cannot_be_changed_cost_the_journal_and_neither_content_nor_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    before = fill(tmp_path / "j", 12)
+    newest = sorted((tmp_path / "j").glob("*.segment"))[-1]
+    with open(newest, "ab") as file:
+        file.write(b"torn")
+
+    def refuse(*given: Any, **named: Any) -> Any:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(journals.os, call, refuse)
+    after = make_replay()
+    note = after.begin(before.get_state(), tmp_path / "j")
+    assert [payload for _, payload in content(after)[0]] == [payload for _, payload in content(before)[0]]
+    assert after.can_sample() or after.stats().inserted_steps == before.stats().inserted_steps
+    if call == "truncate":
+        assert "keeps no journal in" in note
+        assert os.strerror(errno.EROFS) in note
+        assert after._log != before._log
+        assert after._store.oldest_serial > before._store.next_serial - 1
+
+
+def test_a_snapshot_of_another_moment_is_not_taken_for_its_checkpoints(tmp_path: Path) -> None:
+    before = fill(tmp_path / "j", 8)
+    state = before.save()
+    for piece in pieces(16)[8:]:
+        before.push(piece.payload)
+    before.save()  # and the checkpoint that belongs to it is not written any more
+    after = make_replay()
+    note = after.begin(state, tmp_path / "j", exact=True)
+    assert "bit for bit" not in note
+    assert [after.push(piece.payload) for piece in pieces(16)[8:]] == [True] * 8
+    assert after.stats().inserted_steps == 120
+
+
+def test_who_cannot_go_on_bit_for_bit_is_told(tmp_path: Path) -> None:
+    before = fill(tmp_path / "j", 8)
+    state = before.save()
+    shutil.rmtree(tmp_path / "j")
+    after = make_replay()
+    note = after.begin(state, tmp_path / "j", exact=True)
+    assert "the last 60 steps that had been inserted are not in it, so that this run will not be bit for bit" in note
+
+
+def test_two_processes_do_not_write_one_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journals, "OWNED_S", 0.1)
+    first = make_replay()
+    first.begin(None, tmp_path / "j")
+    first.push(pieces(1)[0].payload)
+    second = make_replay()
+    note = second.begin(None, tmp_path / "j")
+    assert note == f"keeps no journal in {tmp_path / 'j'}: another process keeps this journal; end it, or wait for it"
+    for piece in pieces(8, actor=1):
+        assert second.push(piece.payload)
+    assert len(read_journal(tmp_path / "j").records) == 1
+    first.stop()
+    third = make_replay()
+    third.begin(None, tmp_path / "j")
+    assert third.stats().fragments == 1
+
+
+def test_a_segment_without_records_does_not_take_the_next_one_with_it(tmp_path: Path) -> None:
+    """Killed between a segment's head and its first record; the next record begins a segment of the same name."""
+    config = replace(CONFIG, capacity_steps=490)
+    fill(tmp_path / "j", 64, config)
+    (segment,) = (tmp_path / "j").glob("*.segment")
+    (tmp_path / "j" / f"{64:020d}.segment").write_bytes(segment.read_bytes()[: journals._SEGMENT.size])
+    after = make_replay(config)
+    after.begin(None, tmp_path / "j")
+    for piece in pieces(200)[64:]:
+        after.push(piece.payload)
+    assert after._journal is not None
+    after._journal.sync()
+    contents = read_journal(tmp_path / "j")
+    assert contents.whole
+    assert [r.payload for r in contents.stored] == [payload for _, payload in content(after)[0]]
+
+
+@pytest.mark.parametrize("numbers", [(2**63 - 1, 0, 8, 1), (0, 2**63 - 1, 8, 1), (0, 0, -1, 1), (-5, 0, 8, 1)])
+def test_numbers_that_cannot_be_are_damage(tmp_path: Path, numbers: tuple[int, int, int, int]) -> None:
+    folder = tmp_path / "j"
+    fill(folder, 1)
+    (record,) = read_journal(folder).records
+    path = next(folder.glob("*.segment"))
+    serial, first_window, inserted, live = numbers
+    length, crc = len(record.payload), journals.zlib.crc32(record.payload)
+    head = journals._RECORD.pack(b"\xd5REC", length, crc, serial, first_window, inserted, live, 0)[:-4]
+    head += journals._CRC.pack(journals.zlib.crc32(head))
+    path.write_bytes(path.read_bytes()[: journals._SEGMENT.size] + head + record.payload)
+    replay = make_replay()
+    replay.begin(None, folder)
+    assert replay.stats().fragments == 0
+    assert replay.push(pieces(1)[0].payload)
+
+
+def test_after_damage_nothing_comes_back_that_was_evicted(tmp_path: Path) -> None:
+    config = replace(CONFIG, capacity_steps=300)
+    before = fill(tmp_path / "j", 60, config)
+    (path,) = (tmp_path / "j").glob("*.segment")
+    records = read_journal(tmp_path / "j").records
+    raw = bytearray(path.read_bytes())
+    for record in records[-10:-5]:
+        raw[raw.index(record.payload) + 20] ^= 1
+    path.write_bytes(bytes(raw))
+    after = make_replay(config)
+    after.begin(None, tmp_path / "j")
+    held = [payload for _, payload in content(before)[0]]
+    assert [payload for _, payload in content(after)[0]] == [*held[:-10], *held[-5:]]
+
+
+def test_weights_on_another_scale_are_left_out(tmp_path: Path) -> None:
+    before = fill(tmp_path / "j", 8, replace(CONFIG, priority_exponent=1.0))
+    before.update_priorities(draw(before, 16).ids, np.full(16, 9.0))
+    before.save()
+    after = make_replay(replace(CONFIG, priority_exponent=0.5))
+    after.begin(None, tmp_path / "j")
+    fresh = make_replay(replace(CONFIG, priority_exponent=0.5))
+    for piece in pieces(8):
+        fresh.push(piece.payload)
+    assert content(after)[2] == content(fresh)[2]
