@@ -13,7 +13,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drqn_dist.codec import SCHEMA_VERSION, decode, decode_header, encode
+from drqn_dist.codec import SCHEMA_VERSION, decode, decode_header, decode_rewards, encode
 from drqn_dist.errors import FragmentError
 from drqn_dist.fragment import Fragment
 from tests.replay_server.fragments import make_fragment
@@ -376,3 +376,12 @@ def test_threads_do_not_disturb_each_other() -> None:
         thread.join(20)
         assert not thread.is_alive()
     assert wrong == []
+
+
+def test_rewards_alone_need_no_observation() -> None:
+    fragment = full_fragment()
+    assert decode_rewards(encode(fragment), LIMIT).tolist() == fragment.rewards.tolist()
+    assert decode_rewards(forge(observations=b"no zstd frame"), LIMIT).tolist() == fragment.rewards.tolist()
+    for wrong in (forge(rewards=b"123"), forge(packed=b"\xc1"), encode(fragment)[:-1]):
+        with pytest.raises(FragmentError):
+            decode_rewards(wrong, LIMIT)

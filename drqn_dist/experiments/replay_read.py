@@ -111,12 +111,21 @@ class ShardJournal:
         return sum(map(len, self.segments))
 
     def records(self) -> Iterator[tuple[Place, Record]]:
-        """All whole records in order of arrival, one at a time."""
+        """All whole records in order of arrival, one at a time.
+
+        Raises:
+            RunFolderError: a file cannot be read.
+        """
         self.contents = Contents()
         for segment in self.segments:
             newest = segment is self.segments[-1]
-            for number, (at, record) in enumerate(read_segment(segment.name, segment, newest, self.contents)):
-                yield Place(self.name, segment, at, number), record
+            try:
+                for number, (at, record) in enumerate(read_segment(segment.name, segment, newest, self.contents)):
+                    yield Place(self.name, segment, at, number), record
+            except OSError as error:
+                raise RunFolderError(
+                    f"cannot read {self.name}/{segment.name} of the journal: {error.strerror or error}"
+                ) from error
 
 
 def entry_of(place: Place, record: Record, max_bytes: int) -> Entry:

@@ -20,6 +20,7 @@ from drqn_dist.errors import ConfigError, FragmentError, RunFolderError
 from drqn_dist.experiments import replay_export
 from drqn_dist.experiments.replay_export import export_replay
 from drqn_dist.experiments.run_folder import RunFolder
+from replay_server.journal import Journal, Record, read_journal
 from tests.experiments.journals import SHAPE, fragments, make_run, stream, write
 
 
@@ -126,6 +127,16 @@ def test_a_damaged_journal_gives_what_is_whole(tmp_path: Path) -> None:
     assert [name[-5] for name in archives(tmp_path / "out")] == ["0", "2"]
 
 
+def test_a_record_that_is_no_fragment_is_left_out_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(tmp_path)
+    folder = write(run, stream(run, 2))
+    journal = Journal(folder, read_journal(folder).log, 60.0)
+    journal.append(Record(8, 8, 61, 9, b"no fragment"))
+    journal.close()
+    assert export_replay(run.path, tmp_path / "out") == 2
+    assert "left out 0/00000000000000000008.segment record 0 (byte 36): " in capsys.readouterr().err
+
+
 def test_an_episode_that_is_damaged_while_it_is_read_leaves_no_half_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,11 +149,10 @@ def test_an_episode_that_is_damaged_while_it_is_read_leaves_no_half_folder(
     assert not list(tmp_path.glob("out*"))
 
 
-def frames_of(video: Path) -> tuple[dict[str, Any], list[npt.NDArray[np.uint8]]]:
-    reader = imageio_ffmpeg.read_frames(str(video), pix_fmt="rgb24")
-    meta = next(reader)
-    width, height = meta["size"]
-    return meta, [np.frombuffer(raw, np.uint8).reshape(height, width, 3) for raw in reader]
+def frames_of(video: Path, height: int, width: int) -> list[npt.NDArray[np.uint8]]:
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(video)]
+    raw = subprocess.run([*command, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"], capture_output=True, check=True).stdout
+    return list(np.frombuffer(raw, np.uint8).reshape(-1, height, width, 3))
 
 
 def test_the_video_shows_what_the_agent_saw_scaled_up(tmp_path: Path) -> None:
@@ -151,8 +161,7 @@ def test_the_video_shows_what_the_agent_saw_scaled_up(tmp_path: Path) -> None:
     pieces = fragments(run, 14)
     write(run, pieces)
     assert export_replay(run.path, video=tmp_path / "seen.mp4") == 1
-    meta, frames = frames_of(tmp_path / "seen.mp4")
-    assert meta["size"] == (720, 480)
+    frames = frames_of(tmp_path / "seen.mp4", 480, 720)
     assert len(frames) == 15
     seen = np.concatenate([pieces[0].observations[:8], pieces[1].observations])
     for frame, observation in zip(frames, seen, strict=True):

@@ -260,6 +260,13 @@ def test_a_run_without_a_journal_says_so(tmp_path: Path, journal: bool) -> None:
         inspect_replay(run.path)
 
 
+def test_what_is_no_file_is_one_clear_error(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    (write(run, stream(run, 1)) / "00000000000000000099.segment").mkdir()
+    with pytest.raises(RunFolderError, match=r"cannot read 0/0+99\.segment of the journal: Is a directory"):
+        inspect_replay(run.path)
+
+
 def test_the_command_prints_a_table_or_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = make_run(tmp_path)
     write(run, stream(run, 1))
