@@ -257,8 +257,14 @@ def test_a_restarted_actor_begins_anew(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("snapshot", "wrong"),
     [
-        (Snapshot(0, np.ones(13), {(0, 0): [0, 12]}), "it knows windows up to 12, but the journal's last one is 11"),
-        (Snapshot(0, np.ones(12), {(0, 0): [0, 11]}), "it has not seen fragment 11 of actor 0, environment 0 (0/"),
+        (
+            Snapshot(0, weights=np.ones(13), seen={(0, 0): [0, 12]}),
+            "it knows windows up to 12, but the journal's last one is 11",
+        ),
+        (
+            Snapshot(0, weights=np.ones(12), seen={(0, 0): [0, 11]}),
+            "it has not seen fragment 11 of actor 0, environment 0 (0/",
+        ),
         (None, "the snapshot is damaged: "),
     ],
 )
@@ -274,14 +280,14 @@ def test_a_snapshot_begins_where_a_fragment_does(tmp_path: Path) -> None:
     run = make_run(tmp_path, replay={"window_stride_steps": 4})
     folder = write(run, stream(run, 2))
     for first, faults in ((2, 0), (3, 1)):
-        (folder / journals.SNAPSHOT).write_bytes(Snapshot(first, np.ones(5), {(0, 0): [0, 8]}).to_bytes())
+        (folder / journals.SNAPSHOT).write_bytes(Snapshot(first, weights=np.ones(5), seen={(0, 0): [0, 8]}).to_bytes())
         assert verified(run)[0].faults == faults
 
 
 def test_an_older_snapshot_is_none(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     folder = write(run, stream(run, 3))
-    (folder / journals.SNAPSHOT).write_bytes(Snapshot(0, np.ones(5), {(0, 0): [0, 5]}).to_bytes())
+    (folder / journals.SNAPSHOT).write_bytes(Snapshot(0, weights=np.ones(5), seen={(0, 0): [0, 5]}).to_bytes())
     assert verified(run) == (Verdict(0, 12, 90), [])
 
 
