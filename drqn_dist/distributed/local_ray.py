@@ -25,8 +25,10 @@ CONNECT_S = 10.0
 """How long a cluster's head gets to take a connection."""
 EXIT_S = 10.0
 """How long Ray's processes get to end by themselves."""
-STOPPED_S = 5.0
-"""A process of Ray's own that is seen to be stopped for so long counts as dead."""
+STOPPED_S = 4.0
+"""A process of the run that is seen to be stopped for so long is ended."""
+LOOK_S = 1.0
+"""So often it is looked for."""
 CORE = ("gcs_server", "raylet")
 """Names of the processes of Ray that nothing replaces."""
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(1024**3), "MALLOC_TRIM_THRESHOLD_": str(1024**3)}
@@ -64,6 +66,7 @@ class LocalRay:
         """Without them an own Ray cannot go on."""
         self._names: dict[int, str] = {}
         self._stopped_since: dict[int, float] = {}
+        self._look_s = 0.0
         self._environment: dict[str, str | None] = {}
         if ray.is_initialized():
             self._owned = False
@@ -109,33 +112,42 @@ class LocalRay:
         """Whether `close` ends the connection, and with it every process that was started through it."""
         return self._owned
 
-    def check(self) -> None:
-        """
+    def check(self) -> list[str]:
+        """Looks after an own Ray: ends processes that have been stopped (SIGSTOP, a debugger), since whoever asks them
+        would wait for ever.
+
+        Returns:
+            What was ended, a sentence each.
+
         Raises:
             RayDiedError: a process without which an own Ray cannot go on has ended.
         """
+        ended = self._end_stopped()
         for process in self._core:
-            fate = "ended, killed perhaps because memory ran out"
             with contextlib.suppress(psutil.NoSuchProcess):
-                status = process.status()
-                if status == psutil.STATUS_STOPPED:
-                    since = self._stopped_since.setdefault(process.pid, time.monotonic())
-                    if time.monotonic() - since < STOPPED_S:
-                        continue
-                    fate = f"has been stopped for {STOPPED_S:.0f} s"
-                    process.kill()  # nothing that is asked of it would be answered
-                elif status != psutil.STATUS_ZOMBIE and process.is_running():
-                    self._stopped_since.pop(process.pid, None)
+                if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
                     continue
-            raise RayDiedError(f"Ray itself died: its process {self._names[process.pid]} ({process.pid}) {fate}")
+            raise RayDiedError(
+                f"Ray itself died: its process {self._names[process.pid]} ({process.pid}) ended, killed perhaps "
+                "because memory ran out"
+            )
+        return ended
 
-    def stopped(self, process_id: int | None) -> bool:
-        """Whether a role's process, on this machine, is seen to be stopped; where it cannot be told, it is not."""
-        if process_id is None or self._folder is None:
-            return False
-        with contextlib.suppress(psutil.Error):
-            return bool(psutil.Process(process_id).status() == psutil.STATUS_STOPPED)
-        return False
+    def _end_stopped(self) -> list[str]:
+        now, ended = time.monotonic(), []
+        if now < self._look_s:
+            return []
+        self._look_s = now + LOOK_S
+        since = {}
+        for process in self._processes():
+            with contextlib.suppress(psutil.Error, IndexError):
+                if process.status() == psutil.STATUS_STOPPED:
+                    since[process.pid] = self._stopped_since.get(process.pid, now)
+                    if now - since[process.pid] >= STOPPED_S:
+                        ended.append(f"{process.cmdline()[0].split('/')[-1]} was stopped for {STOPPED_S:.0f} s: ended")
+                        process.kill()
+        self._stopped_since = since
+        return ended
 
     def close(self) -> None:
         if self._owned:

@@ -36,8 +36,6 @@ PULSE_S = 1.0
 """Roles that may rightly wait for others are asked for a sign of life this often."""
 HANG_S = 120.0
 """A role that gives none for this long is ended and started again."""
-STOPPED_S = 3.0
-"""The same for one whose process is seen to be stopped (SIGSTOP, a debugger)."""
 START_S = 300.0
 """The same for a role that is just starting: it imports torch, and the machine may be busy."""
 
@@ -187,7 +185,7 @@ class RaySession:
             RayDiedError: no role can be started again.
             RoleFailedError: one failed too often.
         """
-        self._ray.check()
+        self._report.events += self._ray.check()
         for role in roles:
             if time.monotonic() >= role.not_before_s:
                 self._hand_out(role)
@@ -205,9 +203,7 @@ class RaySession:
         for role in roles:
             limit = self._hang_s if role.begun else START_S
             silent = time.monotonic() - role.seen_s
-            if role.under_way.total() and silent > STOPPED_S and self._ray.stopped(role.process):
-                self._fail(role, f"its process has been stopped, silent for {silent:.0f} s", alive=True)
-            elif role.under_way.total() and silent > limit:
+            if role.under_way.total() and silent > limit:
                 if not role.begun and (lack := self._lacks(role)):
                     role.seen_s = role.started_s = time.monotonic()
                     self._report.events.append(f"{role.name} waits for {lack}")

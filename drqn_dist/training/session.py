@@ -70,6 +70,7 @@ def next_incarnation(run: Path | None, at_least: int) -> int:
     path = run / "incarnation"
     number = max(at_least, _number_in(path, -1) + 1)
     try:
+        run.mkdir(parents=True, exist_ok=True)
         write_atomically(path, str(number).encode())
     except OSError as error:
         raise RunFolderError(f"could not write {path}: {error.strerror or error}") from error

@@ -105,8 +105,8 @@ class _Run:
         folder: RunFolder,
         restored: Saved | None,
         stop: StopRequest,
-        word: Word,
-        said: Sequence[str],
+        word: Word | None = None,
+        said: Sequence[str] = (),
     ) -> None:
         """
         Args:
@@ -114,7 +114,7 @@ class _Run:
             said: what a person should know first.
         """
         self._config, self._spec, self._session, self._folder, self._stop = config, spec, session, folder, stop
-        self._word, self._said = word, said
+        self._word, self._said = word or Word(), said
         meta = restored.meta if restored else {}
         self._monitor = Monitor(
             config,
@@ -129,7 +129,7 @@ class _Run:
         self._starts = int(meta.get("starts", 1)) + 1 if restored else 1
         self._final_seed = int(meta.get("final_seed", config.seed))
         self._checkpointed = time.monotonic()
-        self._started = self._checkpointed - word.ran_s
+        self._started = self._checkpointed - self._word.ran_s
 
     def run(self) -> Summary:
         config = self._config

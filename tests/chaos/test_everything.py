@@ -23,8 +23,8 @@ from tests.runs import until
 from tests.test_cli_train import TINY, Command, command
 
 LONG = os.environ.get("DRQN_CHAOS") == "1"
-SECONDS = 600.0 if LONG else 75.0
-FAULTS = 24 if LONG else 7
+SECONDS = 600.0 if LONG else 50.0
+FAULTS = 24 if LONG else 6
 PONG = ["--preset=pong-cpu", "--replay.capacity-steps=2000000", "--stop-at-return=None", "--minutes=None"]
 ARGUMENTS = PONG if LONG else [*TINY, "--replay.capacity-steps=1000000", "--replay.samples-per-insert=2"]
 ROLES = ("ray::Actor", "ray::Replay", "ray::Learner")
