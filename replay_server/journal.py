@@ -114,6 +114,8 @@ class Contents:
     """After the last whole record of the newest segment: it was being written when the process died."""
     cut_off: bool = False
     """Records at its end were left out."""
+    unreadable: bool = False
+    """A file could not be read; it may be readable another time."""
     one_log: bool = True
     """All segments hold serial numbers of one log."""
 
@@ -169,6 +171,7 @@ def read_journal(folder: Path) -> Contents:
             _log.warning("%s cannot be read, and is left out: %s", path, error)
             raw = b""
             contents.damage.append((path.name, 0, 1))
+            contents.unreadable = True
         newest = path == paths[-1]
         contents.records.extend(record for _, record in read_segment(path.name, raw, newest, contents))
     return contents
@@ -266,7 +269,9 @@ class Journal:
         """
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        self._log, self._sync_period_s = log, sync_period_s
+        self.log = log
+        """Whose serial numbers the records have."""
+        self._sync_period_s = sync_period_s
         self._segments: deque[_Segment] = deque()
         """Oldest first; the last one is open if `_file` is."""
         self._doomed: deque[_Segment] = deque()
@@ -275,6 +280,7 @@ class Journal:
         self._size = self._fragments = 0
         """Of the open one."""
         self._lock = threading.Lock()
+        self._syncing = threading.Lock()
         self._retired: list[int] = []
         """Files of older segments that have yet to reach the disk."""
         self._not_before_s = 0.0
@@ -370,6 +376,10 @@ class Journal:
         Raises:
             OSError: the disk did not take it.
         """
+        with self._syncing:
+            self._sync()
+
+    def _sync(self) -> None:
         with self._lock:
             files = [] if self._file is None else [os.dup(self._file)]
             files, self._retired = [*self._retired, *files], []
@@ -398,7 +408,7 @@ class Journal:
     def _begin_segment(self, serial: int) -> None:
         name = f"{serial:020d}.segment"
         file = os.open(self.folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
-        head = _SEGMENT.pack(_SEGMENT_MAGIC, self._log, _boot(), 0)[: -_CRC.size]
+        head = _SEGMENT.pack(_SEGMENT_MAGIC, self.log, _boot(), 0)[: -_CRC.size]
         head += _CRC.pack(zlib.crc32(head))
         try:
             if os.write(file, head) < len(head):
@@ -464,6 +474,8 @@ def owned(folder: Path) -> BinaryIO:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return file
         except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                return file  # a file system that knows no locks
             if time.monotonic() > deadline:
                 file.close()
                 raise OSError(errno.EBUSY, "another process keeps this journal; end it, or wait for it") from error

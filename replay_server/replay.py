@@ -312,6 +312,9 @@ class Replay:
         stored = [(record, header) for record in contents.stored if (header := self._readable(record)) is not None]
         all_readable = len(stored) == len(contents.stored)
         journal, problem = None, ""
+        if not exact and stored and state is not None:  # ids that a full disk did not note are not given out again
+            end = stored[-1][0].first_window + len(stored[-1][1].priorities)
+            all_readable &= int(state["sampler"]["next_id"]) <= end
         if contents.whole and all_readable:
             try:  # before anything gets its old number: if the files cannot be gone on with, it gets a new one
                 journal = Journal(folder, contents.log, self._config.journal_sync_s)
@@ -323,6 +326,7 @@ class Replay:
         if stored:
             self._number_from(contents, same_numbers)
         self._log = contents.log if journal is not None else self._log
+        moment = snapshot.stamp
         if snapshot.scale != self._sampler.scale or (exact and state is not None and snapshot.stamp != _stamp(state)):
             snapshot = Snapshot(seen={} if exact else snapshot.seen)  # of another moment, or another scale
         self._seen.update({key: SeenNumbers(edges) for key, edges in snapshot.seen.items()})
@@ -331,6 +335,8 @@ class Replay:
         filled = int(state["limiter"]["filled_steps"]) if state is not None and same_numbers else 0
         drawable = self._sampler.population > 0
         self._limiter.refill(max(filled, self._store.steps), inserted[-1] if inserted else 0, drawable)
+        if contents.unreadable:
+            problem = _no_journal(folder, OSError(errno.EIO, "a file of it could not be read, and is kept"))
         if journal is None and not problem:
             try:
                 self._journal = self._written_anew(folder, inserted[-len(self._store) :] if self._store else [])
@@ -341,7 +347,7 @@ class Replay:
             period_s = None if exact else journals.SNAPSHOT_PERIOD_S
             self._journal.keep(lambda: self._snapshot().to_bytes(), period_s)
         told = _told(contents, len(stored), self._store.steps, time.monotonic() - start_s)
-        if exact and state is not None and (lacking := _lacking(contents, state)):
+        if exact and state is not None and (lacking := _lacking(contents, state, moment)):
             told = (
                 f"{told or 'begins anew'}; {lacking}, so that this run will not be bit for bit as if it had not stopped"
             )
@@ -421,7 +427,7 @@ class Replay:
             self._make_room(header.num_steps, len(payload))
             if self._journal is not None and not self._journal.append(self._next_record(payload, header)):
                 # After a restart this serial number will be another fragment's: learners must not take it for theirs.
-                self._log = secrets.randbits(62)
+                self._log = secrets.randbits(62) if self._log == self._journal.log else self._log
             self._add(payload, header)
             seen.add(header.sequence_no)
             self._limiter.record_insert(header.num_steps, drawable=self._sampler.population > 0)
@@ -508,7 +514,7 @@ def _stamp(state: Mapping[str, Any]) -> tuple[int, int]:
     return int(state["limiter"]["inserted_steps"]), int(state["limiter"]["sampled_steps"])
 
 
-def _lacking(contents: Contents, state: Mapping[str, Any]) -> str:
+def _lacking(contents: Contents, state: Mapping[str, Any], moment: tuple[int, int]) -> str:
     """What the journal does not have of what the replay held when that state was saved."""
     inserted = int(state["limiter"]["inserted_steps"])
     found = contents.records[-1].inserted_steps if contents.records else 0
@@ -516,7 +522,7 @@ def _lacking(contents: Contents, state: Mapping[str, Any]) -> str:
         return f"the last {inserted - found:,} steps that had been inserted are not in it"
     if contents.records and len(contents.stored) < contents.records[-1].live:
         return f"{contents.records[-1].live - len(contents.stored):,} fragments that were stored then are not in it"
-    return ""
+    return "" if moment == _stamp(state) or not contents.records else "it has priorities of another moment"
 
 
 def _told(contents: Contents, taken: int, steps: int, seconds: float) -> str:

@@ -26,7 +26,7 @@ from types import FrameType
 import psutil
 
 from drqn_dist.distributed.role import decide
-from drqn_dist.errors import RayDiedError
+from drqn_dist.errors import ConfigError, RayDiedError
 
 _ENVIRONMENT = "DRQN_DIST_KEEPER"
 """Of a run that is kept: descriptors of its ends of lifeline and word, and seconds that it ran in earlier processes."""
@@ -103,32 +103,29 @@ def keep(arguments: Sequence[str]) -> int:
     Returns:
         The exit code for this process.
     """
+    foreign = _descendants()
     _adopt_orphans()
     started, failed_at, command = time.monotonic(), list[float](), list(arguments)
+    word: dict[str, str] = {}
     with _handing_on() as signals:
         while True:
             child = _start(command, time.monotonic() - started)
             signals.to(child.process)
-            word = child.wait()
+            word = child.wait() or word
             code = child.process.returncode
-            if code >= 0 and code != RayDiedError.exit_code:
+            again = bool(failed_at) and code == ConfigError.exit_code  # a machine that has not recovered yet
+            if code >= 0 and code != RayDiedError.exit_code and not again:
                 return code
-            _end_orphans()
+            _end_orphans(foreign)
             ended = f"its process ended abruptly ({_signal_name(-code)})" if code < 0 else "its Ray died"
-            cause = f"{ended}, perhaps because memory ran out"
-            if signals.seen:
-                return 1
-            if not word:
-                return _give_up(f"{cause}; nothing was saved")
+            cause = "it could not start" if again else f"{ended}, perhaps because memory ran out"
+            if signals.seen or not word:
+                return _give_up(f"{cause}; {word.get('safe', 'nothing was saved')}")
             failed_at.append(time.monotonic())
             decision = decide("the run", failed_at, failed_at[-1], cause)
             if decision.action == "stop":
                 return _give_up(f"{decision.reason}; {word['safe']}")
-            print(
-                f"drqn-dist: {decision.reason}; it goes on from update {int(word['updates']):,}",
-                file=sys.stderr,
-                flush=True,
-            )
+            _say(f"drqn-dist: {decision.reason}; it goes on from update {int(word['updates']):,}")
             if signals.wait(decision.delay_s):
                 return _give_up(f"{cause}; {word['safe']}")
             command = ["--resume", word["folder"]]
@@ -160,7 +157,10 @@ class _Signals:
             self._process.send_signal(number)
 
     def to(self, process: subprocess.Popen[bytes]) -> None:
+        """From now on signals go there; one that came before as well."""
         self._process = process
+        if self.seen:
+            process.send_signal(signal.SIGTERM)
 
     def wait(self, seconds: float) -> bool:
         """Whether a signal came within this time."""
@@ -180,10 +180,14 @@ def _handing_on() -> Iterator[_Signals]:
 
 
 def _give_up(why: str) -> int:
-    if sys.stderr.isatty():
-        print("\033[?25h", end="", file=sys.stderr)  # a live table hides the cursor
-    print(f"drqn-dist: error: the run has ended: {why}", file=sys.stderr, flush=True)
+    cursor = "\033[?25h" if sys.stderr.isatty() else ""  # a live table hides it
+    _say(f"{cursor}drqn-dist: error: the run has ended: {why}")
     return 1
+
+
+def _say(words: str) -> None:
+    with contextlib.suppress(OSError):  # whoever read them is gone, and the run is to go on
+        print(words, file=sys.stderr, flush=True)
 
 
 def _signal_name(number: int) -> str:
@@ -198,8 +202,14 @@ def _adopt_orphans() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def _end_orphans() -> None:
-    orphans = psutil.Process().children(recursive=True)
+def _descendants() -> list[psutil.Process]:
+    found: list[psutil.Process] = psutil.Process().children(recursive=True)
+    return found
+
+
+def _end_orphans(foreign: list[psutil.Process]) -> None:
+    """Ends what a dead run left; `foreign` processes were there before it."""
+    orphans = [process for process in _descendants() if process not in foreign]
     _, alive = psutil.wait_procs(orphans, timeout=ORPHANS_S)
     for process in alive:
         with contextlib.suppress(psutil.Error):

@@ -1,7 +1,9 @@
 """What the training loop drives: the roles of a run, in one process or in many."""
 
+import secrets
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,7 +13,6 @@ from torch import Tensor
 from actors.actor import ActorStats
 from actors.evaluator import Evaluation, Played
 from drqn_dist.config import TrainConfig
-from drqn_dist.errors import RunFolderError
 from drqn_dist.files import write_atomically
 from learner.learner import LearnerStats
 from replay_server.replay import ReplayStats
@@ -43,22 +44,18 @@ class Saved:
 
 def journal_folders(config: TrainConfig, run: Path | None) -> list[Path | None]:
     """Where each shard of the replay keeps its journal; None where it keeps none. Those of another number of shards
-    are removed: what each holds and has counted is a share of the whole.
-
-    Raises:
-        RunFolderError: the run's folder cannot be written.
-    """
+    are removed: what each holds and has counted is a share of the whole."""
     shards = config.replay.shards if config.mode == "ray" else 1
     if run is None or not config.replay.journal:
         return [None] * shards
     root = run.resolve() / "replay"
-    if _number_in(root / "shards", shards) != shards:
-        shutil.rmtree(root, ignore_errors=True)
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        write_atomically(root / "shards", str(shards).encode())
-    except OSError as error:
-        raise RunFolderError(f"could not write {root}: {error.strerror or error}") from error
+    known = _number_in(root / "shards", 0)
+    if known != shards:
+        if known:
+            shutil.rmtree(root, ignore_errors=True)
+        with suppress(OSError):  # a disk that takes nothing: the replay says so
+            root.mkdir(parents=True, exist_ok=True)
+            write_atomically(root / "shards", str(shards).encode())
     return [root / str(shard) for shard in range(shards)]
 
 
@@ -72,8 +69,8 @@ def next_incarnation(run: Path | None, at_least: int) -> int:
     try:
         run.mkdir(parents=True, exist_ok=True)
         write_atomically(path, str(number).encode())
-    except OSError as error:
-        raise RunFolderError(f"could not write {path}: {error.strerror or error}") from error
+    except OSError:  # a full disk does not end a run; a number that nobody has guessed will not come again
+        number += 1 + secrets.randbits(20)
     return number
 
 

@@ -22,7 +22,7 @@ class StopRequest:
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
-        interrupt = self._at_once or now > self._first_s + SAME_SIGNAL_S
+        interrupt = now > self._first_s + SAME_SIGNAL_S or (self._at_once and not self.requested)
         self._first_s = min(self._first_s, now)
         self.requested = True
         if interrupt:

@@ -49,6 +49,8 @@ def train(config: TrainConfig, resume: Path | None = None, init_from: Path | Non
     with ExitStack() as stack:
         stop = stack.enter_context(stop_on_signals())
         word = Word()
+        if restored is not None and before is not None:  # said first: starting takes long, and may fail
+            word.saved(before.path, int(restored.meta["learner"]["updates"]))
         folder = create_run(config, sys.argv, prepared.init_from) if before is None else before
         try:
             with stop.at_once():  # a cluster may take long to have room
@@ -61,8 +63,6 @@ def train(config: TrainConfig, resume: Path | None = None, init_from: Path | Non
             raise
         stack.callback(session.close)
         folder, said = (folder, _beginning(prepared)) if before is None else _going_on(prepared)
-        if restored is not None:
-            word.saved(folder.path, int(restored.meta["learner"]["updates"]))
         try:
             return _Run(config, prepared.spec, session, folder, restored, stop, word, said).run()
         except RayDiedError as error:

@@ -93,6 +93,13 @@ def test_a_run_that_ends_abruptly_goes_on_from_what_is_safe(stand_in: Path, how:
     assert second.endswith("; it goes on from update 1,002")
 
 
+def test_a_run_that_dies_again_while_it_starts_is_started_once_more(stand_in: Path) -> None:
+    code, said, starts = ended(stand_in, "saved killed,killed,2,0")
+    assert (code, len(starts)) == (0, 4)
+    assert starts[1:] == [f"train --resume {stand_in}/run ran True"] * 3
+    assert "it could not start; it goes on from update 1,001" in said
+
+
 def test_a_run_that_had_saved_nothing_is_not_started_again(stand_in: Path) -> None:
     code, said, starts = ended(stand_in, "killed")
     assert (code, len(starts)) == (1, 1)
