@@ -277,6 +277,7 @@ def test_vectors_are_standardized_by_all_that_came_before_the_first_update(threa
         found = network.state_dict()
         np.testing.assert_allclose(found["torso.mean"].numpy(), vectors.mean(0), rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(found["torso.scale"].numpy(), 1 / (vectors.std(0) + 0.01), rtol=1e-4)
+    trained.learner.close()
 
 
 CENTRED: dict[str, Any] = {
