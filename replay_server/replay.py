@@ -19,10 +19,11 @@ from drqn_dist.interfaces import SHARD_STRIDE, FragmentInbox, Fresh, Held, Windo
 from drqn_dist.seeding import derive_seed
 from replay_server import journal as journals
 from replay_server import windows
-from replay_server.journal import Contents, Journal, Record
+from replay_server.journal import Journal
 from replay_server.rate_limiter import Balance, RateLimiter
 from replay_server.sampler import ID_STRIDE, WindowSampler
 from replay_server.seen import SeenNumbers
+from replay_server.segments import Contents, Record, read_journal
 from replay_server.shards import ShardAnswer, ShardTally
 from replay_server.snapshot import Snapshot, read_snapshot
 from replay_server.storage import FragmentStore, StoredFragment
@@ -304,7 +305,7 @@ class Replay:
         try:
             self._owner = journals.owned(folder)
             journals.settle(folder)
-            contents, snapshot = journals.read_journal(folder), read_snapshot(folder / journals.SNAPSHOT)
+            contents, snapshot = read_journal(folder), read_snapshot(folder / journals.SNAPSHOT)
         except OSError as error:
             return _no_journal(folder, error)
         if exact:

@@ -16,7 +16,8 @@ import numpy as np
 from drqn_dist.codec import FragmentHeader, decode_header
 from drqn_dist.errors import RunFolderError
 from drqn_dist.experiments.run_folder import RunFolder
-from replay_server.journal import RECORD_HEAD_BYTES, SNAPSHOT, Contents, Record, read_segment
+from replay_server.journal import SNAPSHOT
+from replay_server.segments import RECORD_HEAD_BYTES, Contents, Record, read_segment, segment_paths
 from replay_server.snapshot import Snapshot, load_snapshot
 from replay_server.storage import EpisodeKey, episode_key
 
@@ -220,7 +221,7 @@ def _open_shard(name: str, folder: Path, stack: ExitStack) -> ShardJournal:
     for _ in range(OPENING_TRIES):
         segments: list[SegmentFile] = []
         try:
-            for path in sorted(folder.glob("*.segment")):
+            for path in segment_paths(folder):
                 segments.append(SegmentFile(path))
         except FileNotFoundError:  # evicted since it was listed
             for segment in segments:

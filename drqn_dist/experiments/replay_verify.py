@@ -13,8 +13,8 @@ from drqn_dist.errors import FragmentError
 from drqn_dist.experiments.replay_read import Entry, Place, ShardJournal, entry_of, open_journals
 from drqn_dist.experiments.run_folder import open_run
 from drqn_dist.fragment import Observations
-from replay_server.journal import Record
 from replay_server.seen import FRESH_BASE, SeenNumbers
+from replay_server.segments import Record
 from replay_server.windows import check_cut
 
 Say = Callable[[str], None]

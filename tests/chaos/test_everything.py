@@ -18,7 +18,7 @@ import pytest
 
 from drqn_dist.codec import decode_header
 from drqn_dist.experiments.run_folder import open_run
-from replay_server.journal import read_journal
+from replay_server.segments import read_journal
 from tests.runs import until
 from tests.test_cli_train import TINY, Command, command
 

@@ -9,7 +9,7 @@ import pytest
 
 from drqn_dist.codec import decode_header
 from drqn_dist.distributed.supervisor import RaySession
-from replay_server.journal import read_journal
+from replay_server.segments import read_journal
 from tests.chaos.test_deaths import HANG_S, Run
 from tests.runs import maze_config, role_processes, until
 

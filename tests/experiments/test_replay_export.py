@@ -20,7 +20,8 @@ from drqn_dist.errors import ConfigError, FragmentError, RunFolderError
 from drqn_dist.experiments import replay_export
 from drqn_dist.experiments.replay_export import export_replay
 from drqn_dist.experiments.run_folder import RunFolder
-from replay_server.journal import Journal, Record, read_journal
+from replay_server.journal import Journal
+from replay_server.segments import Record, read_journal
 from tests.experiments.journals import SHAPE, fragments, make_run, stream, write
 
 

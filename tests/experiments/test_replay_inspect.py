@@ -16,6 +16,7 @@ from drqn_dist.errors import RunFolderError
 from drqn_dist.experiments import replay_read
 from drqn_dist.experiments.replay_inspect import inspect_replay, table
 from replay_server import journal as journals
+from replay_server import segments
 from replay_server.replay import make_replay
 from tests.experiments.journals import fragments, make_run, stream, write
 
@@ -175,7 +176,7 @@ def test_how_a_restart_would_go_on_hangs_on_the_configuration_of_now(
 def test_another_boot_means_new_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run(tmp_path)
     write(run, stream(run, 1))
-    monkeypatch.setattr(journals, "_boot", lambda: b"another boot ...")
+    monkeypatch.setattr(segments, "_boot", lambda: b"another boot ...")
     told = inspect_replay(run.path)["together"]
     assert told["restart_because"] == ["the machine was started again since, or it is another one"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,8 @@ from drqn_dist.experiments.replay_verify import Verdict, verify_replay
 from drqn_dist.experiments.run_folder import RunFolder
 from drqn_dist.fragment import Fragment
 from replay_server import journal as journals
-from replay_server.journal import Journal, Record, read_journal
+from replay_server.journal import Journal
+from replay_server.segments import Record, read_journal
 from replay_server.snapshot import Snapshot
 from tests.experiments.journals import IN_FLIGHT, fragments, make_run, stream, write
 
@@ -208,7 +210,7 @@ def test_an_undecodable_fragment_is_a_fault_and_no_other_one_follows_from_it(tmp
     bad = replace(pieces[5], rewards=np.full(8, 1, np.float32))
     broken = encode(bad).replace(np.ones(8, np.float32).tobytes(), np.full(8, np.nan, np.float32).tobytes())
     covered = broken[10:]
-    broken = broken[:6] + journals.zlib.crc32(covered).to_bytes(4, "little") + covered
+    broken = broken[:6] + zlib.crc32(covered).to_bytes(4, "little") + covered
     rewrite(run, lambda records: [*records[:5], records[5]._replace(payload=broken), *records[6:]])
     assert "reward at episode step 8 of environment 0 is not finite" in only_fault(run)
 
