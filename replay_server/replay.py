@@ -5,7 +5,6 @@ import secrets
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -13,10 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from drqn_dist.codec import FragmentHeader, decode_header
-from drqn_dist.config import ReplayConfig, TrainConfig, WindowShape
+from drqn_dist.config import ReplayConfig, WindowShape
 from drqn_dist.errors import FragmentError
-from drqn_dist.interfaces import SHARD_STRIDE, FragmentInbox, Fresh, Held, WindowDraws
-from drqn_dist.seeding import derive_seed
+from drqn_dist.interfaces import SHARD_STRIDE, Fresh, Held, WindowDraws
 from replay_server import journal as journals
 from replay_server import windows
 from replay_server.journal import Journal
@@ -26,41 +24,8 @@ from replay_server.seen import SeenNumbers
 from replay_server.segments import Contents, Record, read_journal
 from replay_server.shards import ShardAnswer, ShardTally
 from replay_server.snapshot import Snapshot, read_snapshot
+from replay_server.stats import ReplayStats
 from replay_server.storage import FragmentStore, StoredFragment
-
-
-@dataclass(frozen=True)
-class ReplayStats:
-    """What the replay holds and has done."""
-
-    stored_steps: int
-    stored_bytes: int
-    """Compressed."""
-    fragments: int
-    windows: int
-    """Windows that can be drawn now."""
-    inserted_steps: int
-    """Over the whole run, like all counts below."""
-    sampled_steps: int
-    counted_steps: int
-    """Inserted steps that count towards the ratio; those that fill the replay to `min_steps` do not."""
-    duplicates: int
-    """Fragments that had come before."""
-    missing: int
-    """Fragments that have not come (yet) though a later one of the same environment has."""
-    rejected: int
-    """Pushes that were not a valid fragment."""
-    late_priorities: int
-    """Priorities that came back after their window was evicted."""
-    journal_bytes: int = 0
-    """On the disk; none without a journal."""
-    journal_missed: int = 0
-    """Fragments that the journal could not take, since this replay was started."""
-
-    @property
-    def samples_per_insert(self) -> float:
-        """Steps sampled per inserted step that counts."""
-        return self.sampled_steps / max(1, self.counted_steps)
 
 
 class Replay:
@@ -99,7 +64,6 @@ class Replay:
         self._shards = shards
         self._window = window
         self._back, self._ahead = windows.reach(window)
-        self._batch_windows = batch_windows
         self._sample_steps = batch_windows * window.unroll
         self._limiter = RateLimiter(
             config.samples_per_insert,
@@ -476,36 +440,6 @@ class Replay:
         return owner.first_window + first, owner.first_window + end
 
 
-class LocalSource:
-    """A whole replay of the same process as a `WindowSource`, which does not wait for its rate limiter."""
-
-    def __init__(self, replay: Replay, batch_windows: int) -> None:
-        self._replay, self._batch_windows = replay, batch_windows
-
-    def sample(self, batches: int, inbox: FragmentInbox) -> WindowDraws | None:
-        answer = self._replay.sample([self._batch_windows] * batches, inbox.held(0), inbox.fresh_limit, timeout_s=0.0)
-        inbox.receive(answer.fresh, 0)
-        return answer.draws
-
-
-def make_replay(config: TrainConfig, shard: int | None = None) -> Replay:
-    """The replay that this configuration asks for, as a whole or as one of its `replay.shards` parts.
-
-    Raises:
-        ConfigError: its rate limiter would deadlock.
-    """
-    return Replay(
-        config.replay,
-        config.window,
-        config.learner.batch_windows,
-        config.rate_tolerance_steps,
-        config.seed if shard is None else derive_seed(config.seed, "replay", shard),
-        shard=shard or 0,
-        shards=1 if shard is None else config.replay.shards,
-        batches_per_draw=1 if shard is None else config.batches_per_draw,
-    )
-
-
 def _no_journal(folder: Path, error: OSError) -> str:
     return f"keeps no journal in {folder}: {error.strerror or error}"
 
@@ -539,8 +473,3 @@ def _told(contents: Contents, taken: int, steps: int, seconds: float) -> str:
     if (refused := len(contents.stored) - taken) > 0:
         parts.append(f"{refused:,} fragments do not fit this configuration")
     return "; ".join(parts)
-
-
-def total_stats(parts: Sequence[ReplayStats]) -> ReplayStats:
-    """What the shards of one replay hold and have done together."""
-    return ReplayStats(**{f.name: sum(getattr(part, f.name) for part in parts) for f in fields(ReplayStats)})

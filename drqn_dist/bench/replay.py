@@ -17,7 +17,8 @@ from drqn_dist.codec import decode_header
 from drqn_dist.config import TrainConfig
 from drqn_dist.envs.make import env_spec
 from drqn_dist.interfaces import SHARD_STRIDE, Held
-from replay_server.replay import Replay, make_replay
+from replay_server.make import make_replay
+from replay_server.replay import Replay
 
 
 def bench(config: TrainConfig, settings: BenchSettings) -> dict[str, Any]:

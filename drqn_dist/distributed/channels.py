@@ -18,8 +18,8 @@ import ray
 from ray.exceptions import ActorUnavailableError, ObjectLostError, RayActorError, RayTaskError
 
 from drqn_dist.interfaces import SHARD_STRIDE, FragmentInbox, Held, WeightSnapshot, WindowDraws
-from replay_server.replay import ReplayStats
 from replay_server.shards import ShardAnswer, ShardLedger, Split
+from replay_server.stats import ReplayStats
 
 RAY: Any = ray
 """Ray's annotations do not know all of its own options."""

@@ -14,8 +14,8 @@ from drqn_dist.config import TrainConfig
 from drqn_dist.distributed.channels import RAY, Pulse
 from drqn_dist.distributed.placement import Placement
 from drqn_dist.interfaces import Held
+from replay_server.make import make_replay
 from replay_server.rate_limiter import Balance
-from replay_server.replay import make_replay
 from replay_server.shards import ShardAnswer
 
 

@@ -26,7 +26,7 @@ from drqn_dist.training.memory import STORE_BYTES, processes
 from drqn_dist.training.serial import next_multiple
 from drqn_dist.training.session import Report, Saved, journal_folders, never, next_incarnation
 from learner.train_state import load_network
-from replay_server.replay import ReplayStats, total_stats
+from replay_server.stats import ReplayStats, total_stats
 
 PIECE_S = 1.0
 """Work is handed out for this long at a time; also the precision with which a run stops."""

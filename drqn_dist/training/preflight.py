@@ -17,7 +17,7 @@ from drqn_dist.training.memory import Needs, check_disk, check_memory, estimate_
 from drqn_dist.training.origin import initial_state, resumed_state
 from drqn_dist.training.session import Saved
 from learner.learner import resolve_device
-from replay_server.replay import make_replay
+from replay_server.make import make_replay
 
 
 @dataclass(frozen=True)

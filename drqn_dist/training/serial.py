@@ -18,7 +18,8 @@ from drqn_dist.training.memory import plan_frame_store
 from drqn_dist.training.session import Report, Saved, journal_folders, never, next_incarnation
 from learner.learner import Learner, resolve_device
 from learner.weight_publisher import WeightPublisher
-from replay_server.replay import LocalSource, Replay, make_replay
+from replay_server.make import LocalSource, make_replay
+from replay_server.replay import Replay
 
 _SERIAL = "serial."
 """Before the names of what a checkpoint holds beside the learner."""

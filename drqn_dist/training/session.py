@@ -15,7 +15,7 @@ from actors.evaluator import Evaluation, Played
 from drqn_dist.config import TrainConfig
 from drqn_dist.files import write_atomically
 from learner.learner import LearnerStats
-from replay_server.replay import ReplayStats
+from replay_server.stats import ReplayStats
 
 
 @dataclass

@@ -32,8 +32,9 @@ from drqn_dist.errors import FragmentError, ReplayStopped
 from drqn_dist.interfaces import SHARD_STRIDE, Held, WeightSnapshot, WindowDraws
 from drqn_dist.network.q_network import QNetwork
 from learner.weight_publisher import WeightPublisher
+from replay_server.make import make_replay
 from replay_server.rate_limiter import Balance
-from replay_server.replay import Replay, make_replay
+from replay_server.replay import Replay
 from replay_server.shards import ShardAnswer
 from tests.fakes import FakeSink, FakeWeights
 from tests.replay_server.fragments import cut_episode

@@ -10,7 +10,7 @@ import numpy as np
 from drqn_dist.codec import encode
 from drqn_dist.experiments.run_folder import RunFolder, create_run
 from drqn_dist.fragment import Fragment
-from replay_server import replay as replays
+from replay_server import make as replays
 from replay_server.windows import owned_windows
 from tests.runs import maze_config
 

@@ -17,7 +17,7 @@ from drqn_dist.experiments import replay_read
 from drqn_dist.experiments.replay_inspect import inspect_replay, table
 from replay_server import journal as journals
 from replay_server import segments
-from replay_server.replay import make_replay
+from replay_server.make import make_replay
 from tests.experiments.journals import fragments, make_run, stream, write
 
 

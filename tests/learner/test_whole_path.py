@@ -21,7 +21,7 @@ from learner.feed import PROBED_WINDOWS
 from learner.loss import TdLoss, td_loss
 from learner.probe import Probe
 from learner.windows import WindowTensors, stack_frames
-from replay_server.replay import LocalSource
+from replay_server.make import LocalSource
 from tests.fakes import Script
 from tests.learner.reading import (
     Place,

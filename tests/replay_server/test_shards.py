@@ -12,8 +12,9 @@ from drqn_dist.codec import decode
 from drqn_dist.config import ReplayConfig
 from drqn_dist.interfaces import SHARD_STRIDE, Held, WindowDraws
 from replay_server.rate_limiter import Balance
-from replay_server.replay import Replay, total_stats
+from replay_server.replay import Replay
 from replay_server.shards import ShardAnswer, ShardLedger, Split
+from replay_server.stats import total_stats
 from tests.replay_server.fragments import cut_episode
 from tests.replay_server.keeper import Keeper, chains_of
 from tests.replay_server.test_replay import MAX_BYTES, SHAPE

@@ -24,7 +24,8 @@ from drqn_dist.scaling.predict import Costs
 from drqn_dist.scaling.settings import ScaleArgs, base_config, point_config
 from drqn_dist.training.session import Report
 from learner.learner import LearnerStats
-from replay_server.replay import ReplayStats, make_replay
+from replay_server.make import make_replay
+from replay_server.stats import ReplayStats
 from tests.runs import maze_config, role_processes, until
 
 

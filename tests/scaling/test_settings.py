@@ -11,7 +11,7 @@ from drqn_dist.envs.make import env_spec
 from drqn_dist.errors import ConfigError
 from drqn_dist.presets import preset
 from drqn_dist.scaling.settings import ScaleArgs, base_config, counts, point_config
-from replay_server.replay import make_replay
+from replay_server.make import make_replay
 from tests.replay_server.validity import can_push
 
 

@@ -15,7 +15,7 @@ import pytest
 from drqn_dist.distributed.supervisor import RaySession
 from drqn_dist.presets import preset
 from drqn_dist.training.session import Report
-from replay_server.replay import ReplayStats
+from replay_server.stats import ReplayStats
 
 ACTORS = 32
 SECONDS = 300.0

@@ -28,7 +28,7 @@ from drqn_dist.training.memory import (
 )
 from learner.frame_store import plan_store, state_shape
 from learner.train_state import TrainState
-from replay_server.replay import make_replay
+from replay_server.make import make_replay
 from tests.tiny import IMAGE, tiny_config
 
 PONG = EnvSpec(observation_shape=(1, 84, 84), observation_dtype="uint8", num_actions=6, frames_per_step=4)

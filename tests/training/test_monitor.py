@@ -13,7 +13,7 @@ from actors.evaluator import Evaluation
 from drqn_dist.training.monitor import Monitor, evaluation_values
 from drqn_dist.training.session import Report
 from learner.learner import LearnerStats
-from replay_server.replay import ReplayStats
+from replay_server.stats import ReplayStats
 from tests.runs import maze_config
 
 

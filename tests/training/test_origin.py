@@ -18,7 +18,8 @@ from drqn_dist.training.origin import fit_replay, initial_state, resumed_state
 from drqn_dist.training.serial import SerialSession
 from drqn_dist.training.session import Report, Saved
 from learner.train_state import TrainState
-from replay_server.replay import make_replay, total_stats
+from replay_server.make import make_replay
+from replay_server.stats import total_stats
 from tests.runs import maze_config
 from tests.tiny import IMAGE, VECTOR, tiny_config
 

@@ -26,7 +26,7 @@ from drqn_dist.training.session import Report, Saved
 from drqn_dist.training.train import train
 from learner.frame_store import StorePlan
 from learner.learner import Learner
-from replay_server.replay import LocalSource
+from replay_server.make import LocalSource
 from tests.replay_server.validity import can_push
 from tests.runs import maze_config
 
