@@ -23,7 +23,7 @@ import shutil
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -294,6 +294,27 @@ def rewritten(folder: Path) -> Iterator[Path]:
     os.replace(new, folder)
     sync_folder(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def write_anew(folder: Path, log: int, sync_period_s: float, records: Iterable[Record], snapshot: bytes) -> Journal:
+    """A journal of these records alone, in place of what was there.
+
+    Raises:
+        OSError: the disk did not take it; what was there stays.
+    """
+    with rewritten(folder) as new:
+        journal = Journal(new, log, sync_period_s)
+        try:
+            for record in records:
+                if not journal.append(record):
+                    raise OSError(errno.ENOSPC, f"it could not be written anew: {journal.error}")
+            journal.write_snapshot(snapshot)
+            journal.sync()
+        except OSError:
+            journal.close()
+            raise
+    journal.folder = folder
+    return journal
 
 
 def settle(folder: Path) -> None:

@@ -1,6 +1,5 @@
 """The replay: takes encoded fragments, answers batches of windows, never decompresses an observation."""
 
-import errno
 import secrets
 import time
 from collections import defaultdict
@@ -19,11 +18,12 @@ from replay_server import journal as journals
 from replay_server import windows
 from replay_server.journal import Journal
 from replay_server.rate_limiter import Balance, RateLimiter
-from replay_server.sampler import ID_STRIDE, WindowSampler
+from replay_server.recovery import Recovery, Saved, no_journal, recover
+from replay_server.sampler import WindowSampler
 from replay_server.seen import SeenNumbers
-from replay_server.segments import Contents, Record, read_journal
+from replay_server.segments import Record
 from replay_server.shards import ShardAnswer, ShardTally
-from replay_server.snapshot import Snapshot, read_snapshot
+from replay_server.snapshot import Snapshot
 from replay_server.stats import ReplayStats
 from replay_server.storage import FragmentStore, StoredFragment
 
@@ -127,9 +127,7 @@ class Replay:
             ReplayStopped: `stop` was called.
         """
         try:
-            header = decode_header(payload, self._config.max_fragment_bytes)
-            windows.check_cut(self._window, header)
-            return self._push(payload, header)
+            return self._push(payload, self._header(payload))
         except FragmentError:
             with self._lock:
                 self._counts["rejected"] += 1
@@ -265,108 +263,49 @@ class Replay:
             self._counts = {name: int(state["counts"][name]) for name in self._counts}
 
     def _begin_journal(self, folder: Path, state: Mapping[str, Any] | None, exact: bool) -> str:
-        start_s = time.monotonic()
+        start_s, sync_s = time.monotonic(), self._config.journal_sync_s
         try:
             self._owner = journals.owned(folder)
-            journals.settle(folder)
-            contents, snapshot = read_journal(folder), read_snapshot(folder / journals.SNAPSHOT)
+            saved, scale = Saved.of(state), self._sampler.scale
+            recovery = recover(folder, saved, exact, self._fitting_header, scale, sync_s)
         except OSError as error:
-            return _no_journal(folder, error)
-        if exact:
-            contents.cut(int(state["limiter"]["inserted_steps"]) if state is not None else 0)
-        stored = [(record, header) for record in contents.stored if (header := self._readable(record)) is not None]
-        all_readable = len(stored) == len(contents.stored)
-        journal, problem = None, ""
-        if not exact and stored and state is not None:  # ids that a full disk did not note are not given out again
-            end = stored[-1][0].first_window + len(stored[-1][1].priorities)
-            all_readable &= int(state["sampler"]["next_id"]) <= end
-        if contents.whole and all_readable:
-            try:  # before anything gets its old number: if the files cannot be gone on with, it gets a new one
-                journal = Journal(folder, contents.log, self._config.journal_sync_s)
-                journal.go_on(contents)
-            except OSError as error:
-                journal, problem = None, _no_journal(folder, error)
-        # Who goes back with the replay is alone in knowing numbers of after its checkpoint.
-        same_numbers = all_readable and contents.intact and (exact or journal is not None)
-        if stored:
-            self._number_from(contents, same_numbers)
-        self._log = contents.log if journal is not None else self._log
-        moment = snapshot.stamp
-        if snapshot.scale != self._sampler.scale or (exact and state is not None and snapshot.stamp != _stamp(state)):
-            snapshot = Snapshot(seen={} if exact else snapshot.seen)  # of another moment, or another scale
-        self._seen.update({key: SeenNumbers(edges) for key, edges in snapshot.seen.items()})
-        self._journal = journal
-        inserted = [self._take_back(record, header, snapshot) for record, header in stored]
-        filled = int(state["limiter"]["filled_steps"]) if state is not None and same_numbers else 0
-        drawable = self._sampler.population > 0
-        self._limiter.refill(max(filled, self._store.steps), inserted[-1] if inserted else 0, drawable)
-        if contents.unreadable:
-            problem = _no_journal(folder, OSError(errno.EIO, "a file of it could not be read, and is kept"))
-        if journal is None and not problem:
+            return no_journal(folder, error)
+        self._journal, problem = recovery.journal, recovery.problem
+        records = self._take_back(recovery)
+        if self._journal is None and not problem:
             try:
-                self._journal = self._written_anew(folder, inserted[-len(self._store) :] if self._store else [])
+                snapshot = self._snapshot().to_bytes()
+                self._journal = journals.write_anew(folder, self._log, sync_s, records, snapshot)
             except OSError as error:
-                problem = _no_journal(folder, error)
+                problem = no_journal(folder, error)
         if self._journal is not None:
             # In serial mode, which repeats itself bit by bit, a snapshot belongs to its checkpoint.
             period_s = None if exact else journals.SNAPSHOT_PERIOD_S
             self._journal.keep(lambda: self._snapshot().to_bytes(), period_s)
-        told = _told(contents, len(stored), self._store.steps, time.monotonic() - start_s)
-        if exact and state is not None and (lacking := _lacking(contents, state, moment)):
-            told = (
-                f"{told or 'begins anew'}; {lacking}, so that this run will not be bit for bit as if it had not stopped"
-            )
-        return "; ".join(part for part in (told, problem) if part)
+        note = recovery.note(self._store.steps, time.monotonic() - start_s)
+        return "; ".join(part for part in (note, problem) if part)
 
-    def _readable(self, record: Record) -> FragmentHeader | None:
-        """The header of a fragment that this configuration takes."""
-        try:
-            header = decode_header(record.payload, self._config.max_fragment_bytes)
-            windows.check_cut(self._window, header)
-        except FragmentError:
-            return None
-        capacity_bytes = self._config.capacity_bytes // self._shards
-        return header if len(record.payload) <= capacity_bytes else None
-
-    def _number_from(self, contents: Contents, same: bool) -> None:
-        """Fragments and windows keep their numbers, which a learner and priorities on their way know, or they get such
-        as never were."""
-        first, last = contents.stored[0], contents.records[-1]
-        self._store = self._empty_store(first.serial if same else last.serial + 1)
-        self._sampler.begin_at(
-            first.first_window if same else max(self._sampler.next_id, last.first_window + ID_STRIDE)
-        )
-
-    def _take_back(self, record: Record, header: FragmentHeader, snapshot: Snapshot) -> int:
-        """Stores a fragment of the journal; answers the steps inserted with it."""
-        self._make_room(header.num_steps, len(record.payload))
-        fragment = self._add(record.payload, header)
-        weights = snapshot.weights_of(record.first_window, len(header.priorities))
-        self._sampler.set_weights(fragment.first_window, weights)
-        self._seen[header.actor_id, header.env_id].add(header.sequence_no)
-        return record.inserted_steps
-
-    def _written_anew(self, folder: Path, inserted: Sequence[int]) -> Journal:
-        """A journal of everything that is stored, in place of what was there.
-
-        Raises:
-            OSError: the disk did not take it; what was there stays.
-        """
-        with journals.rewritten(folder) as new:
-            journal = Journal(new, self._log, self._config.journal_sync_s)
-            try:
-                serials = range(self._store.oldest_serial, self._store.next_serial)
-                for live, (serial, steps) in enumerate(zip(serials, inserted, strict=True), start=1):
-                    fragment = self._store[serial]
-                    if not journal.append(Record(serial, fragment.first_window, steps, live, fragment.payload)):
-                        raise OSError(errno.ENOSPC, f"it could not be written anew: {journal.error}")
-                journal.write_snapshot(self._snapshot().to_bytes())
-                journal.sync()
-            except OSError:
-                journal.close()
-                raise
-        journal.folder = folder
-        return journal
+    def _take_back(self, recovery: Recovery) -> list[Record]:
+        """Stores what comes back; answers the records of all that is stored now, as a journal of it alone has them."""
+        if recovery.begin_at is not None:
+            first_serial, first_window = recovery.begin_at
+            self._store = self._empty_store(first_serial)
+            self._sampler.begin_at(first_window)
+        if recovery.journal is not None:
+            self._log = recovery.journal.log
+        self._seen.update({key: SeenNumbers(edges) for key, edges in recovery.snapshot.seen.items()})
+        records = []
+        for record, header in recovery.fragments:
+            self._make_room(header.num_steps, len(record.payload))
+            fragment = self._add(record.payload, header)
+            weights = recovery.snapshot.weights_of(record.first_window, fragment.num_windows)
+            self._sampler.set_weights(fragment.first_window, weights)
+            self._seen[header.actor_id, header.env_id].add(header.sequence_no)
+            records.append(record._replace(serial=fragment.serial, first_window=fragment.first_window))
+        filled_steps = max(recovery.filled_steps, self._store.steps)
+        self._limiter.refill(filled_steps, recovery.inserted_steps, drawable=self._sampler.population > 0)
+        stored = records[len(records) - len(self._store) :]
+        return [record._replace(live=live) for live, record in enumerate(stored, start=1)]
 
     def _snapshot(self) -> Snapshot:
         with self._lock:
@@ -379,6 +318,25 @@ class Replay:
         return FragmentStore(
             config.capacity_steps // shards, config.capacity_bytes // shards, self._window.fragment, first_serial
         )
+
+    def _header(self, payload: bytes) -> FragmentHeader:
+        """
+        Raises:
+            FragmentError: the bytes are no valid fragment, or not cut as windows of this shape need it.
+        """
+        header = decode_header(payload, self._config.max_fragment_bytes)
+        windows.check_cut(self._window, header)
+        return header
+
+    def _fitting_header(self, payload: bytes) -> FragmentHeader:
+        """`_header` of a fragment of the journal, before anything is stored.
+
+        Raises:
+            FragmentError: also where it exceeds the whole capacity.
+        """
+        header = self._header(payload)
+        self._store.check_fits(header, len(payload))
+        return header
 
     def _push(self, payload: bytes, header: FragmentHeader) -> bool:
         with self._lock:
@@ -438,38 +396,3 @@ class Replay:
         first = min(max(0, -(-(low - owner.first_step) // stride)), owner.num_windows)
         end = min(max(first, -(-(high - owner.first_step) // stride)), owner.num_windows)
         return owner.first_window + first, owner.first_window + end
-
-
-def _no_journal(folder: Path, error: OSError) -> str:
-    return f"keeps no journal in {folder}: {error.strerror or error}"
-
-
-def _stamp(state: Mapping[str, Any]) -> tuple[int, int]:
-    """When `get_state` was asked, as a snapshot tells it."""
-    return int(state["limiter"]["inserted_steps"]), int(state["limiter"]["sampled_steps"])
-
-
-def _lacking(contents: Contents, state: Mapping[str, Any], moment: tuple[int, int]) -> str:
-    """What the journal does not have of what the replay held when that state was saved."""
-    inserted = int(state["limiter"]["inserted_steps"])
-    found = contents.records[-1].inserted_steps if contents.records else 0
-    if found < inserted:
-        return f"the last {inserted - found:,} steps that had been inserted are not in it"
-    if contents.records and len(contents.stored) < contents.records[-1].live:
-        return f"{contents.records[-1].live - len(contents.stored):,} fragments that were stored then are not in it"
-    return "" if moment == _stamp(state) or not contents.records else "it has priorities of another moment"
-
-
-def _told(contents: Contents, taken: int, steps: int, seconds: float) -> str:
-    if not contents.records:
-        return ""
-    parts = [f"took back {steps:,} steps ({taken:,} fragments) from its journal in {seconds:.1f} s"]
-    if contents.missing or contents.damaged_bytes:
-        parts.append(
-            f"{contents.damaged_bytes:,} damaged bytes and {contents.missing:,} missing fragments were left out"
-        )
-    if contents.torn_bytes:
-        parts.append(f"{contents.torn_bytes:,} bytes at its end were still being written")
-    if (refused := len(contents.stored) - taken) > 0:
-        parts.append(f"{refused:,} fragments do not fit this configuration")
-    return "; ".join(parts)
