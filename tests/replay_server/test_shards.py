@@ -55,6 +55,14 @@ def tell(ledger: ShardLedger, parts: Sequence[Replay]) -> None:
         ledger.update(k, ask(ledger, parts, k).tally)
 
 
+def make_filled(shards: int, seed: int = 0) -> tuple[list[Replay], ShardLedger]:
+    """Shards that hold an episode of each environment, and a ledger that knows of them."""
+    parts, ledger = make_parts(shards), ShardLedger(shards, seed)
+    fill(parts)
+    tell(ledger, parts)
+    return parts, ledger
+
+
 def draw(ledger: ShardLedger, parts: Sequence[Replay], batches: int, windows: int) -> tuple[Split, WindowDraws]:
     split = ledger.split(batches, windows)
     drawn: list[WindowDraws | None] = []
@@ -127,10 +135,7 @@ def test_draws_follow_the_distribution_of_one_replay(shards: int) -> None:
 
 def test_importance_weights_stay_exact_while_a_shard_changes_unseen() -> None:
     """Half of a shard's windows gain weight after the ledger heard of it: what 1 / (N · P) estimates stays 1."""
-    parts = make_parts(2)
-    fill(parts)
-    ledger = ShardLedger(2, seed=2)
-    tell(ledger, parts)
+    parts, ledger = make_filled(2, seed=2)
     split = ledger.split(1, 40_000)
     owned = np.arange(parts[1].stats().windows) + SHARD_STRIDE
     parts[1].update_priorities(owned[::2], np.full(len(owned[::2]), 3.0))
@@ -149,10 +154,7 @@ def test_importance_weights_stay_exact_while_a_shard_changes_unseen() -> None:
 
 
 def test_ids_tell_the_shard_and_priorities_find_their_window() -> None:
-    parts = make_parts(3)
-    fill(parts)
-    ledger = ShardLedger(3, seed=0)
-    tell(ledger, parts)
+    parts, ledger = make_filled(3)
     _, draws = draw(ledger, parts, 2, 64)
     shards = draws.ids // SHARD_STRIDE
     assert [place[0] % 3 for place in places(draws)] == shards.tolist()
@@ -164,10 +166,7 @@ def test_ids_tell_the_shard_and_priorities_find_their_window() -> None:
 
 
 def test_every_window_drawn_lies_in_the_batch_that_it_was_drawn_for() -> None:
-    parts = make_parts(3)
-    fill(parts)
-    ledger = ShardLedger(3, seed=0)
-    tell(ledger, parts)
+    parts, ledger = make_filled(3)
     split = ledger.split(4, 5)
     assert split.counts.sum(0).tolist() == [5] * 4
     shares = [ask(ledger, parts, k, split.counts[k].tolist()).draws for k in range(3)]
@@ -186,10 +185,7 @@ def test_every_window_drawn_lies_in_the_batch_that_it_was_drawn_for() -> None:
 
 
 def test_fragments_that_come_along_from_several_shards_keep_their_serial_numbers() -> None:
-    parts = make_parts(3)
-    fill(parts)
-    ledger = ShardLedger(3, seed=0)
-    tell(ledger, parts)
+    parts, ledger = make_filled(3)
     _, draws = draw(ledger, parts, 2, 32)
     assert (np.diff(draws.unheld) > 0).all()
     assert set((draws.unheld // SHARD_STRIDE).tolist()) == {0, 1, 2}
@@ -209,10 +205,7 @@ def test_the_fragments_of_each_shard_are_a_log_of_their_own() -> None:
 
 
 def test_counts_of_the_whole_are_told_with_every_draw() -> None:
-    parts = make_parts(2)
-    fill(parts)
-    ledger = ShardLedger(2, seed=0)
-    tell(ledger, parts)
+    parts, ledger = make_filled(2)
     _, draws = draw(ledger, parts, 2, 32)
     stats = total_stats([part.stats() for part in parts])
     assert draws.population == stats.windows
@@ -222,10 +215,7 @@ def test_counts_of_the_whole_are_told_with_every_draw() -> None:
 
 
 def test_a_lost_shard_is_not_drawn_from_until_it_tells_of_itself() -> None:
-    parts = make_parts(2)
-    fill(parts)
-    ledger = ShardLedger(2, seed=0)
-    tell(ledger, parts)
+    parts, ledger = make_filled(2)
     inserted = ledger.elsewhere(0)
     ledger.lose(1)
     split = ledger.split(4, 32)
