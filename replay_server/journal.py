@@ -278,10 +278,9 @@ def owned(folder: Path) -> BinaryIO:
 def rewritten(folder: Path) -> Iterator[Path]:
     """A new folder to write a journal into, which takes the place of `folder` when the context ends without an error.
 
-    What is killed in between leaves the old one; `settle` tidies up after it.
+    What is killed in between leaves the old one; `settle` tidies up after it, and was called before.
     """
     new, old = _beside(folder)
-    shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
     try:
         yield new

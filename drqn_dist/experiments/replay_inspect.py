@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from drqn_dist.codec import decode_header, decode_rewards
+from drqn_dist.codec import decode_rewards
 from drqn_dist.config import TrainConfig
 from drqn_dist.errors import FragmentError
 from drqn_dist.experiments.replay_read import (
@@ -19,7 +19,6 @@ from drqn_dist.experiments.replay_read import (
     stored,
 )
 from drqn_dist.experiments.run_folder import open_run
-from replay_server.windows import check_cut
 
 MOST_COLUMNS = 6
 """Shards that a table shows beside one another."""
@@ -43,8 +42,7 @@ class _Shard:
         limit = config.replay.max_fragment_bytes
         for place, record in self.journal.records():
             try:
-                entry = entry_of(place, record, limit)
-                check_cut(config.window, decode_header(record.payload, limit))
+                entry = entry_of(place, record, limit, config.window)
                 rewards = decode_rewards(record.payload, limit)
             except FragmentError:
                 self.unreadable += 1

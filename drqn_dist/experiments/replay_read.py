@@ -14,12 +14,14 @@ from pathlib import Path
 import numpy as np
 
 from drqn_dist.codec import FragmentHeader, decode_header
+from drqn_dist.config import WindowShape
 from drqn_dist.errors import RunFolderError
 from drqn_dist.experiments.run_folder import RunFolder
 from replay_server.journal import SNAPSHOT
 from replay_server.segments import RECORD_HEAD_BYTES, Contents, Record, read_segment, segment_paths
 from replay_server.snapshot import Snapshot, load_snapshot
 from replay_server.storage import EpisodeKey, episode_key
+from replay_server.windows import check_cut
 
 OPENING_TRIES = 100
 _FIND_BYTES = 2**16
@@ -129,12 +131,15 @@ class ShardJournal:
                 ) from error
 
 
-def entry_of(place: Place, record: Record, max_bytes: int) -> Entry:
+def entry_of(place: Place, record: Record, max_bytes: int, window: WindowShape | None = None) -> Entry:
     """
     Raises:
-        FragmentError: the payload is no fragment of at most `max_bytes`, packed or unpacked.
+        FragmentError: the payload is no fragment of at most `max_bytes`, packed or unpacked, or was not cut as windows
+            of this shape need it.
     """
     header = decode_header(record.payload, max_bytes)
+    if window is not None:
+        check_cut(window, header)
     windows = len(header.priorities)
     # They are a view, and would keep the whole payload.
     header = header._replace(priorities=_NO_PRIORITIES)

@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from drqn_dist.codec import decode, decode_header
+from drqn_dist.codec import decode
 from drqn_dist.config import TrainConfig
 from drqn_dist.errors import FragmentError
 from drqn_dist.experiments.replay_read import Entry, Place, ShardJournal, entry_of, open_journals
@@ -15,7 +15,6 @@ from drqn_dist.experiments.run_folder import open_run
 from drqn_dist.fragment import Observations
 from replay_server.seen import FRESH_BASE, SeenNumbers
 from replay_server.segments import Record
-from replay_server.windows import check_cut
 
 Say = Callable[[str], None]
 EnvKey = tuple[int, int]
@@ -125,8 +124,7 @@ class _ShardCheck:
     def _read(self, place: Place, record: Record) -> Entry | None:
         limit = self.config.replay.max_fragment_bytes
         try:
-            entry = entry_of(place, record, limit)
-            check_cut(self.config.window, decode_header(record.payload, limit))
+            entry = entry_of(place, record, limit, self.config.window)
             fragment = decode(record.payload, limit)
         except FragmentError as error:
             self.unreadable += 1

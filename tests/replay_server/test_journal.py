@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from replay_server import journal as journals
@@ -78,6 +80,79 @@ def test_a_rewriting_that_is_killed_at_any_step_leaves_everything(
     again.begin(None, folder)
     assert [payload for _, payload in content(again)[0]] == stored
     assert read_journal(folder).whole
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["j", "j.lock"]
+
+
+def test_a_rewritten_journal_is_on_the_disk_before_it_takes_the_name_and_the_old_one_goes_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[str, ...]] = []
+
+    def noting(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*paths: Path, **named: Any) -> Any:
+            calls.append((name, *(path.name for path in paths)))
+            return real(*paths, **named)
+
+        return call
+
+    folder = tmp_path / "j"
+    folder.mkdir()
+    monkeypatch.setattr(journals, "sync_folder", noting("sync", journals.sync_folder))
+    monkeypatch.setattr(journals.os, "replace", noting("rename", os.replace))
+    monkeypatch.setattr(journals.shutil, "rmtree", noting("remove", shutil.rmtree))
+    with journals.rewritten(folder) as new:
+        (new / "of").write_text("new")
+        assert calls == []
+    assert calls == [
+        ("sync", "j.new"),
+        ("rename", "j", "j.old"),
+        ("rename", "j.new", "j"),
+        ("sync", tmp_path.name),
+        ("remove", "j.old"),
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["j"]
+    assert (folder / "of").read_text() == "new"
+
+
+@pytest.mark.parametrize(
+    ("there", "taken"),
+    [
+        ("j", "j"),
+        ("j j.new", "j"),  # killed while the new one was written
+        ("j.new j.old", "j.new"),  # between the two renames
+        ("j j.old", "j"),  # before the old one was gone
+        ("j j.new j.old", "j"),
+        ("j.old", "j.old"),
+        ("j.new", None),  # it may not be complete
+        ("", None),
+    ],
+)
+def test_settle_leaves_one_journal_or_none(tmp_path: Path, there: str, taken: str | None) -> None:
+    for name in there.split():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "of").write_text(name)
+    journals.settle(tmp_path / "j")
+    assert [path.name for path in tmp_path.iterdir()] == ([] if taken is None else ["j"])
+    assert taken is None or (tmp_path / "j" / "of").read_text() == taken
+
+
+def test_a_journal_that_the_disk_does_not_take_anew_stays_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "j"
+    stored = [payload for _, payload in content(fill(folder, 12))[0]]
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    open_files = psutil.Process().num_fds()
+    monkeypatch.setattr(segments, "_boot", lambda: b"another boot ...")
+    monkeypatch.setattr(journals.os, "writev", FullDisk(1000))
+    after = make_replay()
+    note = after.begin(None, folder)
+    why = os.strerror(errno.ENOSPC)
+    assert note.endswith(f"keeps no journal in {folder}: it could not be written anew: {why}")
+    assert [payload for _, payload in content(after)[0]] == stored
+    after.stop()
+    assert psutil.Process().num_fds() == open_files
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
     assert sorted(path.name for path in tmp_path.iterdir()) == ["j", "j.lock"]
 
 

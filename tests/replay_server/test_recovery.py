@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 from drqn_dist.interfaces import Held
 from replay_server import journal as journals
 from replay_server import segments
+from replay_server.rate_limiter import Balance
 from replay_server.replay import Replay
 from replay_server.segments import read_journal
 from tests.replay_server.fragments import cut_episode
@@ -70,6 +72,51 @@ def test_literal_numbers_of_a_restart(tmp_path: Path) -> None:
     assert contents.whole
 
 
+@pytest.mark.parametrize(
+    ("saved_after", "boot", "balance"),
+    [
+        (4, "same", Balance(filled_steps=30, debt=22, drawable=True)),  # all that ever filled it, though 14 are left
+        (4, "another", Balance(filled_steps=14, debt=22, drawable=True)),
+        (1, "same", Balance(filled_steps=14, debt=0, drawable=True)),  # 8 when it was saved, and 14 are stored
+        (None, "same", Balance(filled_steps=14, debt=0, drawable=True)),
+    ],
+)
+def test_literal_numbers_of_the_limiter_after_a_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saved_after: int | None, boot: str, balance: Balance
+) -> None:
+    """Fragments of 8, 8, 8 and 6 steps come into room for 16, as above."""
+    config = replace(CONFIG, capacity_steps=16)
+    before = make_replay(config)
+    before.begin(None, tmp_path / "j")
+    states = {None: None}
+    for count, piece in enumerate(pieces(4), start=1):
+        before.push(piece.payload)
+        states[count] = before.get_state()
+    killed(before)
+    if boot == "another":
+        monkeypatch.setattr(segments, "_boot", lambda: b"another boot ...")
+    after = make_replay(config)
+    after.begin(states[saved_after], tmp_path / "j")
+    assert after._limiter.balance() == balance
+    assert after.stats().inserted_steps == 30
+    assert after.can_sample()
+
+
+def test_nothing_can_be_sampled_of_what_came_back_until_a_window_is_complete(tmp_path: Path) -> None:
+    """Steps 8 to 15 alone: the window at 8 reads from step 5 on, the one at 12 up to step 16."""
+    before = make_replay()
+    before.begin(None, tmp_path / "j")
+    before.push(pieces(2)[1].payload)
+    killed(before)
+    after = make_replay()
+    after.begin(None, tmp_path / "j")
+    assert after._limiter.balance() == Balance(filled_steps=8, debt=0, drawable=False)
+    assert not after.can_sample()
+    after.push(pieces(1)[0].payload)
+    assert after.can_sample()
+    assert after.stats().counted_steps == 0
+
+
 def test_a_second_and_third_death_are_like_the_first(tmp_path: Path) -> None:
     expected = make_replay()
     expected.begin(None, tmp_path / "expected")
@@ -110,6 +157,20 @@ def test_who_goes_back_with_the_replay_has_it_as_it_was(tmp_path: Path) -> None:
     assert (len(windows), weights, seen) == (len(then[1]), then[2], then[3])
     assert after.stats().inserted_steps == 60
     assert all(after.push(piece.payload) for piece in pieces(16)[8:])
+
+
+def test_who_begins_anew_takes_nothing_of_an_older_journal(tmp_path: Path) -> None:
+    """A serial run that was killed before its first checkpoint pushes all once more."""
+    before = make_replay()
+    before.begin(None, tmp_path / "j", exact=True)
+    for piece in pieces(8):
+        before.push(piece.payload)
+    before.save()
+    killed(before)
+    after = make_replay()
+    assert after.begin(None, tmp_path / "j", exact=True) == ""
+    assert after.stats().fragments == 0
+    assert [after.push(piece.payload) for piece in pieces(8)] == [True] * 8
 
 
 def test_a_smaller_replay_takes_the_newest_and_another_cut_takes_none(tmp_path: Path) -> None:
@@ -190,6 +251,17 @@ def test_numbers_are_never_used_twice_when_a_replay_dies_while_the_disk_is_full(
     assert after._sampler.oldest_id > before._sampler.next_id  # nor do late priorities hit strangers
 
 
+def test_new_numbers_lie_above_all_that_journal_and_state_know(tmp_path: Path) -> None:
+    """Of 12 fragments with 24 windows; without a journal, ids had meanwhile come to 2^40."""
+    state = fill(tmp_path / "j", 12).get_state()
+    assert state["sampler"]["next_id"] == 24
+    state["sampler"]["next_id"] = 2**40
+    after = make_replay()
+    after.begin(state, tmp_path / "j")
+    assert after._store.oldest_serial == 12
+    assert after._store[12].first_window == after._sampler.oldest_id == 2**40 + 2**32
+
+
 @pytest.mark.parametrize("call", ["truncate", "unlink", "open"])
 def test_files_that_cannot_be_changed_cost_the_journal_and_neither_content_nor_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
@@ -234,6 +306,38 @@ def test_a_snapshot_of_another_moment_is_not_taken_for_its_checkpoints(tmp_path:
     assert "it has priorities of another moment, so that this run will not be bit for bit" in note
     assert [after.push(piece.payload) for piece in pieces(16)[8:]] == [True] * 8
     assert after.stats().inserted_steps == 120
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("none", "took back 90 steps (12 fragments) from its journal in # s"),
+        (
+            "a record is gone",
+            "took back 82 steps (11 fragments) from its journal in # s; 0 damaged bytes and 1 missing",
+        ),
+        ("junk before it", "took back 90 steps (12 fragments) from its journal in # s; 4 damaged bytes and 0 missing"),
+        (
+            "junk at the end",
+            "took back 90 steps (12 fragments) from its journal in # s; 4 bytes at its end were still being written",
+        ),
+    ],
+)
+def test_what_came_back_is_said_with_its_numbers(tmp_path: Path, change: str, said: str) -> None:
+    before = fill(tmp_path / "j", 12)
+    (path,) = (tmp_path / "j").glob("*.segment")
+    raw, payload = path.read_bytes(), pieces(12)[5].payload
+    at, end = raw.index(payload) - 44, raw.index(payload) + len(payload)
+    changed = {
+        "none": raw,
+        "a record is gone": raw[:at] + raw[end:],
+        "junk before it": raw[:at] + b"junk" + raw[at:],
+        "junk at the end": raw + b"junk",
+    }
+    path.write_bytes(changed[change])
+    note = make_replay().begin(before.get_state(), tmp_path / "j")
+    said += " fragments were left out" if "missing" in said else ""
+    assert re.sub(r"in \d+\.\d s", "in # s", note) == said
 
 
 def test_who_cannot_go_on_bit_for_bit_is_told(tmp_path: Path) -> None:

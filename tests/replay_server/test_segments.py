@@ -24,6 +24,24 @@ from tests.replay_server.validity import check_replay
 CAPACITY_1045 = replace(CONFIG, capacity_steps=1_045)
 
 
+def test_the_format_is_this_byte_for_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Journals that were written once are read for ever. The CRC-32 of "abc" is 352441c2."""
+    monkeypatch.setattr(segments, "_boot", lambda: b"0123456789abcdef")
+    head = b"DRQNJRN1" + bytes.fromhex("2a00000000000000") + b"0123456789abcdef"
+    head += zlib.crc32(head).to_bytes(4, "little")
+    record_head = b"\xd5REC" + bytes.fromhex(
+        "03000000 c2412435 0100000000000000 0200000000000000 0300000000000000 04000000"
+    )
+    record_head += zlib.crc32(record_head).to_bytes(4, "little")
+    record = Record(serial=1, first_window=2, inserted_steps=3, live=4, payload=b"abc")
+    assert segments.segment_name(1) == "00000000000000000001.segment"
+    assert segments.pack_segment_head(42) == head
+    assert segments.pack_record_head(record) == record_head
+    (tmp_path / "00000000000000000001.segment").write_bytes(head + record_head + b"abc")
+    contents = read_journal(tmp_path)
+    assert (contents.log, contents.this_boot, contents.records) == (42, True, [record])
+
+
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Record]]:
     """A journal of three segments, one fragment of the first one evicted."""
