@@ -21,7 +21,7 @@ import drqn_dist
 from drqn_dist.checkpoint import CheckpointFolder
 from drqn_dist.config import TrainConfig, from_dict, with_settings
 from drqn_dist.errors import ConfigError, RunFolderError
-from drqn_dist.files import write_atomically
+from drqn_dist.files import make_folder, sync_folder, write_atomically
 from drqn_dist.resumable import changes, describe_changes
 from drqn_dist.training.memory import usable_cores
 
@@ -113,14 +113,15 @@ class RunFolder:
     def go_on(
         self, config: TrainConfig, updates: int, agent_steps: int, command_line: Sequence[str]
     ) -> tuple["RunFolder", list[str]]:
-        """Notes in `config.json`, all or nothing, what holds from now on and what was changed.
+        """Notes in `config.json`, all or nothing, what holds from now on and what was changed, and sets checkpoints
+        aside that are newer and could not be read.
 
         Args:
             config: with which the run goes on.
             updates, agent_steps: where it goes on.
 
         Returns:
-            The folder with that configuration, and what was changed, a line each.
+            The folder with that configuration, and what was changed or set aside, a line each.
 
         Raises:
             RunFolderError: it could not be read or written.
@@ -145,6 +146,8 @@ class RunFolder:
                 _write_json(self.path / CONFIG_NAME, description)
             except OSError as error:
                 raise RunFolderError(f"could not write {self.path / CONFIG_NAME}: {error.strerror or error}") from error
+        aside = self.checkpoints.set_aside(updates)
+        lines += [f"a newer checkpoint could not be read, and is now {path.name}" for path in aside]
         return replace(self, config=config), lines
 
 
@@ -162,8 +165,9 @@ def create_run(
     root = Path(config.run_dir)
     path = None
     try:
-        root.mkdir(parents=True, exist_ok=True)
+        make_folder(root)
         path = _make_unique(root, _run_name(config))
+        sync_folder(root)
         _write_json(path / CONFIG_NAME, _description(config, command_line, init_from))
     except OSError as error:
         if path is not None:
