@@ -20,6 +20,7 @@ import torch
 
 from drqn_dist.errors import CheckpointError, shown
 from drqn_dist.files import TEMPORARY, make_folder, write_atomically
+from drqn_dist.reading import parse_json
 
 FORMAT = "drqn-dist-checkpoint"
 FORMAT_VERSION = 4
@@ -93,8 +94,8 @@ def load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 
 def _metadata(facts: str, path: Path) -> dict[str, Any]:
     try:
-        meta = json.loads(facts)
-    except (ValueError, RecursionError) as error:
+        meta = parse_json(facts)
+    except ValueError as error:
         raise CheckpointError(
             f"the metadata of checkpoint {path} is damaged: {shown(error)}; resume from an earlier one"
         ) from error
@@ -130,6 +131,7 @@ def weights_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
 class Checkpoint:
     """A checkpoint as read from disk."""
 
+    path: Path
     updates: int
     """Learner updates done when it was written."""
     tensors: dict[str, torch.Tensor]
@@ -201,7 +203,7 @@ class CheckpointFolder:
                 _log.warning("skipped a checkpoint: %s", error)
                 failure = error
                 continue
-            return Checkpoint(updates, tensors, meta)
+            return Checkpoint(path, updates, tensors, meta)
         if failure is not None:
             raise CheckpointError(f"no checkpoint in {self.folder} can be read; the oldest one: {failure}") from failure
         return None
