@@ -213,10 +213,10 @@ class Actor:
         for name in _ROWS:
             own.fill(name, getattr(self, f"_{name}"))
         for name in _COUNTS:
-            setattr(self, f"_{name}", own.values[name])
-        stats = own.values["stats"]
-        self._stats = ActorStats(stats["agent_steps"], stats["fragments"])
-        self._stats.episodes = [Episode(**episode) for episode in stats["episodes"]]
+            setattr(self, f"_{name}", own.number(name))
+        stats = State(values=own.values["stats"])
+        self._stats = ActorStats(stats.number("agent_steps"), stats.number("fragments"))
+        self._stats.episodes = [Episode(**episode) for episode in stats.values["episodes"]]
 
     def close(self) -> None:
         self._env.close()

@@ -10,6 +10,7 @@ import torch
 
 from drqn_dist.codec import decode, encode
 from drqn_dist.config import TrainConfig
+from drqn_dist.errors import CheckpointError
 from drqn_dist.fragment import Fragment, Observations
 from drqn_dist.interfaces import EnvSpec, StepBatch
 from drqn_dist.qlearning.priority import mixed_priority
@@ -169,7 +170,13 @@ class FragmentBuffer:
         rows, cut, fragments = state.part("rows"), state.part("cut_rows").arrays, state.part("fragments")
         for name in _ROWS:
             rows.fill(name, getattr(self, f"_{name}"))
-        states = rows.arrays.get("states")
+        if not ((self._length >= 0) & (self._length <= self._capacity)).all():
+            raise CheckpointError(f"the saved rows hold {self._length.tolist()} steps; 0 to {self._capacity} fit here")
+        states, place = rows.arrays.get("states"), self._actions.shape
+        if states is not None and (states.dtype != np.float32 or states.ndim != 4 or states.shape[:2] != place):
+            raise CheckpointError(
+                f"the saved 'states' are {states.dtype} {list(states.shape)}, but float32 {[*place, 'S', 'H']} fit here"
+            )
         self._states = None if states is None else states.copy()
         left = [decode(payload.tobytes(), self._max_fragment_bytes) for payload in split(fragments)]
         # Decoded priorities are read-only, and these are yet to be written.

@@ -15,6 +15,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 from drqn_dist.config import TrainConfig
 from drqn_dist.errors import ConfigError
 from drqn_dist.presets import preset
+from drqn_dist.reading import parse_json
 from drqn_dist.resumable import resumed_config
 
 _T = TypeVar("_T")
@@ -55,7 +56,8 @@ def parse_train(argv: Sequence[str], program: str) -> TrainArgs:
 
         default = open_run(Path(resume)).config
     else:
-        default = preset(_value_of("--preset", arguments) or TrainConfig().preset)
+        name = _value_of("--preset", arguments)
+        default = preset(TrainConfig().preset if name is None else name)
     args = parse(TrainArgs, arguments, program, default=TrainArgs(default))
     if args.resume is not None:
         args = replace(args, config=resumed_config(default, args.config, args.resume))
@@ -133,7 +135,7 @@ def _json_table(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[dict[str, A
     """Tables of anything (env.kwargs) are given as JSON."""
 
     def read(word: str) -> dict[str, Any]:
-        value = json.loads(word)
+        value = parse_json(word)
         if not isinstance(value, dict):
             raise ValueError("not a JSON object such as '{\"size\": 7}'")
         return value

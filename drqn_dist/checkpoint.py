@@ -1,6 +1,7 @@
 """Checkpoints: one safetensors file each, written atomically, with its metadata as JSON in the file's header.
 
-safetensors holds raw arrays and a JSON header, so loading one cannot execute code.
+safetensors holds raw arrays and a JSON header, so loading one cannot execute code. The header also has a SHA-256 of
+all that the file says, so that a disk that returns other bytes than it was given is noticed.
 """
 
 import contextlib
@@ -17,13 +18,17 @@ import safetensors
 import safetensors.torch
 import torch
 
-from drqn_dist.errors import CheckpointError
-from drqn_dist.files import write_atomically
+from drqn_dist.errors import CheckpointError, shown
+from drqn_dist.files import TEMPORARY, make_folder, write_atomically
+from drqn_dist.reading import parse_json
 
 FORMAT = "drqn-dist-checkpoint"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
+_UNCHECKED_VERSION = 3
+"""Is read as well; it had no SHA-256."""
 
 _NAME = re.compile(r"checkpoint_(\d+)\.safetensors")
+_ASIDE = ".unreadable"
 _log = logging.getLogger(__name__)
 
 
@@ -34,11 +39,12 @@ def save(path: Path, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any
         CheckpointError: the file could not be written.
         TypeError: `meta` is not JSON-able.
     """
-    header = {"format": FORMAT, "version": str(FORMAT_VERSION), "meta": json.dumps(meta)}
     # clone: safetensors refuses tensors that share memory, as tied or flattened parameters do.
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    facts = json.dumps(meta)
+    header = {"format": FORMAT, "version": str(FORMAT_VERSION), "meta": facts, "sha256": _sha256(plain, facts)}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         write_atomically(path, safetensors.torch.save(plain, header))
     except OSError as error:
         raise CheckpointError(
@@ -48,31 +54,67 @@ def save(path: Path, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any
 
 
 def load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Reads a checkpoint: its tensors, on the CPU, and its metadata.
+    """Reads a checkpoint: its tensors, on the CPU, and its metadata. Takes twice its size of memory for a moment.
 
     Raises:
-        CheckpointError: the file is missing, truncated, or not a checkpoint of this program and version.
+        CheckpointError: the file is missing, truncated, damaged, or not a checkpoint of this program and version.
     """
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            # clone: the file's pages are mapped, and a tensor must outlive the file.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-    except (OSError, safetensors.SafetensorError) as error:
+        raw = path.read_bytes()  # not mapped: a bad sector would then be a signal, not an error
+    except (OSError, MemoryError) as error:
+        reason = "it does not fit into memory" if isinstance(error, MemoryError) else error.strerror or error
         raise CheckpointError(
-            f"could not read checkpoint {path}: {error}; it is missing, truncated or not a safetensors file; "
+            f"could not read checkpoint {path}: {reason}; it is missing or unreadable; resume from an earlier one"
+        ) from error
+    try:
+        tensors = safetensors.torch.load(raw)
+        header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")]).get("__metadata__") or {}
+    except Exception as error:  # safetensors' own, or what torch says to the types and shapes in arbitrary bytes
+        raise CheckpointError(
+            f"could not read checkpoint {path}: {shown(error)}; it is truncated, damaged or not a safetensors file; "
             "resume from an earlier one"
         ) from error
-    if header.get("format") != FORMAT or header.get("version") != str(FORMAT_VERSION):
+    version = header.get("version")
+    if header.get("format") != FORMAT or version not in (str(_UNCHECKED_VERSION), str(FORMAT_VERSION)):
         raise CheckpointError(
-            f"{path} is of format {header.get('format')!r} version {header.get('version')!r}, but this program reads "
+            f"{path} is of format {shown(header.get('format'))} version {shown(version)}, but this program reads "
             f"{FORMAT!r} version {FORMAT_VERSION}; use the program version that wrote it"
         )
+    facts, sha256 = header.get("meta", ""), header.get("sha256")
+    if sha256 is None and version == str(_UNCHECKED_VERSION):
+        return tensors, _metadata(facts, path)
+    found = _sha256(tensors, facts)
+    if sha256 != found:
+        raise CheckpointError(
+            f"checkpoint {path} is damaged: its SHA-256 is {found}, but {shown(sha256)} was written; resume from an "
+            "earlier one"
+        )
+    return tensors, _metadata(facts, path)
+
+
+def _metadata(facts: str, path: Path) -> dict[str, Any]:
     try:
-        meta = json.loads(header["meta"])
-    except (KeyError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"the metadata of checkpoint {path} is damaged; resume from an earlier one") from error
-    return tensors, meta
+        meta = parse_json(facts)
+    except ValueError as error:
+        raise CheckpointError(
+            f"the metadata of checkpoint {path} is damaged: {shown(error)}; resume from an earlier one"
+        ) from error
+    if not isinstance(meta, dict):
+        raise CheckpointError(f"the metadata of checkpoint {path} is {shown(meta)}, but must be a table")
+    return meta
+
+
+def _sha256(tensors: Mapping[str, torch.Tensor], facts: str) -> str:
+    """Over names, types, shapes and bytes of contiguous tensors on the CPU, in the order of their names, and the
+    metadata's JSON."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        if tensor.numel():  # others may have strides that no view takes
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    digest.update(facts.encode())
+    return digest.hexdigest()
 
 
 def weights_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
@@ -89,6 +131,7 @@ def weights_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
 class Checkpoint:
     """A checkpoint as read from disk."""
 
+    path: Path
     updates: int
     """Learner updates done when it was written."""
     tensors: dict[str, torch.Tensor]
@@ -96,7 +139,10 @@ class Checkpoint:
 
 
 class CheckpointFolder:
-    """The newest `kept` checkpoints of a run, named checkpoint_<updates>.safetensors. For one thread."""
+    """The newest `kept` checkpoints of a run, named checkpoint_<updates>.safetensors. For one thread.
+
+    One is there in whole, and survives a power cut, before an older one goes.
+    """
 
     def __init__(self, folder: Path, kept: int) -> None:
         self.folder = folder
@@ -104,8 +150,7 @@ class CheckpointFolder:
 
     def paths(self) -> dict[int, Path]:
         """All checkpoints by their updates, oldest first."""
-        found = {int(m[1]): p for p in self.folder.glob("checkpoint_*") if (m := _NAME.fullmatch(p.name))}
-        return dict(sorted(found.items()))
+        return self._found("")
 
     def write(self, updates: int, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> Path:
         """Saves a checkpoint, then removes those that are too old.
@@ -114,13 +159,35 @@ class CheckpointFolder:
             CheckpointError: it could not be written; the earlier ones stay.
         """
         path = self.folder / f"checkpoint_{updates:010d}.safetensors"
+        for left in self.folder.glob(f"checkpoint_*{TEMPORARY}"):  # by a process that died while it wrote
+            _remove(left)
         save(path, tensors, meta)
         # Newer ones than this belong to a future that was given up: a run that resumed from an older checkpoint.
         paths = self.paths()
-        for old in paths.keys() - set([done for done in paths if done <= updates][-self.kept :]):
-            with contextlib.suppress(OSError):
-                paths[old].unlink(missing_ok=True)
+        kept = [done for done in paths if done <= updates][-self.kept :]
+        for old in paths.keys() - set(kept):
+            _remove(paths[old])
+        for done, aside in self._found(_ASIDE).items():
+            if done < min(kept, default=0):
+                _remove(aside)
         return path
+
+    def set_aside(self, after: int) -> list[Path]:
+        """Renames checkpoints that are newer than the one with which a run goes on: they could not be read, and would
+        count among the newest in place of good ones. They stay until there are `kept` newer ones.
+
+        Args:
+            after: updates of the one with which it goes on.
+
+        Returns:
+            Their new paths.
+        """
+        aside = []
+        for updates, path in self.paths().items():
+            if updates > after:
+                with contextlib.suppress(OSError):
+                    aside.append(path.replace(path.with_name(path.name + _ASIDE)))
+        return aside
 
     def latest(self) -> Checkpoint | None:
         """The newest checkpoint that can be read, or None where none was ever written.
@@ -136,7 +203,17 @@ class CheckpointFolder:
                 _log.warning("skipped a checkpoint: %s", error)
                 failure = error
                 continue
-            return Checkpoint(updates, tensors, meta)
+            return Checkpoint(path, updates, tensors, meta)
         if failure is not None:
             raise CheckpointError(f"no checkpoint in {self.folder} can be read; the oldest one: {failure}") from failure
         return None
+
+    def _found(self, ending: str) -> dict[int, Path]:
+        paths = self.folder.glob(f"checkpoint_*{ending}")
+        found = {int(m[1]): path for path in paths if (m := _NAME.fullmatch(path.name.removesuffix(ending)))}
+        return dict(sorted(found.items()))
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)

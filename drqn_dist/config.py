@@ -10,12 +10,14 @@ PER = Schaul et al. 2016 (arXiv:1511.05952).
 """
 
 import dataclasses
+import math
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import NoneType, UnionType
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from drqn_dist.errors import ConfigError
+from drqn_dist.errors import ConfigError, shown
 
 _T = TypeVar("_T")
 
@@ -43,16 +45,39 @@ class Bounded:
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self), include_extras=True).items():
+            if name.startswith("_"):
+                continue
+            value, flag = getattr(self, name), f"{self._path}{name}"
+            flag = flag.replace("_", "-") if flag.startswith("--") else flag
             for bound in getattr(hint, "__metadata__", ()):
-                if not isinstance(bound, Within):
-                    continue
-                value, shown = getattr(self, name), f"{self._path}{name}"
-                shown = shown.replace("_", "-") if shown.startswith("--") else shown
-                or_none = f" or be None ({bound.none_means})" if bound.none_means else ""
-                _require(
-                    value is None or bound.low <= value <= bound.high,
-                    f"{shown} is {value}, but must lie in [{bound.low:g}, {bound.high:g}]{or_none}",
-                )
+                if isinstance(bound, Within) and value is not None and not bound.low <= value <= bound.high:
+                    or_none = f" or be None ({bound.none_means})" if bound.none_means else ""
+                    raise ConfigError(
+                        f"{flag} is {shown(value)}, but must lie in [{bound.low:g}, {bound.high:g}]{or_none}"
+                    )
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ConfigError(f"{flag} is {value}, but must be a finite number")
+            if isinstance(value, str) and not _is_text(value):
+                raise ConfigError(f"{flag} is {shown(value)}, but must be text without NUL or half characters")
+
+
+def _is_text(value: str) -> bool:
+    """Whether it could name a file."""
+    try:
+        return b"\0" not in os.fsencode(value)
+    except UnicodeEncodeError:
+        return False
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether JSON can hold it."""
+    if isinstance(value, Mapping):
+        return all(isinstance(name, str) and _is_plain(inner) for name, inner in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    if isinstance(value, int):
+        return value.bit_length() <= 64
+    return value is None or isinstance(value, float | str)
 
 
 @dataclass(frozen=True)
@@ -90,6 +115,11 @@ class EnvConfig(Bounded):
     def __post_init__(self) -> None:
         super().__post_init__()
         _require(bool(self.id), "env.id is empty; name an environment, for example ALE/Pong-v5")
+        _require(
+            _is_plain(self.kwargs),
+            f"env.kwargs is {shown(self.kwargs)}, but must hold what JSON can: texts, numbers of at most 64 bits, "
+            "true, false, null, lists and tables",
+        )
         _require(
             not (self.wrappers and self.id.startswith("ALE/")),
             f"env.wrappers is {self.wrappers}, but Atari games are stepped by their emulator's own vector environment, "
@@ -498,14 +528,13 @@ def from_dict(cls: type[_T], values: Mapping[str, Any], path: str = "") -> _T:
     Raises:
         ConfigError: a key is unknown or a value has the wrong type; the message names it.
     """
+    _require(isinstance(values, Mapping), f"{path or 'the whole'} is {shown(values)}, but must be a table of settings")
     hints = get_type_hints(cls)
     known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     unknown = sorted(set(values) - known)
-    _require(not unknown, f"unknown setting {path}{unknown[0] if unknown else ''}; known: {', '.join(sorted(known))}")
-    out: dict[str, Any] = {}
-    for name, value in values.items():
-        out[name] = _read(hints[name], value, f"{path}{name}")
-    return cls(**out)
+    if unknown:
+        raise ConfigError(f"unknown setting {path}{unknown[0][:100]}; known: {', '.join(sorted(known))}")
+    return cls(**{name: _read(hints[name], value, f"{path}{name}") for name, value in values.items()})
 
 
 def _read(hint: Any, value: Any, name: str) -> Any:
@@ -517,16 +546,24 @@ def _read(hint: Any, value: Any, name: str) -> Any:
         kinds = [kind for kind in get_args(hint) if kind is not NoneType]
         hint = kinds[0] if len(kinds) == 1 else hint
     if dataclasses.is_dataclass(hint):
-        _require(isinstance(value, Mapping), f"{name} must be a table of settings, not {value!r}")
+        _require(isinstance(value, Mapping), f"{name} must be a table of settings, not {shown(value)}")
         return from_dict(hint, value, f"{name}.")  # type: ignore[arg-type]
     if get_origin(hint) is Literal:
-        _require(value in get_args(hint), f"{name} is {value!r}; choose one of {', '.join(get_args(hint))}")
+        _require(value in get_args(hint), f"{name} is {shown(value)}; choose one of {', '.join(get_args(hint))}")
+    elif get_origin(hint) is dict:
+        _require(isinstance(value, Mapping), f"{name} is {shown(value)}, but must be a table")
+    elif hint == list[str]:
+        texts = isinstance(value, list | tuple) and all(isinstance(text, str) for text in value)
+        _require(texts, f"{name} is {shown(value)}, but must be a list of texts")
     elif hint in (int, float, bool, str):
         number = hint is float and isinstance(value, int) and not isinstance(value, bool)
         exact = isinstance(value, hint) and (hint is not int or not isinstance(value, bool))
         wanted = f"{hint.__name__}{' or None' if optional else ''}"
-        _require(number or exact, f"{name} is {value!r}, but must be of type {wanted}")
-        return hint(value)
+        _require(number or exact, f"{name} is {shown(value)}, but must be of type {wanted}")
+        try:
+            return hint(value)
+        except OverflowError as error:
+            raise ConfigError(f"{name} is {shown(value)}, which is too large") from error
     return value
 
 

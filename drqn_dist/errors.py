@@ -10,6 +10,15 @@ def did_you_mean(word: str, known: Iterable[str], most: int = 3) -> str:
     return f"did you mean {' or '.join(close)}? " if close else ""
 
 
+def shown(value: object, most: int = 200) -> str:
+    """A value in a message, as Python would write it; cut short where it is long. An exception tells its message."""
+    try:
+        text = str(value) if isinstance(value, Exception) else repr(value)
+    except (ValueError, RecursionError):  # more digits than Python writes, or tables in tables without end
+        return f"a {type(value).__name__} that is too large to be shown"
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
 class DrqnError(Exception):
     """Base of everything this project raises on purpose."""
 

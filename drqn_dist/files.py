@@ -5,6 +5,9 @@ import errno
 import os
 from pathlib import Path
 
+TEMPORARY = ".tmp"
+"""Ends the name of a file that is being written, or that a process left which died meanwhile."""
+
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Writes a file, all or nothing.
@@ -12,18 +15,30 @@ def write_atomically(path: Path, content: bytes) -> None:
     The bytes go to a temporary file in the same folder and reach the disk before they take the name `path`, so a
     crash or a full disk leaves whatever was there before.
     """
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(path.name + TEMPORARY)
     try:
         with open(temporary, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError:
+    except BaseException:  # also where a signal breaks it off
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder where there is none, and those above it, so that they survive a power cut.
+
+    Raises:
+        OSError: one could not be made.
+    """
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for place in missing:  # what is in them would be lost with them, however well it was synced
+        sync_folder(place.parent)
 
 
 def sync_folder(folder: Path) -> None:

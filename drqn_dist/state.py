@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from drqn_dist.errors import CheckpointError
+from drqn_dist.errors import CheckpointError, shown
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,17 @@ class State:
         prefix = f"{name}/"
         arrays = {key.removeprefix(prefix): array for key, array in self.arrays.items() if key.startswith(prefix)}
         return State(arrays, self.values[name])
+
+    def number(self, name: str) -> int:
+        """The whole number of this name.
+
+        Raises:
+            CheckpointError: it is missing, or none of at most 62 bits.
+        """
+        value = self.values.get(name)
+        if type(value) is not int or abs(value) >= 2**62:
+            raise CheckpointError(f"the saved state's {name!r} is {shown(value)}, but must be a whole number")
+        return value
 
     def fill(self, name: str, target: npt.NDArray[Any]) -> None:
         """Writes the array of this name into `target`.

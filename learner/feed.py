@@ -267,7 +267,7 @@ class Feed:
     def set_state(self, state: State) -> None:
         """Goes on as the feed whose state that is."""
         self._rng.bit_generator.state = state.values["rng"]
-        self._made = int(state.values["made"])
+        self._made = state.number("made")
 
     def close(self) -> None:
         """Stops the thread, after the call that it waits for."""

@@ -105,13 +105,20 @@ def _matching(wanted: dict[str, Tensor], tensors: dict[str, Tensor], prefix: str
     """The tensors named `prefix`…, under their names without it, which must be just those wanted."""
     found = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
     for name in sorted(found.keys() | wanted.keys()):
-        there, here = (f"of shape {tuple(part[name].shape)}" if name in part else "missing" for part in (found, wanted))
+        there, here = (_described(part.get(name)) for part in (found, wanted))
         if there != here:
             raise CheckpointError(
                 f"the checkpoint belongs to another {whose}: {prefix}{name} is {there} there and {here} here; use the "
                 "configuration that it was written with"
             )
     return found
+
+
+def _described(tensor: Tensor | None) -> str:
+    if tensor is None:
+        return "missing"
+    kind = "" if tensor.dtype is torch.float32 else f" of {tensor.dtype}"
+    return f"of shape {tuple(tensor.shape)}{kind}"
 
 
 def _optimizer(network: QNetwork, config: LearnerConfig, device: torch.device) -> torch.optim.Optimizer:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import hashlib
 import logging
 import resource
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,6 +56,37 @@ def test_tensors_that_share_memory_or_are_strided_can_be_saved(tmp_path: Path) -
     assert torch.equal(tensors["transposed"], base.T)
 
 
+def test_tensors_of_every_type_and_shape_come_back(tmp_path: Path) -> None:
+    types = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.bool, torch.complex64, torch.int16]
+    saved = {str(dtype): torch.tensor([[0, 1], [2, 3]]).to(dtype) for dtype in types}
+    saved |= {"number": torch.tensor(7), "none": torch.zeros(0, 3), "none repeated": torch.zeros(0).expand(4, 0)}
+    save(tmp_path / "c", saved, {})
+    tensors, _ = load(tmp_path / "c")
+    assert {name: (t.dtype, t.shape) for name, t in tensors.items()} == {
+        n: (t.dtype, t.shape) for n, t in saved.items()
+    }
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in saved.items())
+
+
+def test_a_checkpoint_of_before_there_were_checksums_is_read(tmp_path: Path) -> None:
+    header = {"format": "drqn-dist-checkpoint", "version": "3", "meta": '{"updates": 3}'}
+    safetensors.torch.save_file(_tensors(), tmp_path / "c", header)
+    tensors, meta = load(tmp_path / "c")
+    assert meta == {"updates": 3}
+    assert torch.equal(tensors["network.weight"], _tensors()["network.weight"])
+    assert tensors["network.weight"].is_contiguous()
+
+
+def test_the_checksum_is_that_of_all_that_the_file_says(tmp_path: Path) -> None:
+    """Worked out here by hand, from the file as another program reads it."""
+    save(tmp_path / "c", {"b": torch.tensor([1.0, 2.0]), "a": torch.tensor([[3]], dtype=torch.uint8)}, {"n": 1})
+    said = (
+        b"a torch.uint8 [1, 1]\n" + bytes([3]) + b"b torch.float32 [2]\n" + struct.pack("<ff", 1.0, 2.0) + b'{"n": 1}'
+    )
+    with safetensors.safe_open(tmp_path / "c", framework="numpy") as file:
+        assert file.metadata()["sha256"] == hashlib.sha256(said).hexdigest()
+
+
 def test_a_loaded_tensor_does_not_change_when_its_file_does(tmp_path: Path) -> None:
     save(tmp_path / "c", {"x": torch.ones(1000)}, {})
     tensors, _ = load(tmp_path / "c")
@@ -99,9 +132,9 @@ def test_a_safetensors_file_of_another_program_is_refused(tmp_path: Path) -> Non
 
 
 def test_a_newer_format_is_refused_and_says_what_to_do(tmp_path: Path) -> None:
-    header = {"format": "drqn-dist-checkpoint", "version": "4", "meta": "{}"}
+    header = {"format": "drqn-dist-checkpoint", "version": "5", "meta": "{}"}
     safetensors.torch.save_file(_tensors(), tmp_path / "c", header)
-    with pytest.raises(CheckpointError, match=r"version '4'.*use the program version that wrote it"):
+    with pytest.raises(CheckpointError, match=r"version '5'.*use the program version that wrote it"):
         load(tmp_path / "c")
 
 

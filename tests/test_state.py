@@ -34,3 +34,10 @@ def test_sequences_are_joined_and_split_again(pieces: list[list[int]]) -> None:
 def test_an_array_that_does_not_fit_is_refused_with_both_shapes(saved: dict[str, np.ndarray], found: str) -> None:
     with pytest.raises(CheckpointError, match=rf"'rewards' is {found}, but float32 \[3\] is needed"):
         State(saved).fill("rewards", np.zeros(3, np.float32))
+
+
+@pytest.mark.parametrize("value", [None, True, 1.0, "1", 2**62, -(2**62), pytest.param(10**5_000, id="huge")])
+def test_what_is_no_whole_number_is_refused(value: object) -> None:
+    assert State(values={"made": 2**62 - 1}).number("made") == 2**62 - 1
+    with pytest.raises(CheckpointError, match=r"'made' is .*, but must be a whole number"):
+        State(values={"made": value}).number("made")

@@ -205,7 +205,7 @@ class _Row(gymnasium.Wrapper[Any, Any, Any, Any]):
         Returns:
             False where the environment raised, or ended the episode before the last action.
         """
-        self._seed, self._stream.bit_generator.state = where["seed"], where["stream"]
+        self._seed, self._stream.bit_generator.state = int(where["seed"]), where["stream"]
         try:
             answer, through = self._at_its_beginning(), not len(actions)
             for played, action in enumerate(actions):
@@ -214,7 +214,7 @@ class _Row(gymnasium.Wrapper[Any, Any, Any, Any]):
                 answer, through = self.step(action), played + 1 == len(actions)
         except EnvFailedError:
             answer, through = self._at_its_beginning(), False
-        self._episodes, self._steps, self._replayed = where["episodes"], where["steps"], answer
+        self._episodes, self._steps, self._replayed = int(where["episodes"]), int(where["steps"]), answer
         return through
 
     def _at_its_beginning(self) -> tuple[Any, Any, bool, bool, dict[str, Any]]:

@@ -58,7 +58,10 @@ def load_agent(run: Path, env: EnvConfig | None = None) -> Agent:
     config = folder.config if env is None else replace(folder.config, env=env)
     spec = env_spec(config.env)
     network = QNetwork(config.network, spec, config.env.stack_frames)
-    load_network(network, checkpoint.tensors, "network.")
+    try:
+        load_network(network, checkpoint.tensors, "network.")
+    except CheckpointError as error:
+        raise CheckpointError(f"{checkpoint.path}: {error}") from error
     return Agent(config, spec, network, checkpoint.updates, weights_sha256(checkpoint.tensors))
 
 

@@ -20,8 +20,9 @@ import psutil
 import drqn_dist
 from drqn_dist.checkpoint import CheckpointFolder
 from drqn_dist.config import TrainConfig, from_dict, with_settings
-from drqn_dist.errors import ConfigError, RunFolderError
-from drqn_dist.files import write_atomically
+from drqn_dist.errors import ConfigError, RunFolderError, shown
+from drqn_dist.files import make_folder, sync_folder, write_atomically
+from drqn_dist.reading import read_json
 from drqn_dist.resumable import changes, describe_changes
 from drqn_dist.training.memory import usable_cores
 
@@ -80,8 +81,8 @@ class RunFolder:
             RunFolderError: it has no readable `summary.json`: it was stopped before its first checkpoint.
         """
         try:
-            return Summary(**json.loads((self.path / SUMMARY_NAME).read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
+            return from_dict(Summary, read_json(self.path / SUMMARY_NAME))
+        except (OSError, ValueError, TypeError, ConfigError) as error:
             raise RunFolderError(f"{self.path} has no readable {SUMMARY_NAME}: {error}") from error
 
     def read_description(self) -> dict[str, Any]:
@@ -113,14 +114,15 @@ class RunFolder:
     def go_on(
         self, config: TrainConfig, updates: int, agent_steps: int, command_line: Sequence[str]
     ) -> tuple["RunFolder", list[str]]:
-        """Notes in `config.json`, all or nothing, what holds from now on and what was changed.
+        """Notes in `config.json`, all or nothing, what holds from now on and what was changed, and sets checkpoints
+        aside that are newer and could not be read.
 
         Args:
             config: with which the run goes on.
             updates, agent_steps: where it goes on.
 
         Returns:
-            The folder with that configuration, and what was changed, a line each.
+            The folder with that configuration, and what was changed or set aside, a line each.
 
         Raises:
             RunFolderError: it could not be read or written.
@@ -145,6 +147,8 @@ class RunFolder:
                 _write_json(self.path / CONFIG_NAME, description)
             except OSError as error:
                 raise RunFolderError(f"could not write {self.path / CONFIG_NAME}: {error.strerror or error}") from error
+        aside = self.checkpoints.set_aside(updates)
+        lines += [f"a newer checkpoint could not be read, and is now {path.name}" for path in aside]
         return replace(self, config=config), lines
 
 
@@ -162,8 +166,9 @@ def create_run(
     root = Path(config.run_dir)
     path = None
     try:
-        root.mkdir(parents=True, exist_ok=True)
+        make_folder(root)
         path = _make_unique(root, _run_name(config))
+        sync_folder(root)
         _write_json(path / CONFIG_NAME, _description(config, command_line, init_from))
     except OSError as error:
         if path is not None:
@@ -182,26 +187,31 @@ def open_run(path: Path) -> RunFolder:
     """
     try:
         config = from_dict(TrainConfig, _read_description(path)["config"])
-    except (TypeError, AttributeError, ConfigError) as error:
+    except ConfigError as error:
         raise RunFolderError(f"{path / CONFIG_NAME} is damaged or of another version: {error}") from error
     return RunFolder(path, config)
 
 
 def _read_description(path: Path) -> dict[str, Any]:
     try:
-        description: dict[str, Any] = json.loads((path / CONFIG_NAME).read_text(encoding="utf-8"))
+        description: dict[str, Any] = read_json(path / CONFIG_NAME)
         for key in ("config", "versions", "machine"):
             description[key]
+        history = description.setdefault("history", [])  # runs of earlier versions have none
     except OSError as error:
         raise RunFolderError(
             f"{path} is no run folder: no readable {CONFIG_NAME} in it ({error.strerror}); "
             "name a folder <env>__<preset>__<seed>__<time>"
         ) from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunFolderError(f"{path / CONFIG_NAME} is damaged or of another version: {error}") from error
-    history = description.setdefault("history", [])  # runs of earlier versions have none
-    if not isinstance(history, list) or not isinstance(description["versions"], dict):
-        raise RunFolderError(f"{path / CONFIG_NAME} is damaged: history must be a list, versions a table")
+    found = description["versions"]
+    if not (isinstance(found, dict) and all(isinstance(version, str) for version in found.values())):
+        raise RunFolderError(
+            f"{path / CONFIG_NAME} is damaged: versions is {shown(found)}, but must be a table of texts"
+        )
+    if not isinstance(history, list):
+        raise RunFolderError(f"{path / CONFIG_NAME} is damaged: history is {shown(history)}, but must be a list")
     return description
 
 

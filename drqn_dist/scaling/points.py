@@ -9,6 +9,7 @@ from typing import Any
 
 from drqn_dist.config import from_dict
 from drqn_dist.errors import ConfigError, RunFolderError
+from drqn_dist.reading import parse_json, read_json
 
 Key = tuple[int, int]
 """Actors, environments per actor."""
@@ -92,14 +93,14 @@ def read_sweep(folder: Path) -> tuple[dict[str, Any], list[Point]]:
     """
     path = folder / "points.jsonl"
     try:
-        settings = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
+        settings = read_json(folder / "sweep.json")
         whole, _, torn = (path.read_bytes() if path.exists() else b"").rpartition(b"\n")
         if torn:
             os.truncate(path, len(whole) + bool(whole))
-        return dict(settings), [from_dict(Point, json.loads(line)) for line in whole.splitlines()]
+        return dict(settings), [from_dict(Point, parse_json(line.decode())) for line in whole.splitlines()]
     except OSError as error:
         raise RunFolderError(f"{folder} holds no measured points: {error.strerror}; measure some with --out") from error
-    except (ValueError, TypeError, AttributeError, ConfigError) as error:
+    except (ValueError, TypeError, ConfigError) as error:
         raise RunFolderError(f"the points in {folder} are damaged: {error}; choose another --out") from error
 
 

@@ -9,7 +9,7 @@ import tyro
 
 from drqn_dist.arguments import parse_train
 from drqn_dist.config import Bounded, TrainConfig, Within
-from drqn_dist.errors import ConfigError
+from drqn_dist.errors import ConfigError, shown
 
 FAR_STEPS = 10**10
 """More than any measurement inserts."""
@@ -86,8 +86,11 @@ def counts(flag: str, text: str) -> tuple[int, ...]:
         ConfigError: one is no positive whole number.
     """
     words = [word.strip() for word in text.split(",")]
-    if not all(word.isdecimal() and int(word) > 0 for word in words):
-        raise ConfigError(f"{flag} is {text!r}, but must be positive whole numbers between commas, such as 1,2,4")
+    if not all(word.isdecimal() and len(word) <= 9 and int(word) > 0 for word in words):
+        raise ConfigError(
+            f"{flag} is {shown(text)}, but must be positive whole numbers, of at most 9 digits, between commas, "
+            "such as 1,2,4"
+        )
     return tuple(sorted({int(word) for word in words}))
 
 

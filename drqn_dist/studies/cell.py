@@ -19,6 +19,7 @@ from drqn_dist.experiments.plot import EVAL_TAG, TRAINING_TAG
 from drqn_dist.experiments.run_folder import RunFolder, Summary, open_run
 from drqn_dist.files import write_atomically
 from drqn_dist.metrics import read_metrics
+from drqn_dist.reading import read_json
 from drqn_dist.seeding import EVALUATION_SEED
 from drqn_dist.studies.study import Cell
 
@@ -73,7 +74,7 @@ def read_outcome(out: Path, cell: Cell) -> Outcome | None:
     """
     path = outcome_path(out, cell)
     try:
-        outcome = Outcome(**json.loads(path.read_text(encoding="utf-8")))
+        outcome = from_dict(Outcome, read_json(path))
         config = from_dict(TrainConfig, outcome.config)
     except FileNotFoundError:
         return None
@@ -84,7 +85,7 @@ def read_outcome(out: Path, cell: Cell) -> Outcome | None:
     same = (
         not set(differences(config, cell.config)) - _IRRELEVANT
         and outcome.episodes == cell.episodes
-        and {name: played["env"] for name, played in outcome.elsewhere.items()}
+        and {name: played.get("env") for name, played in outcome.elsewhere.items() if isinstance(played, dict)}
         == {name: asdict(env) for name, env in cell.elsewhere.items()}
     )
     return outcome if same else None
@@ -104,6 +105,7 @@ def run_cell(cell: Cell, out: Path, runs: Path, told_to_stop: threading.Event) -
     """
     # Torch takes seconds to import, and the parent has no use for it.
     from drqn_dist.experiments.evaluate import evaluate
+    from drqn_dist.training.facts import check_facts
     from drqn_dist.training.train import train
 
     place = runs / cell.name
@@ -123,6 +125,7 @@ def run_cell(cell: Cell, out: Path, runs: Path, told_to_stop: threading.Event) -
         run = open_run(path)
     else:
         run, checkpoint = found
+        check_facts(checkpoint.meta, checkpoint.path)
         if run.read_summary().stopped_by in ("signal", "unfinished"):
             rest = _with_time_left(replace(run.config, minutes=cell.config.minutes), checkpoint)
             train(rest, resume=run.path)
@@ -189,7 +192,7 @@ def _with_time_left(config: TrainConfig, checkpoint: Checkpoint) -> TrainConfig:
     """`minutes` bound the whole run, not what is left of it."""
     if config.minutes is None:
         return config
-    return replace(config, minutes=max(config.minutes - float(checkpoint.meta["wall_s"]) / 60, 0.01))
+    return replace(config, minutes=max(config.minutes - float(checkpoint.meta.get("wall_s", 0.0)) / 60, 0.01))
 
 
 def _times_started(checkpoint: Checkpoint) -> int:

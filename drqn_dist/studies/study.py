@@ -1,17 +1,24 @@
 """A study's file, read: which runs there are to be, and with which settings. `studies/README.md` shows one."""
 
 import itertools
+import math
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from drqn_dist.config import EnvConfig, TrainConfig, from_dict
-from drqn_dist.errors import ConfigError
+from drqn_dist.errors import ConfigError, shown
 from drqn_dist.presets import preset
+from drqn_dist.reading import check_depth, read_bytes
 
+MOST_RUNS = 10_000
+"""Of one study; more are a slip of the pen."""
+MOST_LETTERS = 200
+"""Of a run's name, which files are called by."""
 _KEYS = {"title", "question", "seeds", "episodes", "settings", "axes", "references", "elsewhere"}
 
 
@@ -63,12 +70,14 @@ def load_study(path: Path) -> Study:
         ConfigError: it cannot be read, something in it is unknown or missing, or a run's settings cannot work.
     """
     try:
-        with open(path, "rb") as file:
-            table = tomllib.load(file)
+        table = tomllib.loads(read_bytes(path).decode())
+        check_depth(table)
     except OSError as error:
         raise ConfigError(f"cannot read the study {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise ConfigError(f"{path} is no TOML file: {error}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path} is no TOML file of a study: it is nested too deep") from error
     try:
         return _study(path.stem, table)
     except ConfigError as error:
@@ -81,23 +90,35 @@ def _study(name: str, table: Mapping[str, Any]) -> Study:
         raise ConfigError(f"unknown key {sorted(unknown)[0]!r}; known are {', '.join(sorted(_KEYS))}")
     seeds = _seeds(table.get("seeds", [0]), "seeds")
     episodes = table.get("episodes", 20)
-    if not isinstance(episodes, int) or episodes < 1:
-        raise ConfigError(f"episodes is {episodes!r}, but must be a whole number of at least 1")
+    if type(episodes) is not int or not 1 <= episodes <= 10**6:
+        raise ConfigError(f"episodes is {shown(episodes)}, but must be a whole number in [1, 1e+06]")
     common, axes, references, elsewhere = (
         _table(table, key) for key in ("settings", "axes", "references", "elsewhere")
     )
     if not axes:
         raise ConfigError("there is no [axes.NAME]: a study compares at least two values of something")
     values = [[(name, _table(_table(axes, axis), name)) for name in _table(axes, axis)] for axis in axes]
-    cells = [
-        replace(cell, elsewhere=_elsewhere(elsewhere, cell.config.env))
-        for chosen in itertools.product(*values)
-        for cell in _cells(chosen, common, seeds, episodes)
-    ]
-    names = [cell.name for cell in cells]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise ConfigError(f"two runs would both be called {twice}; give the values of the axes other names")
+    empty = next((axis for axis, of_axis in zip(axes, values, strict=True) if not of_axis), None)
+    if empty is not None:
+        raise ConfigError(f"axes.{empty} has no values")
+    too_many = ConfigError(f"the axes' values and seeds ask for more than {MOST_RUNS:,} runs")
+    if math.prod(map(len, values)) > MOST_RUNS:
+        raise too_many
+    cells: list[Cell] = []
+    for chosen in itertools.product(*values):
+        for cell in _cells(chosen, common, seeds, episodes):
+            cells.append(replace(cell, elsewhere=_elsewhere(elsewhere, cell.config.env)))
+        if len(cells) > MOST_RUNS:
+            raise too_many
+    (often, times), *_ = Counter(cell.name for cell in cells).most_common(1)
+    if times > 1:
+        raise ConfigError(f"two runs would both be called {often}; give the values of the axes other names")
+    longest = max((cell.name for cell in cells), key=len)
+    if len(longest) > MOST_LETTERS:
+        raise ConfigError(
+            f"a run would be called {longest[:40]}…, with {len(longest)} letters, but {MOST_LETTERS} is the most; give "
+            "the axes' values shorter names"
+        )
     return Study(
         name,
         str(table.get("title", name)),
@@ -125,9 +146,9 @@ def _references(table: Mapping[str, Any], panels: list[str]) -> dict[str, dict[s
         if panel not in panels:
             raise ConfigError(f"references.{panel}: the first axis has no such value, only {', '.join(panels)}")
         for name, value in _table(by_panel, panel).items():
-            if not isinstance(value, int | float):
+            if type(value) not in (int, float) or not abs(value) <= 1e12:
                 raise ConfigError(
-                    f"references: {panel + ': ' if panel else ''}{name} is {value!r}, but must be a number"
+                    f"references: {panel + ': ' if panel else ''}{name} is {shown(value)}, but must be a number"
                 )
     return {panel: {name: float(value) for name, value in values.items()} for panel, values in by_panel.items()}
 
@@ -145,7 +166,7 @@ def _cells(
     if not isinstance(settings.get("preset"), str):
         raise ConfigError(f'{", ".join(names)} has no preset; name one in [settings], for example preset = "gridworld"')
     if "seed" in settings:
-        raise ConfigError(f"seed is {settings['seed']!r}; say seeds = [{settings['seed']}], a list")
+        raise ConfigError(f"seed is {shown(settings['seed'])}; say seeds = [{shown(settings['seed'])}], a list")
     config = from_dict(TrainConfig, _merged(asdict(preset(settings["preset"])), settings))
     return [Cell(panel, arm, replace(config, seed=seed), episodes) for seed in seeds]
 
@@ -166,13 +187,15 @@ def _merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, An
 def _table(table: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     value = table.get(key, {})
     if not isinstance(value, Mapping):
-        raise ConfigError(f"{key} is {value!r}, but must be a table")
+        raise ConfigError(f"{key} is {shown(value)}, but must be a table")
     return value
 
 
 def _seeds(value: Any, what: str) -> list[int]:
     if not isinstance(value, list) or not value or not all(type(seed) is int and seed >= 0 for seed in value):
-        raise ConfigError(f"{what} is {value!r}, but must be a list of whole numbers")
+        raise ConfigError(f"{what} is {shown(value)}, but must be a list of whole numbers")
+    if len(value) > MOST_RUNS:
+        raise ConfigError(f"{what} has {len(value):,} numbers, but a study has at most {MOST_RUNS:,} runs")
     return value
 
 

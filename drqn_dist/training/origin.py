@@ -13,22 +13,29 @@ from drqn_dist.errors import CheckpointError, ConfigError, DrqnError
 from drqn_dist.experiments.run_folder import RunFolder, open_run
 from drqn_dist.interfaces import EnvSpec
 from drqn_dist.network.q_network import QNetwork
+from drqn_dist.training.facts import check_facts
 from drqn_dist.training.session import Saved
 from learner.train_state import TrainState, load_network
 
 Shapes = dict[str, tuple[int, ...]]
 
 _SUMMED = ("inserted_steps", "counted_steps", "sampled_steps", "debt")
+_COUNTED = ("duplicates", "rejected", "late_priorities")
 
 
 def resumed_state(run: RunFolder, config: TrainConfig) -> Saved:
     """The newest checkpoint of a run that can be read, for a session of this configuration.
 
     Raises:
-        CheckpointError: it has none.
+        CheckpointError: it has none, or what that says cannot be.
     """
     checkpoint = _newest(run)
+    check_facts(checkpoint.meta, checkpoint.path)
     replay = fit_replay(checkpoint.meta["replay"], _shards(config))
+    for state in replay:
+        if state is not None:  # a tree has room for twice the windows that can be stored, which are fewer than steps
+            sampler = state["sampler"]
+            sampler["capacity"] = min(sampler["capacity"], 2 * config.replay.capacity_steps)
     return Saved(checkpoint.tensors, checkpoint.meta | {"replay": replay})
 
 
@@ -47,7 +54,7 @@ def fit_replay(states: Sequence[dict[str, Any] | None], shards: int) -> list[dic
     whole = {
         "limiter": limiters[0] | {name: sum(limiter[name] for limiter in limiters) for name in _SUMMED},
         "sampler": known[0]["sampler"],
-        "counts": {name: sum(count[name] for count in counts) for name in counts[0]},
+        "counts": {name: sum(count[name] for count in counts) for name in _COUNTED},
     }
     return [whole, *[None] * (shards - 1)]
 
@@ -136,16 +143,19 @@ def _reason(name: str, there: Shapes, source: TrainConfig, config: TrainConfig, 
         if shapes != _shapes(config, spec):
             others.append(words)
     actions = _num_actions(there, source)
-    if _shapes(config, replace(spec, num_actions=actions)).get(name) == there.get(name):
+    if actions is not None and _shapes(config, replace(spec, num_actions=actions)).get(name) == there.get(name):
         return f"the environment there has {actions} actions and the one here {spec.num_actions}"
     return "; ".join(others) or "the environments' observations differ in their shape"
 
 
-def _num_actions(shapes: Shapes, source: TrainConfig) -> int:
+def _num_actions(shapes: Shapes, source: TrainConfig) -> int | None:
+    """None where they do not tell."""
     if source.network.head == "gru_q":
-        return shapes["core.rnn.weight_hh_l0"][1]
-    last = max(name for name in shapes if name.startswith("head.") and name.endswith("bias") and "value" not in name)
-    return shapes[last][0]
+        names = ["core.rnn.weight_hh_l0"]
+    else:
+        names = [n for n in shapes if n.startswith("head.") and n.endswith("bias") and "value" not in n]
+    shape = shapes.get(max(names, default=""), ())
+    return shape[-1] if shape and 0 < shape[-1] < 10**6 else None
 
 
 def _shapes(config: TrainConfig, spec: EnvSpec) -> Shapes:

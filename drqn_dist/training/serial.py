@@ -5,13 +5,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from actors.actor import Actor
 from actors.evaluator import Evaluation, EvaluationStopped, Evaluator, Played
 from drqn_dist.config import TrainConfig
 from drqn_dist.envs.make import env_spec
-from drqn_dist.errors import CheckpointError, ConfigError, EnvError, EnvFailedError, FragmentError
+from drqn_dist.errors import CheckpointError, ConfigError, EnvError, EnvFailedError, FragmentError, shown
 from drqn_dist.interfaces import WeightSnapshot
 from drqn_dist.state import State, together
 from drqn_dist.training.memory import plan_frame_store
@@ -23,6 +24,8 @@ from replay_server.replay import Replay
 
 _SERIAL = "serial."
 """Before the names of what a checkpoint holds beside the learner."""
+_UNFIT = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""What a state may raise that is not what it should be."""
 
 
 class SerialSession:
@@ -126,21 +129,26 @@ class SerialSession:
     def _go_on(self, restored: Saved) -> None:
         """Everything is as it was when that was saved; where that cannot be, actors begin new games, as after a
         failure."""
-        arrays = {n.removeprefix(_SERIAL): t.numpy() for n, t in restored.tensors.items() if n.startswith(_SERIAL)}
-        state = State(arrays, restored.meta["serial"])
+        saved = {n.removeprefix(_SERIAL): tensor for n, tensor in restored.tensors.items() if n.startswith(_SERIAL)}
         try:
+            state = State({name: tensor.numpy() for name, tensor in saved.items()}, restored.meta["serial"])
             for index, actor in enumerate(self.actors):
                 actor.set_state(state.part(f"actor {index}"))
-        except (EnvError, CheckpointError, FragmentError, KeyError) as error:
-            self._notes.append(f"actors begin new games: {error}")
+            published = state.part("published")
+            vector = np.empty_like(self.learner.state.network.to_vector())
+            published.fill("vector", vector)
+            version, turn = published.number("version"), State(values=restored.meta).number("turn")
+            if version < 0:
+                raise ValueError(f"the weights that they play with are of update {version}")
+            self.learner.feed.set_state(state.part("feed"))
+        except (EnvError, EnvFailedError, CheckpointError, FragmentError, *_UNFIT) as error:
+            self._notes.append(f"actors begin new games: {shown(error, 1_000)}")
             for actor in self.actors:
                 actor.close()
             self.actors = [self._new_actor(index) for index in range(self._config.num_actors)]
             return
-        published = state.part("published")
-        self.publisher.offer(WeightSnapshot(published.values["version"], published.arrays["vector"]))
-        self.learner.feed.set_state(state.part("feed"))
-        self._turn = int(restored.meta["turn"])
+        self.publisher.offer(WeightSnapshot(version, vector))
+        self._turn = turn
         self._incarnation = int(restored.meta["incarnation"])
 
     def evaluate(self, seed: int, progress: Callable[[Played], object] = never) -> Evaluation:

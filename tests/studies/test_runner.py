@@ -198,9 +198,9 @@ def test_a_run_that_went_on_with_the_minutes_it_had_left_is_still_the_one_that_w
 
 def test_minutes_bound_a_run_and_not_what_is_left_of_it() -> None:
     config = replace(preset("gridworld"), minutes=3.0)
-    spent = Checkpoint(0, {}, {"wall_s": 150.0})
+    spent = Checkpoint(Path(), 0, {}, {"wall_s": 150.0})
     assert _with_time_left(config, spent).minutes == pytest.approx(0.5)
-    assert _with_time_left(config, Checkpoint(0, {}, {"wall_s": 999.0})).minutes == pytest.approx(0.01)
+    assert _with_time_left(config, Checkpoint(Path(), 0, {}, {"wall_s": 999.0})).minutes == pytest.approx(0.01)
     assert _with_time_left(replace(config, minutes=None), spent).minutes is None
 
 

@@ -120,6 +120,27 @@ def test_the_step_size_that_was_asked_for_is_the_one_that_trains(tmp_path: Path)
             torch.testing.assert_close(after.tensors[name], before.tensors[name], rtol=0, atol=1e-7)
 
 
+def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    run = _run(maze_config(tmp_path, total_steps=400, checkpoint_period_s=0.05))
+    before, newest = run.checkpoints.paths()
+    path = run.checkpoints.paths()[newest]
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1  # of a weight's last bit
+    path.write_bytes(content)
+    capsys.readouterr()
+    main(["train", "--resume", str(run.path), "--total-steps", "450"])
+    said = capsys.readouterr().err
+    (warning,) = caplog.messages
+    assert warning.startswith(f"skipped a checkpoint: checkpoint {path} is damaged: its SHA-256 is ")
+    assert f"a newer checkpoint could not be read, and is now {path.name}.unreadable" in said
+    assert f"goes on from update {before:,} at " in said
+    found = run.checkpoints.latest()
+    assert found is not None
+    assert found.updates > newest
+
+
 def test_what_must_stay_is_refused_from_python_too_and_changes_nothing(tmp_path: Path) -> None:
     run = _run(maze_config(tmp_path, total_steps=300))
     before = (run.path / "config.json").read_bytes()

@@ -1,0 +1,175 @@
+"""Whatever a checkpoint says is data: it is gone on from, or refused with a clear word."""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from drqn_dist.checkpoint import load, save
+from drqn_dist.envs.make import env_spec
+from drqn_dist.errors import CheckpointError
+from drqn_dist.experiments.run_folder import RunFolder, create_run
+from drqn_dist.training.origin import resumed_state
+from drqn_dist.training.serial import SerialSession
+from drqn_dist.training.session import Report, Saved
+from drqn_dist.training.stop import StopRequest
+from drqn_dist.training.train import _Run
+from tests.hostile import DEEP, FUZZ, changed, little_memory, refused_with
+from tests.runs import maze_config
+
+
+def checkpoint_file(header: bytes, data: bytes = b"") -> bytes:
+    return struct.pack("<Q", len(header)) + header + data
+
+
+def plain_header(version: str = "3", meta: str = "{}", tensors: dict[str, Any] | None = None) -> bytes:
+    return json.dumps(
+        {"__metadata__": {"format": "drqn-dist-checkpoint", "version": version, "meta": meta}} | (tensors or {})
+    ).encode()
+
+
+def one_tensor(dtype: str, shape: list[int], offsets: list[int]) -> bytes:
+    return plain_header(tensors={"x": {"dtype": dtype, "shape": shape, "data_offsets": offsets}})
+
+
+TWICE = {name: {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]} for name in "xy"}
+ABSURD_CHECKPOINTS = {
+    "a header of 2**60 bytes": struct.pack("<Q", 2**60) + b"{}",
+    "a header of 2**64 - 1 bytes": struct.pack("<Q", 2**64 - 1) + b"{}",
+    "a tensor of 2**60 bytes": checkpoint_file(one_tensor("F32", [2**58], [0, 2**60])),
+    "a tensor of 2**80 numbers": checkpoint_file(one_tensor("F32", [2**40, 2**40], [0, 4]), bytes(4)),
+    "an offset below zero": checkpoint_file(one_tensor("U8", [1], [-1, 0]), b"x"),
+    "numbers of an unknown type": checkpoint_file(one_tensor("F4", [2], [0, 1]), b"x"),
+    "two tensors in one place": checkpoint_file(plain_header(tensors=TWICE), b"x"),
+    "a header that is nested": checkpoint_file(b'{"a":' * DEEP + b"}" * DEEP),
+    "a header that is a list": checkpoint_file(b"[]"),
+    "no metadata": checkpoint_file(b'{"__metadata__":null}'),
+    "metadata that is nested": checkpoint_file(plain_header(meta="[" * DEEP)),
+    "metadata that is nested and whole": checkpoint_file(plain_header(meta="[" * 500 + "]" * 500)),
+    "metadata that is a number of 5000 digits": checkpoint_file(plain_header(meta="9" * 5_000)),
+    "metadata that is a list": checkpoint_file(plain_header(meta="[]")),
+    "metadata that is no text": checkpoint_file(b'{"__metadata__":{"format":"drqn-dist-checkpoint","version":3}}'),
+    "metadata that is half a character": checkpoint_file(plain_header(meta='{"\\ud800": "\\ud800')),
+    "another version of many letters": checkpoint_file(plain_header(version="9" * 10**6)),
+    "no checksum": checkpoint_file(plain_header(version="4")),
+    "nothing": b"",
+    "seven bytes": bytes(7),
+    "zeros": bytes(10_000),
+}
+
+
+@pytest.mark.parametrize("what", ABSURD_CHECKPOINTS)
+def test_an_absurd_checkpoint_is_refused_and_takes_no_memory(tmp_path: Path, what: str) -> None:
+    path = tmp_path / "c.safetensors"
+    path.write_bytes(ABSURD_CHECKPOINTS[what])
+    with little_memory(), pytest.raises(CheckpointError, match=re.escape(str(path))) as refused:
+        load(path)
+    assert len(str(refused.value)) < 1_000
+
+
+def test_a_checkpoint_that_is_larger_than_the_memory_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "c.safetensors"
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", 2))
+        file.truncate(2**42)  # holds no blocks
+    with little_memory(), pytest.raises(CheckpointError, match="does not fit into memory"):
+        load(path)
+
+
+@FUZZ
+@given(raw=st.binary(max_size=300), headed=st.booleans())
+def test_any_bytes_are_no_checkpoint(tmp_path: Path, raw: bytes, headed: bool) -> None:
+    path = tmp_path / "c.safetensors"
+    path.write_bytes(checkpoint_file(raw) if headed else raw)
+    with pytest.raises(CheckpointError, match=re.escape(str(path))):
+        load(path)
+
+
+@FUZZ
+@given(data=st.data())
+def test_a_header_that_says_anything_is_read_or_refused(tmp_path: Path, data: st.DataObject) -> None:
+    tensors = {n: {"dtype": "F32", "shape": [1, 2], "data_offsets": [8 * i, 8 * i + 8]} for i, n in enumerate("xy")}
+    header = changed(data.draw, json.loads(plain_header(meta='{"a": [1]}', tensors=tensors)))
+    path = tmp_path / "c.safetensors"
+    path.write_bytes(checkpoint_file(json.dumps(header).encode(), bytes(16)))
+    with suppress(CheckpointError):
+        found, meta = load(path)
+        assert all(isinstance(tensor, torch.Tensor) for tensor in found.values())
+        assert isinstance(meta, dict)
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, Saved]:
+    """A run after some updates, and what it saved."""
+    config = maze_config(tmp_path_factory.mktemp("runs"))
+    run = create_run(config, [])
+    with closing(SerialSession(config)) as serial:
+        while serial.learner.state.updates < 2:
+            serial.turn(Report())
+        saved = serial.save()
+    monitor = {"episodes": [{"score": 1.0, "steps": 3, "epsilon": 0.1}], "evaluations": [[1, [0.5, 2.0]]]}
+    meta = saved.meta | {"wall_s": 1.5, "starts": 1, "final_seed": 3, "monitor": monitor}
+    return run, Saved(saved.tensors, json.loads(json.dumps(meta)))
+
+
+def test_what_a_run_saves_is_gone_on_from(session: tuple[RunFolder, Saved]) -> None:
+    """The ground on which the next test stands."""
+    run, saved = session
+    save(run.checkpoints.folder / "checkpoint_0000000002.safetensors", saved.tensors, saved.meta)
+    assert go_on(run) == []
+
+
+def go_on(run: RunFolder) -> list[str]:
+    """What there is to say of a session that goes on from the run's checkpoint; it trains a little."""
+    state = resumed_state(run, run.config)
+    with closing(SerialSession(run.config, state)) as serial:
+        _Run(run.config, env_spec(run.config.env), serial, run, state, StopRequest())
+        notes = serial.advance(0.0).notes
+        for _ in range(3):
+            serial.turn(Report())
+        json.dumps(serial.save().meta)
+    return [note for note in notes if "new games" in note]
+
+
+@FUZZ
+@given(data=st.data())
+def test_a_checkpoint_whose_facts_cannot_be_is_refused_before_anything_starts(
+    session: tuple[RunFolder, Saved], data: st.DataObject
+) -> None:
+    run, saved = session
+    facts = {name: value for name, value in saved.meta.items() if name != "serial"}
+    path = run.checkpoints.folder / "checkpoint_0000000002.safetensors"
+    save(path, saved.tensors, changed(data.draw, facts) | {"serial": saved.meta["serial"]})
+    with refused_with(CheckpointError, str(path)), little_memory():
+        go_on(run)
+
+
+OTHERS = st.builds(
+    lambda shape, dtype: torch.ones(shape).to(dtype),
+    st.lists(st.integers(0, 3), max_size=3),
+    st.sampled_from([torch.float32, torch.int64, torch.bool, torch.bfloat16, torch.float64, torch.uint8]),
+)
+
+
+@FUZZ
+@given(data=st.data())
+def test_actors_whose_state_cannot_be_begin_new_games(session: tuple[RunFolder, Saved], data: st.DataObject) -> None:
+    run, saved = session
+    path = run.checkpoints.folder / "checkpoint_0000000002.safetensors"
+    tensors, meta = saved.tensors, saved.meta
+    if data.draw(st.booleans()):
+        meta = meta | {"serial": changed(data.draw, meta["serial"])}
+    else:
+        tensors = tensors | {data.draw(st.sampled_from(sorted(tensors))): data.draw(OTHERS)}
+    save(path, tensors, meta)
+    with refused_with(CheckpointError, "the checkpoint belongs to another "), little_memory():
+        go_on(run)
