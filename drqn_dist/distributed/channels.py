@@ -45,6 +45,12 @@ class Pulse:
 
     process: int = field(default_factory=os.getpid)
     node: str = field(default_factory=_node_id)
+    moves: int = 0
+    """Actor, evaluator: steps since its process was started."""
+    waits: bool = False
+    """Actor, evaluator: for another role, so that standing still is no fault of its own."""
+    slow_s: float = 0.0
+    """Actor, evaluator: how long it took to make and reset its environments, which may happen again."""
     note: str = ""
     """Learner: where its frame store lies."""
     played: Any = None
@@ -72,6 +78,8 @@ class RemoteSink:
 
     def __init__(self, replay: Any, limit: int) -> None:
         self._replay, self._limit = replay, limit
+        self.waits = False
+        """For the replay."""
         self._in_flight: deque[tuple[ray.ObjectRef[None], list[bytes]]] = deque()
         self._fragments_in_flight = 0
 
@@ -90,6 +98,13 @@ class RemoteSink:
 
     def _settle(self) -> None:
         """Waits until the oldest call is acknowledged."""
+        self.waits = True
+        try:
+            self._await_oldest()
+        finally:
+            self.waits = False
+
+    def _await_oldest(self) -> None:
         ref, call = self._in_flight.popleft()
         self._fragments_in_flight -= len(call)
         while True:
@@ -252,6 +267,8 @@ class RemoteWeights:
 
     def __init__(self, learner: Any) -> None:
         self._learner = learner
+        self.waits = False
+        """For the first weights."""
         self._request: ray.ObjectRef[list[ray.ObjectRef[WeightSnapshot]]] | None = None
 
     @property
@@ -261,8 +278,10 @@ class RemoteWeights:
     def latest(self, known_version: int) -> WeightSnapshot | None:
         if self._request is None:
             self._request = self._learner.latest.remote(known_version)
-        wait_s = 0 if known_version >= 0 else FIRST_WEIGHTS_S
-        if not ray.wait([self._request], timeout=wait_s)[0]:
+        self.waits = known_version < 0
+        ready, _ = ray.wait([self._request], timeout=FIRST_WEIGHTS_S if self.waits else 0)
+        self.waits = False
+        if not ready:
             return None
         request, self._request = self._request, None
         # A learner that is just being started again answers later; the old weights serve until then.
