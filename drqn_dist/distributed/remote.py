@@ -55,7 +55,7 @@ class LearnerRole:
         learner = config.learner
         seed = derive_seed(config.seed, "learner")
         source = RemoteSource(shards, learner.batch_windows, learner.unroll_steps, seed)
-        priorities = RemotePriorities(shards, config.batches_per_draw)
+        self._priorities = priorities = RemotePriorities(shards, config.batches_per_draw)
         self._plan = plan_frame_store(config, spec)
         self._learner = Learner(config, spec, source, priorities, self._publisher, self._plan, threaded=True)
 
@@ -75,7 +75,9 @@ class LearnerRole:
         if not self._begun:
             return None
         torch.set_num_threads(self._config.learner.torch_threads)  # a thread's own setting, and this is a new one
-        return self._learner.run(seconds)
+        stats = self._learner.run(seconds)
+        queues = stats.queues | {"priorities": self._priorities.calls_in_flight}
+        return replace(stats, queues=queues)
 
     def save(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
         """None before `begin`."""
@@ -117,7 +119,8 @@ class ActorRole:
     def pulse(self) -> Pulse:
         """A sign of life, also while the rate limiter keeps the actor waiting."""
         waits = self._sink.waits or self._weights.waits
-        return Pulse(moves=self._actor.batched_steps, waits=waits, slow_s=self._slow_s)
+        pushes = self._sink.fragments_in_flight
+        return Pulse(pushes=pushes, moves=self._actor.batched_steps, waits=waits, slow_s=self._slow_s)
 
 
 class EvaluatorRole:

@@ -26,6 +26,7 @@ from drqn_dist.network.q_network import QNetwork
 from drqn_dist.training.memory import STORE_BYTES, processes
 from drqn_dist.training.serial import next_multiple
 from drqn_dist.training.session import Report, Saved, journal_folders, never, next_incarnation
+from learner.learner import LearnerStats
 from learner.train_state import load_network
 from replay_server.replay import ReplayStats, total_stats
 
@@ -327,6 +328,7 @@ class RaySession:
                 role.moved_s = now
         elif kind == "run" and role is self._learner:
             role.moved(now, (role.moves or 0) + 1)
+        self._gauge(role, pulse if pulse is not None else result)
         if pulse is not None:
             role.process, role.node = pulse.process, pulse.node
         if pulse is not None and pulse.note and role.kind is not RoleKind.REPLAY:
@@ -347,6 +349,18 @@ class RaySession:
         elif kind == "run":
             self.agent_steps += result.agent_steps
             self._report.actors.append(result)
+
+    def _gauge(self, role: Role, told: Any) -> None:
+        """Notes what a pulse or the learner tells of queues and memory."""
+        found: dict[str, float] = {}
+        if isinstance(told, Pulse | LearnerStats):
+            found[f"memory/{role.kind.name.lower()}_mb"] = told.resident_bytes / 1e6
+        if isinstance(told, LearnerStats):
+            found |= {f"queues/{name}": size for name, size in told.queues.items()}
+        elif isinstance(told, Pulse) and role.kind is RoleKind.ACTOR:
+            found["queues/pushes"] = told.pushes
+        gauges = self._report.gauges
+        gauges.update({tag: max(value, gauges.get(tag, 0.0)) for tag, value in found.items()})
 
     def _fail(self, role: Role, cause: str, alive: bool, error: RayError | None = None) -> None:
         """Carries out the failure policy's decision; once per death, though several pieces may have died with it.
