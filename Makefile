@@ -6,6 +6,7 @@
 # make gpu-test       what the learner does on a GPU, against the CPU; skipped where there is none
 # make chaos          kills and stops all processes of a Pong run, twenty minutes
 # make soak-test      32 actors on this machine for some minutes
+# make growth-test    an hour of Pong at full speed: no process grows
 # make venv    the set-up alone
 #
 # PYTHON=/path/to/python3.11 names the interpreter (3.11 or newer), ARGS="--seed 1" goes on to `drqn-dist train`.
@@ -15,7 +16,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: pong test chaos cluster-test gpu-test soak-test check venv clean
+.PHONY: pong test chaos cluster-test gpu-test soak-test growth-test check venv clean
 
 pong: $(STAMP)
 	$(BIN)/drqn-dist train --preset pong-cpu $(ARGS)
@@ -35,6 +36,9 @@ chaos: $(STAMP)
 
 soak-test: $(STAMP)
 	DRQN_SOAK_TEST=1 $(BIN)/python -m pytest tests/soak -rs -s
+
+growth-test: $(STAMP)
+	DRQN_GROWTH_TEST=1 $(BIN)/python -m pytest tests/soak/test_growth.py -rs -s -n0
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

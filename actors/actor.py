@@ -115,6 +115,11 @@ class Actor:
         self._stats = ActorStats()
         self._watch = Stopwatch()
 
+    @property
+    def batched_steps(self) -> int:
+        """So far; may be asked from another thread."""
+        return self._batched_steps
+
     def step(self) -> int:
         """One batched environment step; now and then pushes the fragments completed so far (and may block there).
 

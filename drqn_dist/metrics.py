@@ -25,6 +25,11 @@ Every line of `metrics.jsonl` holds `agent_steps`, `frames` and `wall_s`, and an
     replay/journal_bytes       of its journal on the disk
     replay/journal_missed      fragments that the journal could not take (a full disk), since the replay was started
     replay/sample_age_updates  updates between the policy that acted in a window and the learner that trains it
+    queues/pushes              fragments that an actor has pushed and that are not acknowledged; the most of all actors
+    queues/priorities          calls with priorities that the replay has not acknowledged
+    queues/updates             updates whose results are on their way from the GPU
+    queues/draws               prepared draws that wait for the learner
+    memory/<role>_mb           resident memory of driver, learner, replay, evaluator, actor; the most of all such, MB
     actors/policy_lag_updates  updates between the acting policy and the learner
     time/updates               learner updates so far
     time/waiting_for_replay    share of the learner's time without a batch, 0..1
@@ -46,9 +51,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from drqn_dist.errors import RunFolderError
 
 FILE_NAME = "metrics.jsonl"
+
+
+def resident_bytes() -> int:
+    """Of this process."""
+    return int(psutil.Process().memory_info().rss)
 
 
 class MetricsLog:

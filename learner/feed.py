@@ -259,6 +259,11 @@ class Feed:
                 self._admit(item)
         return bool(self._ready)
 
+    @property
+    def waiting(self) -> int:
+        """Prepared draws."""
+        return self._queue.qsize()
+
     def get_state(self) -> State:
         """What a feed of the same draws needs to prepare the same batches; between two draws, without a thread."""
         assert not self._ready

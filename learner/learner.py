@@ -2,7 +2,7 @@
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from drqn_dist.config import TrainConfig
 from drqn_dist.errors import CheckpointError, ConfigError, DrqnError
 from drqn_dist.interfaces import EnvSpec, PrioritySink, WindowSource
-from drqn_dist.metrics import Stopwatch
+from drqn_dist.metrics import Stopwatch, resident_bytes
 from drqn_dist.network.torso import make_torso
 from learner.feed import Batch, Feed, measures_frames
 from learner.frame_store import StorePlan
@@ -66,6 +66,10 @@ class LearnerStats:
     """ΔQ at the last trained step."""
     churn: float = float("nan")
     """Share of greedy actions that one update changes."""
+    queues: dict[str, int] = field(default_factory=dict)
+    """What waits in each, by name."""
+    resident_bytes: int = 0
+    """Of its process."""
 
 
 def resolve_device(name: str) -> torch.device:
@@ -175,6 +179,8 @@ class Learner:
             wall_s=wall_s,
             cpu_s=cpu_s,
             told_s=time.time(),
+            queues={"updates": len(self._outbox), "draws": self.feed.waiting},
+            resident_bytes=resident_bytes(),
         )
         self._reset_stats()
         return stats

@@ -27,6 +27,10 @@ class Outbox:
         self._under_way: deque[tuple[Tensor, torch.cuda.Event, Callable[[Array], None]]] = deque()
         self._free: list[Tensor] = []
 
+    def __len__(self) -> int:
+        """Tensors under way."""
+        return len(self._under_way)
+
     def post(self, tensor: Tensor, take: Callable[[Array], None]) -> None:
         """Sends a float32 tensor; `take` is called with it, as an array that is its own to keep, in order."""
         if tensor.device.type != "cuda":

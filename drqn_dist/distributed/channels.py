@@ -18,13 +18,14 @@ import ray
 from ray.exceptions import ActorUnavailableError, ObjectLostError, RayActorError, RayTaskError
 
 from drqn_dist.interfaces import SHARD_STRIDE, FragmentInbox, Held, WeightSnapshot, WindowDraws
+from drqn_dist.metrics import resident_bytes
 from replay_server.shards import ShardAnswer, ShardLedger, Split
 from replay_server.stats import ReplayStats
 
 RAY: Any = ray
 """Ray's annotations do not know all of its own options."""
 PRIORITIES_IN_FLIGHT = 16
-"""Calls with priorities sent but not acknowledged, before the learner waits."""
+"""Calls with priorities sent to a shard but not acknowledged, before the learner waits."""
 RETRY_PERIOD_S = 0.2
 ASK_S = 0.1
 """How long a shard may wait for its rate limiter before it answers that it must, and hears what the others counted."""
@@ -45,6 +46,16 @@ class Pulse:
 
     process: int = field(default_factory=os.getpid)
     node: str = field(default_factory=_node_id)
+    resident_bytes: int = field(default_factory=resident_bytes)
+    """Of its process."""
+    pushes: int = 0
+    """Actor: fragments in flight."""
+    moves: int = 0
+    """Actor, evaluator: steps since its process was started."""
+    waits: bool = False
+    """Actor, evaluator: for another role, so that standing still is no fault of its own."""
+    slow_s: float = 0.0
+    """Actor, evaluator: how long it took to make and reset its environments, which may happen again."""
     note: str = ""
     """Learner: where its frame store lies."""
     played: Any = None
@@ -72,8 +83,10 @@ class RemoteSink:
 
     def __init__(self, replay: Any, limit: int) -> None:
         self._replay, self._limit = replay, limit
+        self.waits = False
+        """For the replay."""
         self._in_flight: deque[tuple[ray.ObjectRef[None], list[bytes]]] = deque()
-        self._fragments_in_flight = 0
+        self.fragments_in_flight = 0
 
     def push(self, payloads: Sequence[bytes]) -> None:
         """Sends them in one call, or in several where that would be more than the limit.
@@ -83,15 +96,22 @@ class RemoteSink:
         """
         for first in range(0, len(payloads), self._limit):
             call = list(payloads[first : first + self._limit])
-            while self._fragments_in_flight + len(call) > self._limit:
+            while self.fragments_in_flight + len(call) > self._limit:
                 self._settle()
             self._in_flight.append((self._replay.push.remote(call), call))
-            self._fragments_in_flight += len(call)
+            self.fragments_in_flight += len(call)
 
     def _settle(self) -> None:
         """Waits until the oldest call is acknowledged."""
+        self.waits = True
+        try:
+            self._await_oldest()
+        finally:
+            self.waits = False
+
+    def _await_oldest(self) -> None:
         ref, call = self._in_flight.popleft()
-        self._fragments_in_flight -= len(call)
+        self.fragments_in_flight -= len(call)
         while True:
             try:
                 ray.get(ref)
@@ -225,11 +245,15 @@ class RemotePriorities:
         self._kept: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]] = []
         self._in_flight: deque[ray.ObjectRef[None]] = deque()
 
+    @property
+    def calls_in_flight(self) -> int:
+        return len(self._in_flight)
+
     def update_priorities(self, ids: npt.NDArray[np.int64], priorities: npt.NDArray[np.float64]) -> None:
         self._kept.append((ids, priorities))
         if len(self._kept) < self._updates_per_call:
             return
-        while len(self._in_flight) >= PRIORITIES_IN_FLIGHT * len(self._shards):
+        while len(self._in_flight) > (PRIORITIES_IN_FLIGHT - 1) * len(self._shards):  # one more for each may follow
             try:
                 ray.get(self._in_flight.popleft())
             except RayTaskError as error:
@@ -252,6 +276,8 @@ class RemoteWeights:
 
     def __init__(self, learner: Any) -> None:
         self._learner = learner
+        self.waits = False
+        """For the first weights."""
         self._request: ray.ObjectRef[list[ray.ObjectRef[WeightSnapshot]]] | None = None
 
     @property
@@ -261,8 +287,10 @@ class RemoteWeights:
     def latest(self, known_version: int) -> WeightSnapshot | None:
         if self._request is None:
             self._request = self._learner.latest.remote(known_version)
-        wait_s = 0 if known_version >= 0 else FIRST_WEIGHTS_S
-        if not ray.wait([self._request], timeout=wait_s)[0]:
+        self.waits = known_version < 0
+        ready, _ = ray.wait([self._request], timeout=FIRST_WEIGHTS_S if self.waits else 0)
+        self.waits = False
+        if not ready:
             return None
         request, self._request = self._request, None
         # A learner that is just being started again answers later; the old weights serve until then.

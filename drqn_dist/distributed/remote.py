@@ -7,8 +7,8 @@ A new replay or learner must not serve anyone before it has what the one before 
 
 import os
 import sys
+import time
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import ray
@@ -55,7 +55,7 @@ class LearnerRole:
         learner = config.learner
         seed = derive_seed(config.seed, "learner")
         source = RemoteSource(shards, learner.batch_windows, learner.unroll_steps, seed)
-        priorities = RemotePriorities(shards, config.batches_per_draw)
+        self._priorities = priorities = RemotePriorities(shards, config.batches_per_draw)
         self._plan = plan_frame_store(config, spec)
         self._learner = Learner(config, spec, source, priorities, self._publisher, self._plan, threaded=True)
 
@@ -75,7 +75,9 @@ class LearnerRole:
         if not self._begun:
             return None
         torch.set_num_threads(self._config.learner.torch_threads)  # a thread's own setting, and this is a new one
-        return self._learner.run(seconds)
+        stats = self._learner.run(seconds)
+        queues = stats.queues | {"priorities": self._priorities.calls_in_flight}
+        return replace(stats, queues=queues)
 
     def save(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
         """None before `begin`."""
@@ -103,8 +105,11 @@ class ActorRole:
         self, config: TrainConfig, index: int, replay: Any, learner: Any, agent_steps: int, incarnation: int
     ) -> None:
         self._config = config
-        sink = RemoteSink(replay, config.actor.max_pushes_in_flight)
-        self._actor = Actor(config, index, sink, RemoteWeights(learner), agent_steps, incarnation)
+        self._sink = RemoteSink(replay, config.actor.max_pushes_in_flight)
+        self._weights = RemoteWeights(learner)
+        start = time.monotonic()
+        self._actor = Actor(config, index, self._sink, self._weights, agent_steps, incarnation)
+        self._slow_s = time.monotonic() - start
 
     def run(self, seconds: float) -> ActorStats:
         torch.set_num_threads(self._config.actor.torch_threads)
@@ -113,7 +118,9 @@ class ActorRole:
     @ray.method(concurrency_group="pulse")
     def pulse(self) -> Pulse:
         """A sign of life, also while the rate limiter keeps the actor waiting."""
-        return Pulse()
+        waits = self._sink.waits or self._weights.waits
+        pushes = self._sink.fragments_in_flight
+        return Pulse(pushes=pushes, moves=self._actor.batched_steps, waits=waits, slow_s=self._slow_s)
 
 
 class EvaluatorRole:
@@ -125,6 +132,9 @@ class EvaluatorRole:
         self._config = config
         self._evaluators: dict[tuple[int, bool], Evaluator] = {}
         self._played: Played | None = None
+        self._moves = 0
+        self._waits = False
+        self._slow_s = 0.0
 
     def evaluate(self, source: Any, seed: int, episodes: int) -> Evaluation:
         """Plays with these weights (a WeightSnapshot), or with the newest of this learner (its handle)."""
@@ -134,17 +144,25 @@ class EvaluatorRole:
             acting = self._config.actor
             if given and self._config.env.id.startswith(ATARI):  # others may not bear threads
                 acting = replace(acting, env_threads=usable_cores())
+            start = time.monotonic()
             self._evaluators[episodes, given] = Evaluator(replace(self._config, actor=acting), episodes)
+            self._slow_s = max(self._slow_s, time.monotonic() - start)
+        self._waits = not given
         weights = source if given else newest_weights(source)
+        self._waits = False
         try:
-            return self._evaluators[episodes, given].evaluate(weights, seed, partial(setattr, self, "_played"))
+            return self._evaluators[episodes, given].evaluate(weights, seed, self._note)
         finally:
             self._played = None
+
+    def _note(self, played: Played) -> None:
+        self._played = played
+        self._moves += 1
 
     @ray.method(concurrency_group="pulse")
     def pulse(self) -> Pulse:
         """A sign of life while games are played, and how far they are."""
-        return Pulse(played=self._played)
+        return Pulse(moves=self._moves, waits=self._waits, slow_s=self._slow_s, played=self._played)
 
 
 def start_learner(config: TrainConfig, spec: EnvSpec, run: str, where: Placement) -> Any:

@@ -6,12 +6,20 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Literal
 
-Kind = Literal["begin", "run", "evaluate", "pulse"]
+Kind = Literal["begin", "run", "evaluate", "pulse", "save"]
 """Of a call."""
 
 
 RoleKind = Enum("RoleKind", ["LEARNER", "REPLAY", "ACTOR", "EVALUATOR"])
 """What a process does."""
+
+
+HANG_S = 20.0
+"""A role that gives no sign of life for so long is ended and started again, and so is one whose work stands still."""
+PATIENCE = 10.0
+"""... or for so many times the longest that it took so far: slow is not dead."""
+START_S = 300.0
+"""The same for a role that is just starting: it imports torch, and the machine may be busy."""
 
 
 @dataclass(eq=False)
@@ -28,6 +36,12 @@ class Role:
     """It was told what to go on from (learner, replay), or gave a first sign of life."""
     seen_s: float = 0.0
     """When it last answered, or was asked what it has not answered yet."""
+    moves: int | None = None
+    """Steps that its last pulse told, or pieces of work that it has answered; None before the first."""
+    moved_s: float = 0.0
+    """When they last grew, or it had a reason to wait, or was given work after a rest."""
+    slowest_s: float = 0.0
+    """The longest time that it took for an answer or a step."""
     started_s: float = 0.0
     """When Ray began to start it (learner, replay)."""
     process: int | None = None
@@ -42,6 +56,37 @@ class Role:
     """When it failed, and on which node it was then."""
     under_way: Counter[Kind] = field(default_factory=Counter)
     """Calls that it has not answered yet."""
+
+    def answered(self, now_s: float) -> None:
+        """It gave a sign of life."""
+        if self.moves is not None:
+            self.slowest_s = max(self.slowest_s, now_s - self.seen_s)
+        self.seen_s, self.begun = now_s, True
+
+    def moved(self, now_s: float, moves: int) -> None:
+        """So far had it come when it last answered; the first time, what came before is not counted as slow."""
+        if moves != self.moves:
+            if self.moves is not None:
+                self.slowest_s = max(self.slowest_s, now_s - self.moved_s)
+            self.moves, self.moved_s = moves, now_s
+
+    def started_anew(self, now_s: float) -> None:
+        """Another process takes its place; nothing is known of it yet."""
+        self.begun, self.process, self.node, self.started_s = False, None, None, now_s
+        self.moves, self.slowest_s = None, 0.0
+
+    def hangs(self, now_s: float, hang_s: float) -> str:
+        """What is wrong with a role that keeps silent, or whose process answers while its work stands still; nothing
+        where all is well. What was slow before may be as slow again, and longer."""
+        limit = max(hang_s, PATIENCE * self.slowest_s)
+        silent, still = now_s - self.seen_s, now_s - self.moved_s
+        starts = not self.begun or (self.moves is None and self.kind is RoleKind.LEARNER)  # it compiles, or captures
+        if self.under_way.total() and silent > (START_S if starts else limit):
+            return f"no sign of life for {silent:.0f} s"
+        works = self.has_pulse and (self.under_way["run"] or self.under_way["evaluate"])
+        if works and still > (limit if self.moves is not None else START_S) and silent < limit / 2:
+            return f"its process answers, but no step was done for {still:.0f} s"
+        return ""
 
     @property
     def has_pulse(self) -> bool:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError, RayTaskError
+import torch
+from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
 from actors.evaluator import Evaluation, Played
 from drqn_dist.config import TrainConfig
@@ -17,7 +18,7 @@ from drqn_dist.distributed import remote, remote_replay
 from drqn_dist.distributed.channels import RAY, Pulse
 from drqn_dist.distributed.local_ray import LocalRay
 from drqn_dist.distributed.placement import Placement, check_device, living_nodes
-from drqn_dist.distributed.role import Kind, Role, RoleKind, decide
+from drqn_dist.distributed.role import HANG_S, START_S, Kind, Role, RoleKind, decide
 from drqn_dist.envs.make import env_spec
 from drqn_dist.errors import DrqnError, EnvFailedError, RoleFailedError
 from drqn_dist.interfaces import WeightSnapshot
@@ -25,6 +26,7 @@ from drqn_dist.network.q_network import QNetwork
 from drqn_dist.training.memory import STORE_BYTES, processes
 from drqn_dist.training.serial import next_multiple
 from drqn_dist.training.session import Report, Saved, journal_folders, never, next_incarnation
+from learner.learner import LearnerStats
 from learner.train_state import load_network
 from replay_server.stats import ReplayStats, total_stats
 
@@ -34,10 +36,12 @@ PIECES_QUEUED = 2
 """The next piece waits at the role before the present one ends, so that it never idles in between."""
 PULSE_S = 1.0
 """Roles that may rightly wait for others are asked for a sign of life this often."""
-HANG_S = 120.0
-"""A role that gives none for this long is ended and started again."""
-START_S = 300.0
-"""The same for a role that is just starting: it imports torch, and the machine may be busy."""
+ANSWER_S = 120.0
+"""How long the replay may take for an answer that the end of the run does not depend on."""
+SILENT_S = 5.0
+"""A shard that has been silent for so long may be what others wait for."""
+PAUSE_S = 5.0
+"""Between two looks of the supervisor. Nobody is blamed for a longer one: it was busy, or the machine stood still."""
 
 
 class RaySession:
@@ -56,7 +60,8 @@ class RaySession:
         """
         Args:
             folder: of the run, where the replay keeps its journal; on a cluster, as the replay's node sees it.
-            hang_s: a role that gives no sign of life for this long counts as dead.
+            hang_s: a role that gives no sign of life for this long, or whose work stands still, counts as dead
+                (`Role.hangs`).
 
         Raises:
             ConfigError: the environment or the cluster is not usable.
@@ -85,6 +90,7 @@ class RaySession:
         self._journals = journal_folders(config, folder)
         self._replay_stats: list[ReplayStats | None] = [None] * len(shards)
         self._next_eval = next_multiple(self._updates, config.eval.period_updates)
+        self._looked_s = time.monotonic()
         self._ray = LocalRay(config.address, cpus=processes(config), store_bytes=STORE_BYTES)
         self._placement: Placement | None = None
         try:
@@ -116,7 +122,7 @@ class RaySession:
         return report
 
     def save(self) -> Saved:
-        tensors, learner = self._ask_learner(lambda learner: learner.save.remote())
+        tensors, learner = self._learner_state()
         meta = {
             "learner": learner,
             "replay": self._replay_states,
@@ -145,7 +151,7 @@ class RaySession:
     def replay_cpu_s(self) -> float:
         """CPU seconds of all shards of the replay since they were started."""
         try:
-            return float(sum(ray.get([role.handle.cpu_s.remote() for role in self._replay], timeout=self._hang_s)))
+            return float(sum(ray.get([role.handle.cpu_s.remote() for role in self._replay], timeout=ANSWER_S)))
         except RayError as error:
             raise RoleFailedError(f"the replay did not answer: {_cause(error)}") from error
 
@@ -158,21 +164,32 @@ class RaySession:
         self._under_way.clear()
         self._ray.close()
 
-    def _ask_learner(self, call: Callable[[Any], Any]) -> Any:
-        """The answer of a learner that has begun. One that dies now comes back with what was saved before, and is asked
-        again; the failure policy has the limit."""
+    def _learner_state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """What a learner that has begun saves. One that dies or hangs now comes back with what was saved before, and is
+        asked again; the failure policy has the limit."""
+        role = self._learner
         while True:
-            self._turn_until(lambda: self._learner.begun, self._roles)
+            self._turn_until(lambda: role.begun, self._roles)
+            ref, failures = role.handle.save.remote(), len(role.failures)
+            if not role.under_way.total():
+                role.seen_s = time.monotonic()
+            role.under_way["save"] += 1
+            while not ray.wait([ref], timeout=0.05)[0] and len(role.failures) == failures:
+                self._turn(self._replay, 0.05)
+                self._judge(role)
+            if len(role.failures) > failures:
+                continue
+            role.under_way["save"] -= 1
             try:
-                answer = ray.get(call(self._learner.handle), timeout=self._hang_s)
+                answer: tuple[dict[str, torch.Tensor], dict[str, Any]] | None = ray.get(ref)
             except RayError as error:
                 if isinstance(error, RayTaskError) and isinstance(error.cause, DrqnError):
                     raise error.cause from error
-                self._fail(self._learner, _cause(error), alive=isinstance(error, GetTimeoutError | RayTaskError))
+                self._fail(role, _cause(error), alive=isinstance(error, RayTaskError))
                 continue
-            if answer:
+            if answer is not None:
                 return answer
-            self._fail(self._learner, "its process died", alive=False)
+            self._fail(role, "its process died", alive=False)
 
     def _turn_until(self, done: Callable[[], bool], roles: list[Role]) -> None:
         while not done():
@@ -186,6 +203,11 @@ class RaySession:
             RoleFailedError: one failed too often.
         """
         self._report.events += self._ray.check()
+        now = time.monotonic()
+        if (pause_s := now - self._looked_s) > PAUSE_S:
+            for role in self._roles:
+                role.seen_s, role.moved_s = role.seen_s + pause_s, role.moved_s + pause_s
+        self._looked_s = now
         for role in roles:
             if time.monotonic() >= role.not_before_s:
                 self._hand_out(role)
@@ -201,14 +223,19 @@ class RaySession:
             if ref in self._under_way:  # an answer before it may have ended the role
                 self._collect(ref)
         for role in roles:
-            limit = self._hang_s if role.begun else START_S
-            silent = time.monotonic() - role.seen_s
-            if role.under_way.total() and silent > limit:
-                if not role.begun and (lack := self._lacks(role)):
-                    role.seen_s = role.started_s = time.monotonic()
-                    self._report.events.append(f"{role.name} waits for {lack}")
-                else:
-                    self._fail(role, f"no sign of life for {silent:.0f} s", alive=True)
+            self._judge(role)
+
+    def _judge(self, role: Role) -> None:
+        """Replaces a role that hangs."""
+        now = time.monotonic()
+        if role is self._learner and any(not shard.begun or shard.hangs(now, SILENT_S) for shard in self._replay):
+            role.seen_s = now  # it waits for a shard; that one alone is to blame
+        cause = role.hangs(now, self._hang_s)
+        if cause and not role.begun and (lack := self._lacks(role)):
+            role.seen_s = role.started_s = now
+            self._report.events.append(f"{role.name} waits for {lack}")
+        elif cause:
+            self._fail(role, cause, alive=True)
 
     def _lacks(self, role: Role) -> str:
         """What a role that has not begun cannot start without, if that is why it is silent."""
@@ -293,7 +320,15 @@ class RaySession:
                 self._report.events.append(f"{role.name} is back, and {took or 'fills again'}")
             elif took:
                 self._report.events.append(f"{role.name} {took}")
-        role.seen_s, role.begun = now, True
+        role.answered(now)
+        if pulse is not None and role.has_pulse:
+            role.slowest_s = max(role.slowest_s, pulse.slow_s)
+            role.moved(now, pulse.moves)
+            if pulse.waits:
+                role.moved_s = now
+        elif kind == "run" and role is self._learner:
+            role.moved(now, (role.moves or 0) + 1)
+        self._gauge(role, pulse if pulse is not None else result)
         if pulse is not None:
             role.process, role.node = pulse.process, pulse.node
         if pulse is not None and pulse.note and role.kind is not RoleKind.REPLAY:
@@ -314,6 +349,18 @@ class RaySession:
         elif kind == "run":
             self.agent_steps += result.agent_steps
             self._report.actors.append(result)
+
+    def _gauge(self, role: Role, told: Any) -> None:
+        """Notes what a pulse or the learner tells of queues and memory."""
+        found: dict[str, float] = {}
+        if isinstance(told, Pulse | LearnerStats):
+            found[f"memory/{role.kind.name.lower()}_mb"] = told.resident_bytes / 1e6
+        if isinstance(told, LearnerStats):
+            found |= {f"queues/{name}": size for name, size in told.queues.items()}
+        elif isinstance(told, Pulse) and role.kind is RoleKind.ACTOR:
+            found["queues/pushes"] = told.pushes
+        gauges = self._report.gauges
+        gauges.update({tag: max(value, gauges.get(tag, 0.0)) for tag, value in found.items()})
 
     def _fail(self, role: Role, cause: str, alive: bool, error: RayError | None = None) -> None:
         """Carries out the failure policy's decision; once per death, though several pieces may have died with it.
@@ -346,7 +393,7 @@ class RaySession:
             if alive:
                 _kill(role, for_good=False)
                 role.not_before_s = now + max(decision.delay_s, 1.0)  # the old process must not get the next call
-        role.begun, role.process, role.node, role.started_s = False, None, None, role.not_before_s
+        role.started_anew(role.not_before_s)
         if role.kind is RoleKind.ACTOR:
             self._incarnations[role.index] = next_incarnation(self._folder, max(self._incarnations) + 1)
         if role is self._learner:
@@ -361,8 +408,11 @@ class RaySession:
     def _expect(self, role: Role, kind: Kind, ref: Any) -> None:
         # Pulses go out one at a time: a silent role is judged from its oldest unanswered one, not from what it did
         # before the supervisor itself was busy elsewhere (an evaluation may take minutes).
+        now = time.monotonic()
         if kind == "pulse" or not role.under_way.total():
-            role.seen_s = time.monotonic()
+            role.seen_s = now
+        if kind != "pulse" and not (role.under_way["run"] or role.under_way["evaluate"]):
+            role.moved_s = now  # it rested
         self._under_way[ref] = (role, kind)
         role.under_way[kind] += 1
 

@@ -13,7 +13,8 @@ import psutil
 
 from actors.actor import ActorStats
 from drqn_dist.config import TrainConfig
-from drqn_dist.distributed.supervisor import START_S, RaySession
+from drqn_dist.distributed.role import START_S
+from drqn_dist.distributed.supervisor import RaySession
 from drqn_dist.envs.make import env_spec
 from drqn_dist.errors import ConfigError, RoleFailedError
 from drqn_dist.scaling.points import Point

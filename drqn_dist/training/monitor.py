@@ -12,6 +12,7 @@ import numpy as np
 from actors.actor import ActorStats, Episode
 from actors.evaluator import Evaluation
 from drqn_dist.config import TrainConfig
+from drqn_dist.metrics import resident_bytes
 from drqn_dist.training.session import Report
 from learner.learner import LearnerStats
 
@@ -105,6 +106,8 @@ class Monitor:
             "charts/episodic_length": _mean(e.steps for e in self._episodes),
             **_learner_values(report.learner),
             **_actor_values(report.actors),
+            **report.gauges,
+            "memory/driver_mb": resident_bytes() / 1e6,
         }
         lag = self._lag.of(report)
         if lag is not None:

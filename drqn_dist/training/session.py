@@ -27,6 +27,8 @@ class Report:
     """In order; several pieces of work may have finished."""
     replay: ReplayStats | None = None
     evaluations: list[Evaluation] = field(default_factory=list)
+    gauges: dict[str, float] = field(default_factory=dict)
+    """Queues and memory of the roles by tag, the most of those of a kind."""
     notes: list[str] = field(default_factory=list)
     """What the roles say of how they were set up."""
     events: list[str] = field(default_factory=list)

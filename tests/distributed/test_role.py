@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from drqn_dist.distributed.role import MAX_FAILURES, WINDOW_S, Role, RoleKind, decide
-from drqn_dist.distributed.supervisor import HANG_S, START_S
+from drqn_dist.distributed.role import HANG_S, MAX_FAILURES, START_S, WINDOW_S, Role, RoleKind, decide
 
 
 @pytest.mark.parametrize(
@@ -56,3 +55,78 @@ def test_a_node_that_leaves_is_no_failure_of_its_roles() -> None:
     decision = decide("actor 3", [1.0] * 99, 1.0, "it died", node_lost=True)
     assert (decision.action, decision.delay_s) == ("restart", 0.0)
     assert decision.reason == "actor 3 went with its node, starting it again where there is room: it died"
+
+
+def acting(**changes: float) -> Role:
+    """An actor that had done 7 steps at 100 s, and has a piece of work under way."""
+    role = Role("actor 0", RoleKind.ACTOR, begun=True, seen_s=100.0, moves=7, moved_s=100.0)
+    role.under_way["run"] = 1
+    for name, value in changes.items():
+        setattr(role, name, value)
+    return role
+
+
+def test_silence_is_a_hang_after_the_limit_and_not_before() -> None:
+    assert acting().hangs(119.9, 20.0) == ""
+    assert acting().hangs(121.0, 20.0) == "no sign of life for 21 s"
+
+
+def test_work_that_stands_still_is_a_hang_though_the_process_answers() -> None:
+    role = acting(seen_s=119.0)
+    assert role.hangs(119.9, 20.0) == ""
+    assert role.hangs(121.0, 20.0) == "its process answers, but no step was done for 21 s"
+
+
+def test_a_silent_process_is_not_said_to_answer() -> None:
+    role = acting(seen_s=101.0)  # asked a second after its last step
+    assert role.hangs(120.5, 20.0) == ""
+    assert role.hangs(121.5, 20.0) == "no sign of life for 20 s"
+
+
+def test_who_has_nothing_to_do_does_not_hang() -> None:
+    role = acting(seen_s=119.0)
+    role.under_way.clear()
+    role.under_way["pulse"] = 1
+    assert role.hangs(138.0, 20.0) == "", "it rests, and answers"
+    role.under_way.clear()
+    assert role.hangs(1e6, 20.0) == "", "nothing was asked"
+
+
+def test_what_was_slow_before_may_be_ten_times_as_slow() -> None:
+    role = acting()
+    role.moved(107.0, 8)
+    role.moved(108.0, 9)
+    assert role.slowest_s == 7.0
+    role.answered(108.0)
+    assert role.slowest_s == 8.0, "the answer took from 100 to 108"
+    assert role.hangs(187.9, 20.0) == ""
+    assert role.hangs(188.1, 20.0) == "no sign of life for 80 s"
+
+
+def test_the_same_count_is_no_movement() -> None:
+    role = acting()
+    role.moved(150.0, 7)
+    assert role.moved_s == 100.0
+
+
+def test_who_starts_has_more_time_and_that_is_not_its_pace() -> None:
+    silent = acting(begun=False, moves=None)
+    assert silent.hangs(100.0 + START_S, 20.0) == ""
+    assert silent.hangs(101.0 + START_S, 20.0) == "no sign of life for 301 s"
+    silent.answered(350.0)
+    silent.moved(360.0, 1)
+    assert (silent.slowest_s, silent.moved_s) == (0.0, 360.0)
+    learner = Role("learner", RoleKind.LEARNER, begun=True, seen_s=100.0)  # its first piece compiles
+    learner.under_way["run"] = 2
+    assert learner.hangs(100.0 + START_S, 20.0) == ""
+    learner.moved(400.0, 1)
+    learner.answered(400.0)
+    assert learner.hangs(419.0, 20.0) == ""
+    assert learner.hangs(400.0 + 10 * 300.0 + 1.0, 20.0) != ""
+
+
+def test_a_replacement_begins_with_a_clean_record() -> None:
+    role = acting(slowest_s=50.0, process=3, node="here")
+    role.started_anew(200.0)
+    assert (role.begun, role.moves, role.slowest_s, role.process, role.node) == (False, None, 0.0, None, None)
+    assert role.started_s == 200.0

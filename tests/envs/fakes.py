@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from copy import deepcopy
+from pathlib import Path
 from typing import Any, ClassVar
 
 import gymnasium
@@ -145,6 +148,23 @@ class Fragile(Echo):
         return super().step(action)
 
 
+class Stuck(Echo):
+    """Its step never returns once there is such a file, which it removes; each `slow`-th step takes `slow_s`."""
+
+    def __init__(self, file: str, slow: int = 0, slow_s: float = 0.0, render_mode: str | None = None) -> None:
+        super().__init__()
+        self._file, self._slow, self._slow_s, self._all_steps = Path(file), slow, slow_s, 0
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        if self._file.exists():
+            self._file.unlink()
+            threading.Event().wait()
+        self._all_steps += 1
+        if self._slow and self._all_steps % self._slow == 0:
+            time.sleep(self._slow_s)
+        return super().step(action)
+
+
 class NeedsPackage(Echo):
     def __init__(self, render_mode: str | None = None) -> None:
         raise gymnasium.error.DependencyNotInstalled("Box3D is not installed,\nrun `pip install box3d`")
@@ -157,3 +177,4 @@ gymnasium.register(id="drqn_test/NeedsPackage-v0", entry_point="tests.envs.fakes
 gymnasium.register(id="drqn_test/Seeded-v0", entry_point="tests.envs.fakes:Seeded")
 gymnasium.register(id="drqn_test/SeededPairs-v0", entry_point="tests.envs.fakes:SeededPairs")
 gymnasium.register(id="drqn_test/Unrepeatable-v0", entry_point="tests.envs.fakes:Unrepeatable")
+gymnasium.register(id="drqn_test/Stuck-v0", entry_point="tests.envs.fakes:Stuck")
