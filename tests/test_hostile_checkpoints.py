@@ -153,6 +153,14 @@ def test_a_checkpoint_whose_facts_cannot_be_is_refused_before_anything_starts(
         go_on(run)
 
 
+LIMITER = {
+    "inserted_steps": 9,
+    "counted_steps": 9,
+    "sampled_steps": 9,
+    "filled_steps": 9,
+    "debt": 16,
+    "bounds": ["8", "1"],
+}
 IMPOSSIBLE: list[tuple[str, Any, str]] = [
     ("learner", None, "learner is None, but must be a table"),
     ("learner.updates", 1.5, "learner.updates is 1.5, which cannot be"),
@@ -163,6 +171,8 @@ IMPOSSIBLE: list[tuple[str, Any, str]] = [
     ("replay", {}, "replay is {}, but must be a list"),
     ("replay.0", 3, "replay[0] is 3, but must be a table"),
     ("replay.0.limiter.debt", "0", "replay[0].limiter.debt is '0', which cannot be"),
+    ("replay.0.limiter", LIMITER | {"debt": 17}, "the debt is 17 with a tolerance of 1, which cannot be"),
+    ("replay.0.limiter", LIMITER | {"debt": -(2**61)}, f"the debt is {-(2**61):,} with a tolerance of 1, which"),
     ("replay.0.limiter.bounds", [1], "replay[0].limiter.bounds is [1], which cannot be"),
     ("replay.0.sampler.largest", float("inf"), "replay[0].sampler.largest is inf, which cannot be"),
     ("replay.0.sampler.rng", {"bit_generator": "PCG64"}, "replay[0].sampler.rng is {'bit_generator': 'PCG64'}, which"),
@@ -197,6 +207,19 @@ def test_a_fact_that_cannot_be_is_named_with_its_file(
         resumed_state(run, run.config)
 
 
+def test_a_debt_that_is_near_its_tolerance_and_any_with_other_bounds_are_possible(
+    session: tuple[RunFolder, Saved],
+) -> None:
+    run, saved = session
+    for limiter in (
+        LIMITER,
+        LIMITER | {"debt": 2**61, "bounds": ["8", "1/3"]},
+        LIMITER | {"debt": 2**61, "bounds": []},
+    ):
+        run.checkpoints.write(2, saved.tensors, with_fact(saved.meta, "replay.0.limiter", limiter))
+        assert resumed_state(run, run.config).meta["replay"][0]["limiter"] == limiter
+
+
 @pytest.mark.parametrize("name", ["learner", "agent_steps", "incarnation", "replay"])
 def test_a_fact_that_lacks_is_named(session: tuple[RunFolder, Saved], name: str) -> None:
     run, saved = session
@@ -210,6 +233,34 @@ def test_a_tree_of_any_size_takes_no_more_memory_than_the_replay_may_need(sessio
     run.checkpoints.write(2, saved.tensors, with_fact(saved.meta, "replay.0.sampler.capacity", 2**61))
     with little_memory():
         assert go_on(run) == []
+
+
+@pytest.mark.parametrize("name", ["network.head.weight", "target.head.weight", "optimizer.0.exp_avg"])
+def test_weights_that_are_no_fractions_are_refused(session: tuple[RunFolder, Saved], name: str) -> None:
+    run, saved = session
+    run.checkpoints.write(2, saved.tensors | {name: saved.tensors[name].to(torch.int64)}, saved.meta)
+    with pytest.raises(CheckpointError, match=rf"{name} is of shape .* of torch\.int64 there and of shape .*\) here"):
+        go_on(run)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("actor 0/buffer/rows/length", torch.tensor([0, 10]), "hold [0, 10] steps; 0 to 8 fit here"),
+        ("actor 0/buffer/rows/length", torch.tensor([-1, 0]), "hold [-1, 0] steps"),
+        ("actor 0/buffer/rows/states", torch.zeros(2, 8, 1, 16, dtype=torch.float64), "float64 [2, 8, 1, 16]"),
+        ("actor 0/buffer/rows/states", torch.zeros(2, 7, 1, 16), "float32 [2, 7, 1, 16], but float32 [2, 8, 'S', 'H']"),
+        ("published/vector", torch.zeros(3), "'vector' is float32 [3], but float32"),
+    ],
+)
+def test_a_state_of_actors_that_cannot_be_is_said(
+    session: tuple[RunFolder, Saved], name: str, value: torch.Tensor, said: str
+) -> None:
+    run, saved = session
+    run.checkpoints.write(2, saved.tensors | {f"serial.{name}": value}, saved.meta)
+    (note,) = go_on(run)
+    assert note.startswith("actors begin new games: ")
+    assert said in note
 
 
 OTHERS = st.builds(

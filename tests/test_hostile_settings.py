@@ -256,6 +256,25 @@ def test_arguments_of_any_kind_are_understood_or_refused(tmp_path: Path, words: 
             json.dumps(asdict(parse_train(argv, "drqn-dist train").config))
 
 
+ABSURD_ARGUMENTS = {
+    "lists in lists": ("--env.kwargs", "[" * DEEP, "env.kwargs"),
+    "tables in tables": ("--env.kwargs", '{"a":' * 500 + "1" + "}" * 500, "env.kwargs"),
+    "an argument of 5000 digits": ("--env.kwargs", '{"a": ' + "9" * 5_000 + "}", "env.kwargs"),
+    "a seed of 5000 digits": ("--seed", "9" * 5_000, "seed"),
+    "a seed of 4000 digits": ("--seed", "9" * 4_000, "seed is 9"),
+    "NaN": ("--eval.settled-training-return", "nan", "eval.settled_training_return is nan"),
+    "infinite": ("--eval.settled-training-return", "1e999", "eval.settled_training_return is inf"),
+    "no preset": ("--preset", "", "unknown preset ''"),
+}
+
+
+@pytest.mark.parametrize("what", ABSURD_ARGUMENTS)
+def test_an_absurd_argument_is_refused(what: str) -> None:
+    flag, value, message = ABSURD_ARGUMENTS[what]
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        parse_train([flag, value], "drqn-dist train")
+
+
 @pytest.mark.parametrize("text", ["9" * 5_000, "1,,2", "²", "-1", "0", "1;2", "1 2", "٣٣٣٣٣٣٣٣٣٣", "nan", ""])
 def test_numbers_of_actors_that_cannot_be_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="--actors is ") as refused:
