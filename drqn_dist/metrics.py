@@ -53,7 +53,8 @@ from typing import Any
 
 import psutil
 
-from drqn_dist.errors import RunFolderError
+from drqn_dist.errors import RunFolderError, shown
+from drqn_dist.reading import parse_json
 
 FILE_NAME = "metrics.jsonl"
 
@@ -114,16 +115,18 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     """
     path = run / FILE_NAME
     try:
-        text = path.read_text(encoding="utf-8")
+        content = path.read_bytes()
     except OSError as error:
         raise RunFolderError(f"{run} has no {FILE_NAME}: {error.strerror}; is it a run folder?") from error
     lines: list[dict[str, Any]] = []
-    for number, raw in enumerate(text.splitlines(), start=1):
+    for number, raw in enumerate(content.splitlines(), start=1):
         try:
-            line = json.loads(raw)
+            line = parse_json(raw.decode())
             steps = line["agent_steps"]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            if not text.endswith("\n") and number == text.count("\n") + 1:
+            if not isinstance(steps, int | float):
+                raise TypeError(f"agent_steps is {shown(steps)}")
+        except (ValueError, KeyError, TypeError) as error:
+            if not content.endswith(b"\n") and number == content.count(b"\n") + 1:
                 break
             raise RunFolderError(f"line {number} of {path} is no line of metrics; remove it") from error
         while lines and lines[-1]["agent_steps"] > steps:

@@ -77,6 +77,13 @@ def test_a_checkpoint_of_before_there_were_checksums_is_read(tmp_path: Path) -> 
     assert tensors["network.weight"].is_contiguous()
 
 
+def test_a_checksum_counts_whatever_version_the_file_says_it_is(tmp_path: Path) -> None:
+    header = {"format": "drqn-dist-checkpoint", "version": "3", "meta": "{}", "sha256": "0" * 64}
+    safetensors.torch.save_file(_tensors(), tmp_path / "c", header)
+    with pytest.raises(CheckpointError, match="is damaged: its SHA-256 is "):
+        load(tmp_path / "c")
+
+
 def test_the_checksum_is_that_of_all_that_the_file_says(tmp_path: Path) -> None:
     """Worked out here by hand, from the file as another program reads it."""
     save(tmp_path / "c", {"b": torch.tensor([1.0, 2.0]), "a": torch.tensor([[3]], dtype=torch.uint8)}, {"n": 1})

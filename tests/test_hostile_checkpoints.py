@@ -153,6 +153,65 @@ def test_a_checkpoint_whose_facts_cannot_be_is_refused_before_anything_starts(
         go_on(run)
 
 
+IMPOSSIBLE: list[tuple[str, Any, str]] = [
+    ("learner", None, "learner is None, but must be a table"),
+    ("learner.updates", 1.5, "learner.updates is 1.5, which cannot be"),
+    ("learner.inserted_steps", -1, "learner.inserted_steps is -1, which cannot be"),
+    ("agent_steps", 2**62, f"agent_steps is {2**62}, which cannot be"),
+    ("incarnation", True, "incarnation is True, which cannot be"),
+    ("replay", [], "replay is [], but must be a list with an entry for each shard"),
+    ("replay", {}, "replay is {}, but must be a list"),
+    ("replay.0", 3, "replay[0] is 3, but must be a table"),
+    ("replay.0.limiter.debt", "0", "replay[0].limiter.debt is '0', which cannot be"),
+    ("replay.0.limiter.bounds", [1], "replay[0].limiter.bounds is [1], which cannot be"),
+    ("replay.0.sampler.largest", float("inf"), "replay[0].sampler.largest is inf, which cannot be"),
+    ("replay.0.sampler.rng", {"bit_generator": "PCG64"}, "replay[0].sampler.rng is {'bit_generator': 'PCG64'}, which"),
+    ("replay.0.counts.rejected", None, "replay[0].counts.rejected is None, which cannot be"),
+    ("monitor.episodes.0.score", "1", "monitor.episodes[0].score is '1', which cannot be"),
+    ("monitor.evaluations.0", [1, []], "monitor.evaluations[0] is [1, []], which cannot be"),
+    ("wall_s", float("nan"), "wall_s is nan, which cannot be"),
+    ("starts", [], "starts is [], which cannot be"),
+    ("turn", 0.5, "turn is 0.5, which cannot be"),
+    ("serial", [], "serial is [], which cannot be"),
+]
+
+
+def with_fact(meta: dict[str, Any], name: str, value: Any) -> dict[str, Any]:
+    """The same, where the entry of this name has that value."""
+    meta = json.loads(json.dumps(meta))
+    *way, last = (int(key) if key.isdecimal() else key for key in name.split("."))
+    place: Any = meta
+    for key in way:
+        place = place[key]
+    place[last] = value
+    return meta
+
+
+@pytest.mark.parametrize(("name", "value", "message"), IMPOSSIBLE)
+def test_a_fact_that_cannot_be_is_named_with_its_file(
+    session: tuple[RunFolder, Saved], name: str, value: Any, message: str
+) -> None:
+    run, saved = session
+    path = run.checkpoints.write(2, saved.tensors, with_fact(saved.meta, name, value))
+    with pytest.raises(CheckpointError, match=re.escape(f"{path} cannot be gone on from: {message}")):
+        resumed_state(run, run.config)
+
+
+@pytest.mark.parametrize("name", ["learner", "agent_steps", "incarnation", "replay"])
+def test_a_fact_that_lacks_is_named(session: tuple[RunFolder, Saved], name: str) -> None:
+    run, saved = session
+    run.checkpoints.write(2, saved.tensors, {key: value for key, value in saved.meta.items() if key != name})
+    with pytest.raises(CheckpointError, match=f"it lacks {name}|{name} is None"):
+        resumed_state(run, run.config)
+
+
+def test_a_tree_of_any_size_takes_no_more_memory_than_the_replay_may_need(session: tuple[RunFolder, Saved]) -> None:
+    run, saved = session
+    run.checkpoints.write(2, saved.tensors, with_fact(saved.meta, "replay.0.sampler.capacity", 2**61))
+    with little_memory():
+        assert go_on(run) == []
+
+
 OTHERS = st.builds(
     lambda shape, dtype: torch.ones(shape).to(dtype),
     st.lists(st.integers(0, 3), max_size=3),

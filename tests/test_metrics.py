@@ -49,12 +49,16 @@ def test_a_resumed_run_appends_after_dropping_a_line_cut_short_by_a_kill(tmp_pat
 def test_reading_skips_a_line_cut_short_and_lets_a_resumed_run_replace_what_it_repeats(tmp_path: Path) -> None:
     steps = [100, 200, 300, 150, 250]  # killed at 300, resumed from a checkpoint at 120
     text = "".join(json.dumps({"agent_steps": s, "order": i}) + "\n" for i, s in enumerate(steps))
-    (tmp_path / "metrics.jsonl").write_text(text + '{"agent_steps": 35')
+    (tmp_path / "metrics.jsonl").write_bytes(text.encode() + b'{"agent_steps": 35\0\xff')
     assert [(line["agent_steps"], line["order"]) for line in read_metrics(tmp_path)] == [(100, 0), (150, 3), (250, 4)]
 
 
-def test_a_broken_line_in_the_middle_is_named(tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").write_text('{"agent_steps": 1}\nrubbish\n{"agent_steps": 2}\n')
+@pytest.mark.parametrize(
+    "line",
+    [b"rubbish", b"\xff\xfe", b"[" * 100_000, b'{"agent_steps": "1"}', b'{"agent_steps": %s}' % (b"9" * 5_000), b"3"],
+)
+def test_a_broken_line_in_the_middle_is_named(tmp_path: Path, line: bytes) -> None:
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"agent_steps": 1}\n' + line + b'\n{"agent_steps": 2}\n')
     with pytest.raises(RunFolderError, match="line 2 of"):
         read_metrics(tmp_path)
 

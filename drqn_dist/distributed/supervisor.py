@@ -127,9 +127,10 @@ class RaySession:
 
     def save(self) -> Saved:
         tensors, learner = self._learner_state()
+        self._ask_replay()
         meta = {
             "learner": learner,
-            "replay": self._replay_states,
+            "replay": list(self._replay_states),
             "incarnation": max(self._incarnations),
             "agent_steps": self.agent_steps,
         }
@@ -201,6 +202,18 @@ class RaySession:
             if answer is not None:
                 return answer
             self._fail(role, "its process died", alive=False)
+
+    def _ask_replay(self) -> None:
+        """Takes the counters of all shards anew. Those of their last pulses are up to a second older than what the
+        learner saved; it has rested since then, so that these are of the same moment, but for what it had drawn ahead.
+        A shard that does not answer soon keeps those of its last pulse."""
+        asked = {role.handle.pulse.remote(): role for role in self._replay if role.begun}
+        if not asked:
+            return
+        for ref in ray.wait(list(asked), num_returns=len(asked), timeout=PULSE_S)[0]:
+            with contextlib.suppress(RayError):  # its next pulse tells too
+                if (pulse := ray.get(ref)) is not None:
+                    self._replay_states[asked[ref].index] = pulse.state
 
     def _turn_until(self, done: Callable[[], bool], roles: list[Role]) -> None:
         while not done():

@@ -15,6 +15,7 @@ from rich.console import Console
 from drqn_dist.config import EnvConfig
 from drqn_dist.envs.make import env_spec
 from drqn_dist.errors import ConfigError, RoleFailedError, RunFolderError
+from drqn_dist.reading import parse_json
 from drqn_dist.studies.cell import read_outcome
 from drqn_dist.studies.study import Cell, Study
 from drqn_dist.training.memory import usable_cores
@@ -152,8 +153,8 @@ def _share_done(runs: Path, cell: Cell) -> float:
     with open(newest, "rb") as file:
         file.seek(max(0, newest.stat().st_size - 8192))
         lines = file.read().split(b"\n")[:-1]
-    with suppress(IndexError, ValueError, KeyError):  # nothing whole yet
-        return min(1.0, float(json.loads(lines[-1])["agent_steps"] / cell.config.total_steps))
+    with suppress(IndexError, ValueError, KeyError, TypeError):  # nothing whole yet
+        return min(1.0, float(parse_json(lines[-1].decode())["agent_steps"] / cell.config.total_steps))
     return 0.0
 
 

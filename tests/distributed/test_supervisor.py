@@ -131,3 +131,26 @@ def test_what_was_saved_is_evaluated_and_nobody_trains_meanwhile(local_ray: None
         again = session.save()
         assert all(torch.equal(again.tensors[name], tensor) for name, tensor in saved.tensors.items())
         until(lambda: sum(stats.new_updates for stats in session.advance(0.5).learner) > 0, "updates again")
+
+
+def test_what_is_saved_is_of_one_moment(local_ray: None, tmp_path: Path) -> None:
+    """What the replay counts as sampled is what the learner has trained on, and what it had drawn ahead: two draws that
+    wait and one on its way, each of as many batches as there are shards."""
+    config = maze_config(
+        tmp_path,
+        mode="ray",
+        actors=2,
+        total_steps=10**9,
+        learner={"batches_per_draw": 1},
+        replay={"shards": 2, "samples_per_insert": 16.0},
+    )
+    steps = config.learner.batch_windows * config.learner.unroll_steps
+    with closing(RaySession(config)) as session:
+        until(lambda: sum(stats.new_updates for stats in session.advance(0.5).learner) > 0, "updates")
+        ahead = []
+        for _ in range(4):
+            trained = session.save()
+            sampled = sum(state["limiter"]["sampled_steps"] for state in trained.meta["replay"])
+            ahead.append(sampled // steps - trained.meta["learner"]["updates"])
+            session.advance(0.7)
+    assert all(0 <= batches <= 3 * config.batches_per_draw for batches in ahead), ahead
