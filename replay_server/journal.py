@@ -281,7 +281,7 @@ def rewritten(folder: Path) -> Iterator[Path]:
     What is killed in between leaves the old one; `settle` tidies up after it, and was called before.
     """
     new, old = _beside(folder)
-    new.mkdir(parents=True)
+    new.mkdir()
     try:
         yield new
     except BaseException:

@@ -51,11 +51,11 @@ class Pulse:
     pushes: int = 0
     """Actor: fragments in flight."""
     moves: int = 0
-    """Actor, evaluator: steps since its process was started."""
+    """Actor, evaluator: batched steps since its process was started."""
     waits: bool = False
     """Actor, evaluator: for another role, so that standing still is no fault of its own."""
     slow_s: float = 0.0
-    """Actor, evaluator: how long it took to make and reset its environments, which may happen again."""
+    """Actor: how long it took to make and reset its environments; a reset may take as long again."""
     note: str = ""
     """Learner: where its frame store lies."""
     played: Any = None
@@ -64,6 +64,10 @@ class Pulse:
     """Replay: what it holds."""
     state: dict[str, Any] | None = None
     """Replay: what a new one would need to go on counting."""
+
+
+def _unready(refs: list[Any]) -> list[Any]:
+    return RAY.wait(refs, num_returns=len(refs), timeout=0)[1] if refs else []
 
 
 def await_restart(error: RayActorError) -> None:
@@ -86,7 +90,13 @@ class RemoteSink:
         self.waits = False
         """For the replay."""
         self._in_flight: deque[tuple[ray.ObjectRef[None], list[bytes]]] = deque()
-        self.fragments_in_flight = 0
+        self._fragments_in_flight = 0
+
+    @property
+    def unacknowledged(self) -> int:
+        """Fragments that the replay has not acknowledged; may be asked from another thread."""
+        sizes = {ref: len(call) for ref, call in list(self._in_flight)}
+        return sum(sizes[ref] for ref in _unready(list(sizes)))
 
     def push(self, payloads: Sequence[bytes]) -> None:
         """Sends them in one call, or in several where that would be more than the limit.
@@ -96,10 +106,10 @@ class RemoteSink:
         """
         for first in range(0, len(payloads), self._limit):
             call = list(payloads[first : first + self._limit])
-            while self.fragments_in_flight + len(call) > self._limit:
+            while self._fragments_in_flight + len(call) > self._limit:
                 self._settle()
             self._in_flight.append((self._replay.push.remote(call), call))
-            self.fragments_in_flight += len(call)
+            self._fragments_in_flight += len(call)
 
     def _settle(self) -> None:
         """Waits until the oldest call is acknowledged."""
@@ -111,7 +121,7 @@ class RemoteSink:
 
     def _await_oldest(self) -> None:
         ref, call = self._in_flight.popleft()
-        self.fragments_in_flight -= len(call)
+        self._fragments_in_flight -= len(call)
         while True:
             try:
                 ray.get(ref)
@@ -246,8 +256,9 @@ class RemotePriorities:
         self._in_flight: deque[ray.ObjectRef[None]] = deque()
 
     @property
-    def calls_in_flight(self) -> int:
-        return len(self._in_flight)
+    def unacknowledged(self) -> int:
+        """Calls that no shard has acknowledged."""
+        return len(_unready(list(self._in_flight)))
 
     def update_priorities(self, ids: npt.NDArray[np.int64], priorities: npt.NDArray[np.float64]) -> None:
         self._kept.append((ids, priorities))
@@ -277,7 +288,7 @@ class RemoteWeights:
     def __init__(self, learner: Any) -> None:
         self._learner = learner
         self.waits = False
-        """For the first weights."""
+        """For the learner, or for weights on their way."""
         self._request: ray.ObjectRef[list[ray.ObjectRef[WeightSnapshot]]] | None = None
 
     @property
@@ -287,10 +298,15 @@ class RemoteWeights:
     def latest(self, known_version: int) -> WeightSnapshot | None:
         if self._request is None:
             self._request = self._learner.latest.remote(known_version)
-        self.waits = known_version < 0
-        ready, _ = ray.wait([self._request], timeout=FIRST_WEIGHTS_S if self.waits else 0)
-        self.waits = False
-        if not ready:
+        self.waits = True
+        try:
+            return self._answer(FIRST_WEIGHTS_S if known_version < 0 else 0)
+        finally:
+            self.waits = False
+
+    def _answer(self, timeout_s: float) -> WeightSnapshot | None:
+        assert self._request is not None
+        if not ray.wait([self._request], timeout=timeout_s)[0]:
             return None
         request, self._request = self._request, None
         # A learner that is just being started again answers later; the old weights serve until then.

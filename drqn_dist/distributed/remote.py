@@ -76,7 +76,7 @@ class LearnerRole:
             return None
         torch.set_num_threads(self._config.learner.torch_threads)  # a thread's own setting, and this is a new one
         stats = self._learner.run(seconds)
-        queues = stats.queues | {"priorities": self._priorities.calls_in_flight}
+        queues = stats.queues | {"priorities": self._priorities.unacknowledged}
         return replace(stats, queues=queues)
 
     def save(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
@@ -119,7 +119,7 @@ class ActorRole:
     def pulse(self) -> Pulse:
         """A sign of life, also while the rate limiter keeps the actor waiting."""
         waits = self._sink.waits or self._weights.waits
-        pushes = self._sink.fragments_in_flight
+        pushes = self._sink.unacknowledged
         return Pulse(pushes=pushes, moves=self._actor.batched_steps, waits=waits, slow_s=self._slow_s)
 
 
@@ -134,7 +134,6 @@ class EvaluatorRole:
         self._played: Played | None = None
         self._moves = 0
         self._waits = False
-        self._slow_s = 0.0
 
     def evaluate(self, source: Any, seed: int, episodes: int) -> Evaluation:
         """Plays with these weights (a WeightSnapshot), or with the newest of this learner (its handle)."""
@@ -144,16 +143,14 @@ class EvaluatorRole:
             acting = self._config.actor
             if given and self._config.env.id.startswith(ATARI):  # others may not bear threads
                 acting = replace(acting, env_threads=usable_cores())
-            start = time.monotonic()
             self._evaluators[episodes, given] = Evaluator(replace(self._config, actor=acting), episodes)
-            self._slow_s = max(self._slow_s, time.monotonic() - start)
         self._waits = not given
-        weights = source if given else newest_weights(source)
-        self._waits = False
         try:
+            weights = source if given else newest_weights(source)
+            self._waits = False
             return self._evaluators[episodes, given].evaluate(weights, seed, self._note)
         finally:
-            self._played = None
+            self._played, self._waits = None, False
 
     def _note(self, played: Played) -> None:
         self._played = played
@@ -162,7 +159,7 @@ class EvaluatorRole:
     @ray.method(concurrency_group="pulse")
     def pulse(self) -> Pulse:
         """A sign of life while games are played, and how far they are."""
-        return Pulse(moves=self._moves, waits=self._waits, slow_s=self._slow_s, played=self._played)
+        return Pulse(moves=self._moves, waits=self._waits, played=self._played)
 
 
 def start_learner(config: TrainConfig, spec: EnvSpec, run: str, where: Placement) -> Any:

@@ -37,7 +37,7 @@ class Role:
     seen_s: float = 0.0
     """When it last answered, or was asked what it has not answered yet."""
     moves: int | None = None
-    """Steps that its last pulse told, or pieces of work that it has answered; None before the first."""
+    """Batched steps that its last pulse told, or updates of the learner; None before the first answer."""
     moved_s: float = 0.0
     """When they last grew, or it had a reason to wait, or was given work after a rest."""
     slowest_s: float = 0.0
@@ -59,7 +59,7 @@ class Role:
 
     def answered(self, now_s: float) -> None:
         """It gave a sign of life."""
-        if self.moves is not None:
+        if self.moves:
             self.slowest_s = max(self.slowest_s, now_s - self.seen_s)
         self.seen_s, self.begun = now_s, True
 
@@ -80,11 +80,12 @@ class Role:
         where all is well. What was slow before may be as slow again, and longer."""
         limit = max(hang_s, PATIENCE * self.slowest_s)
         silent, still = now_s - self.seen_s, now_s - self.moved_s
-        starts = not self.begun or (self.moves is None and self.kind is RoleKind.LEARNER)  # it compiles, or captures
+        starts = not self.begun or (self.kind is RoleKind.LEARNER and not self.moves)  # it compiles, or captures
         if self.under_way.total() and silent > (START_S if starts else limit):
             return f"no sign of life for {silent:.0f} s"
-        works = self.has_pulse and (self.under_way["run"] or self.under_way["evaluate"])
-        if works and still > (limit if self.moves is not None else START_S) and silent < limit / 2:
+        works = self.has_pulse and self.begun and (self.under_way["run"] or self.under_way["evaluate"])
+        # The first step may have to make its environments.
+        if works and still > (limit if self.moves else START_S) and silent < limit / 2:
             return f"its process answers, but no step was done for {still:.0f} s"
         return ""
 

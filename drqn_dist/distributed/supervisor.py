@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 import torch
-from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError, RayTaskError
 
 from actors.evaluator import Evaluation, Played
 from drqn_dist.config import TrainConfig
@@ -37,10 +37,10 @@ PIECES_QUEUED = 2
 PULSE_S = 1.0
 """Roles that may rightly wait for others are asked for a sign of life this often."""
 ANSWER_S = 120.0
-"""How long the replay may take for an answer that the end of the run does not depend on."""
+"""How long an answer that is ready may be on its way, and the replay's CPU time may take."""
 SILENT_S = 5.0
 """A shard that has been silent for so long may be what others wait for."""
-PAUSE_S = 5.0
+PAUSE_S = 2.0
 """Between two looks of the supervisor. Nobody is blamed for a longer one: it was busy, or the machine stood still."""
 
 
@@ -91,6 +91,8 @@ class RaySession:
         self._replay_stats: list[ReplayStats | None] = [None] * len(shards)
         self._next_eval = next_multiple(self._updates, config.eval.period_updates)
         self._looked_s = time.monotonic()
+        self._failed: DrqnError | None = None
+        """What went wrong while the learner was asked for its state, if the run cannot go on."""
         self._ray = LocalRay(config.address, cpus=processes(config), store_bytes=STORE_BYTES)
         self._placement: Placement | None = None
         try:
@@ -109,6 +111,8 @@ class RaySession:
             raise
 
     def advance(self, seconds: float, stopping: Callable[[], bool] = never) -> Report:
+        if self._failed is not None:
+            raise self._failed
         deadline = time.monotonic() + seconds
         while (
             self.agent_steps < self._config.total_steps
@@ -175,18 +179,25 @@ class RaySession:
             if not role.under_way.total():
                 role.seen_s = time.monotonic()
             role.under_way["save"] += 1
-            while not ray.wait([ref], timeout=0.05)[0] and len(role.failures) == failures:
-                self._turn(self._replay, 0.05)
-                self._judge(role)
+            try:
+                # Only whether it has answered: on a slow network a large state takes long to come.
+                while not RAY.wait([ref], timeout=0.05, fetch_local=False)[0] and len(role.failures) == failures:
+                    self._turn(self._replay, 0.05)
+                    self._judge(role)
+            except DrqnError as error:
+                self._failed = error  # maybe another role's, which a caller that does without a checkpoint must hear of
+                raise
+            finally:
+                if len(role.failures) == failures:  # otherwise it is forgotten already
+                    role.under_way["save"] -= 1
             if len(role.failures) > failures:
                 continue
-            role.under_way["save"] -= 1
             try:
-                answer: tuple[dict[str, torch.Tensor], dict[str, Any]] | None = ray.get(ref)
+                answer: tuple[dict[str, torch.Tensor], dict[str, Any]] | None = ray.get(ref, timeout=ANSWER_S)
             except RayError as error:
                 if isinstance(error, RayTaskError) and isinstance(error.cause, DrqnError):
                     raise error.cause from error
-                self._fail(role, _cause(error), alive=isinstance(error, RayTaskError))
+                self._fail(role, _cause(error), alive=isinstance(error, RayTaskError | GetTimeoutError))
                 continue
             if answer is not None:
                 return answer
@@ -216,11 +227,7 @@ class RaySession:
             RoleFailedError: one failed too often.
         """
         self._report.events += self._ray.check()
-        now = time.monotonic()
-        if (pause_s := now - self._looked_s) > PAUSE_S:
-            for role in self._roles:
-                role.seen_s, role.moved_s = role.seen_s + pause_s, role.moved_s + pause_s
-        self._looked_s = now
+        self._look()
         for role in roles:
             if time.monotonic() >= role.not_before_s:
                 self._hand_out(role)
@@ -231,6 +238,7 @@ class RaySession:
             return
         waiting = list(self._under_way)
         done, _ = ray.wait(waiting, timeout=seconds)
+        self._look()  # here it spends its time, and here a machine that stood still comes back
         done += [ref for ref in ray.wait(waiting, num_returns=len(waiting), timeout=0)[0] if ref not in done]
         for ref in done:
             if ref in self._under_way:  # an answer before it may have ended the role
@@ -238,14 +246,25 @@ class RaySession:
         for role in roles:
             self._judge(role)
 
+    def _look(self) -> None:
+        """Nobody is blamed for the time that the supervisor did not look."""
+        now = time.monotonic()
+        if (pause_s := now - self._looked_s) > PAUSE_S:
+            for role in self._roles:
+                role.seen_s, role.moved_s = role.seen_s + pause_s, role.moved_s + pause_s
+        self._looked_s = now
+
     def _judge(self, role: Role) -> None:
         """Replaces a role that hangs."""
-        now = time.monotonic()
-        if role is self._learner and any(not shard.begun or shard.hangs(now, SILENT_S) for shard in self._replay):
+        self._look()
+        now = self._looked_s
+        if role is self._learner and any(
+            not shard.begun or (shard.under_way.total() and now - shard.seen_s > SILENT_S) for shard in self._replay
+        ):
             role.seen_s = now  # it waits for a shard; that one alone is to blame
         cause = role.hangs(now, self._hang_s)
         if cause and not role.begun and (lack := self._lacks(role)):
-            role.seen_s = role.started_s = now
+            role.seen_s = role.moved_s = role.started_s = now
             self._report.events.append(f"{role.name} waits for {lack}")
         elif cause:
             self._fail(role, cause, alive=True)
@@ -283,7 +302,10 @@ class RaySession:
                 self._expect(role, "run", role.handle.run.remote(PIECE_S))
         due = time.monotonic() >= role.pulse_s + PULSE_S and not role.under_way["pulse"]
         if role.has_pulse and role.handle is not None and due:
-            role.pulse_s = time.monotonic()
+            now = time.monotonic()
+            if now - role.pulse_s > PULSE_S + PAUSE_S:  # nobody looked at its work meanwhile
+                role.moved_s = now
+            role.pulse_s = now
             self._expect(role, "pulse", role.handle.pulse.remote())
 
     def _evaluate_if_due(self) -> None:
@@ -336,11 +358,11 @@ class RaySession:
         role.answered(now)
         if pulse is not None and role.has_pulse:
             role.slowest_s = max(role.slowest_s, pulse.slow_s)
-            role.moved(now, pulse.moves)
             if pulse.waits:
                 role.moved_s = now
-        elif kind == "run" and role is self._learner:
-            role.moved(now, (role.moves or 0) + 1)
+            role.moved(now, pulse.moves)
+        elif kind == "run" and role is self._learner and result.new_updates:
+            role.moves = result.updates
         self._gauge(role, pulse if pulse is not None else result)
         if pulse is not None:
             role.process, role.node = pulse.process, pulse.node
@@ -437,7 +459,8 @@ class RaySession:
     def _end(self, role: Role) -> None:
         self._forget(role)
         _kill(role, for_good=True)
-        role.handle, role.begun = None, False
+        role.handle = None
+        role.started_anew(time.monotonic())
 
 
 def _cause(error: RayError) -> str:

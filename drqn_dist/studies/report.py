@@ -55,7 +55,8 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def write_report(study: Study, out: Path) -> str:
-    """Writes `README.md`, `curves.png` and `runs.csv` of the cells that have finished.
+    """Writes `README.md`, `curves.png` and `runs.csv` of the cells that have finished, and `elsewhere.png` where their
+    weights play in two or more other environments.
 
     Returns:
         the tables, as they stand in README.md.
@@ -73,6 +74,8 @@ def write_report(study: Study, out: Path) -> str:
     except OSError as error:
         raise RunFolderError(f"cannot write the report into {out}: {error.strerror or error}") from error
     _draw(study, finished, out / "curves.png")
+    if len(_places(finished)) > 1:
+        _draw_elsewhere(study, finished, out / "elsewhere.png")
     return tables
 
 
@@ -85,6 +88,8 @@ def _page(study: Study, finished: Finished, tables: str) -> str:
     if resumed:
         parts.append(f"Stopped, and gone on with a replay that had to fill again: {', '.join(resumed)}.")
     parts += [tables, "![Learning curves](curves.png)"]
+    if len(_places(finished)) > 1:
+        parts.append("![The same weights elsewhere](elsewhere.png)")
     parts.append(
         f"`drqn-dist study` made this page of `{study.name}.toml`. Lines are means of greedy evaluations over "
         "seeds, shades their lowest and highest. `cells/` holds each run's configuration, scores, curves, versions and "
@@ -194,16 +199,29 @@ def _table(study: Study, panel: str, finished: Finished) -> str:
 
 def _elsewhere(study: Study, panel: str, finished: Finished) -> str:
     """What the same weights came to in other environments: a row for each arm, mean, lowest and highest seed."""
-    names = list(dict.fromkeys(name for _, outcome in finished for name in outcome.elsewhere))
+    names = _places(finished)
     if not names:
         return ""
     lines = ["", "", "Elsewhere:", "", _row(["arm", *names]), _row(["---"] * (1 + len(names)))]
     for arm in study.arms:
-        outcomes = [outcome for cell, outcome in finished if (cell.panel, cell.arm) == (panel, arm)]
-        if outcomes:
-            means = [[float(np.mean(o.elsewhere[n]["scores"])) for o in outcomes if n in o.elsewhere] for n in names]
+        means = _means_elsewhere(panel, arm, finished)
+        if any(means):
             lines.append(_row([arm, *(_with_spread(values) if values else "" for values in means)]))
     return "\n".join(lines)
+
+
+def _places(finished: Finished) -> list[str]:
+    """Names of the other environments."""
+    return list(dict.fromkeys(name for _, outcome in finished for name in outcome.elsewhere))
+
+
+def _means_elsewhere(panel: str, arm: str, finished: Finished) -> list[list[float]]:
+    """For each place the mean return of every seed's weights."""
+    outcomes = [outcome for cell, outcome in finished if (cell.panel, cell.arm) == (panel, arm)]
+    return [
+        [float(np.mean(outcome.elsewhere[name]["scores"])) for outcome in outcomes if name in outcome.elsewhere]
+        for name in _places(finished)
+    ]
 
 
 def _row(cells: Sequence[str]) -> str:
@@ -264,6 +282,29 @@ def _draw(study: Study, finished: Finished, out: Path) -> None:
         for axes in drawn:
             if axes.get_legend_handles_labels()[0]:  # something has finished there
                 axes.legend(frameon=False, fontsize=8)
+
+
+def _draw_elsewhere(study: Study, finished: Finished, out: Path) -> None:
+    """Mean return of the same weights at each place, a line for each arm; bars span the seeds."""
+    places = _places(finished)
+    panels = [panel for panel in study.panels if any(cell.panel == panel for cell, _ in finished)]
+    with figure(out, (4.5, 3.6), 110, len(panels)) as drawn:
+        for axes, panel in zip(drawn, panels, strict=True):
+            for index, arm in enumerate(study.arms):
+                means = _means_elsewhere(panel, arm, finished)
+                known = [at for at, values in enumerate(means) if values]
+                if known:
+                    middle = np.array([np.mean(means[at]) for at in known])
+                    bars = [middle - [min(means[at]) for at in known], [max(means[at]) for at in known] - middle]
+                    colour = COLOURS[index % len(COLOURS)]
+                    axes.errorbar(known, middle, bars, color=colour, marker="o", markersize=4, capsize=3, label=arm)
+            axes.set_title(f"trained: {panel}" if len(study.panels) > 1 else panel, fontsize=10)
+            axes.set_xticks(range(len(places)), places)
+            axes.grid(alpha=0.25, linewidth=0.6)
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.legend(frameon=False, fontsize=8)
+        for axes in drawn[::PANELS_ACROSS]:
+            axes.set_ylabel("mean return of the same weights")
 
 
 def _draw_arm(axes: "Axes", arm: str, curves: list[Points], index: int) -> None:

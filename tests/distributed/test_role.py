@@ -116,13 +116,30 @@ def test_who_starts_has_more_time_and_that_is_not_its_pace() -> None:
     silent.answered(350.0)
     silent.moved(360.0, 1)
     assert (silent.slowest_s, silent.moved_s) == (0.0, 360.0)
+
+
+def test_the_first_step_may_have_to_make_environments() -> None:
+    role = acting(moves=0, seen_s=399.0)
+    assert role.hangs(399.0, 20.0) == ""
+    assert role.hangs(401.0, 20.0) == "its process answers, but no step was done for 301 s"
+    role.moved(130.0, 1)
+    assert role.slowest_s == 30.0, "and another may take as long"
+
+
+def test_who_waits_for_a_place_is_not_said_to_answer() -> None:
+    role = acting(begun=False, moves=None, moved_s=0.0, seen_s=399.0)
+    assert role.hangs(400.0, 20.0) == ""
+
+
+def test_the_first_piece_of_a_learner_is_not_its_pace() -> None:
     learner = Role("learner", RoleKind.LEARNER, begun=True, seen_s=100.0)  # its first piece compiles
     learner.under_way["run"] = 2
     assert learner.hangs(100.0 + START_S, 20.0) == ""
-    learner.moved(400.0, 1)
     learner.answered(400.0)
+    learner.moves = 1
+    assert learner.slowest_s == 0.0, "that was the first"
     assert learner.hangs(419.0, 20.0) == ""
-    assert learner.hangs(400.0 + 10 * 300.0 + 1.0, 20.0) != ""
+    assert learner.hangs(421.0, 20.0) == "no sign of life for 21 s"
 
 
 def test_a_replacement_begins_with_a_clean_record() -> None:

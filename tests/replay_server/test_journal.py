@@ -18,7 +18,7 @@ import pytest
 
 from replay_server import journal as journals
 from replay_server import segments
-from replay_server.segments import read_journal
+from replay_server.segments import Record, read_journal
 from replay_server.snapshot import read_snapshot
 from tests.replay_server.journaled import CONFIG, FullDisk, content, fill, killed, make_replay, pieces
 from tests.replay_server.test_replay import draw
@@ -39,6 +39,20 @@ def test_segments_go_once_they_are_evicted_and_the_disk_holds_little_more_than_t
     after = make_replay(config)
     after.begin(None, tmp_path / "j")
     assert content(after)[:3] == content(replay)[:3]
+
+
+def test_what_a_smaller_replay_has_no_room_for_leaves_the_disk(tmp_path: Path) -> None:
+    """140 fragments lie in segments of 64, 64 and 12; the last 13 have room."""
+    fill(tmp_path / "j", 140)
+    smaller = make_replay(replace(CONFIG, capacity_steps=100))
+    smaller.begin(None, tmp_path / "j")
+    assert smaller._journal is not None
+    smaller._journal.sync()
+    assert smaller.stats().fragments == 13
+    assert [path.name for path in segments.segment_paths(tmp_path / "j")] == [
+        f"{64:020d}.segment",
+        f"{128:020d}.segment",
+    ]
 
 
 class Killed(BaseException):
@@ -89,21 +103,24 @@ def test_a_rewritten_journal_is_on_the_disk_before_it_takes_the_name_and_the_old
     calls: list[tuple[str, ...]] = []
 
     def noting(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*paths: Path, **named: Any) -> Any:
-            calls.append((name, *(path.name for path in paths)))
-            return real(*paths, **named)
+        def call(*given: Any, **named: Any) -> Any:
+            calls.append((name, *(path.name for path in given if isinstance(path, Path))))
+            return real(*given, **named)
 
         return call
 
     folder = tmp_path / "j"
     folder.mkdir()
-    monkeypatch.setattr(journals, "sync_folder", noting("sync", journals.sync_folder))
-    monkeypatch.setattr(journals.os, "replace", noting("rename", os.replace))
-    monkeypatch.setattr(journals.shutil, "rmtree", noting("remove", shutil.rmtree))
-    with journals.rewritten(folder) as new:
-        (new / "of").write_text("new")
-        assert calls == []
+    with monkeypatch.context() as patched:
+        patched.setattr(journals, "sync_folder", noting("sync", journals.sync_folder))
+        patched.setattr(journals.os, "fdatasync", noting("sync", os.fdatasync))
+        patched.setattr(journals.os, "replace", noting("rename", os.replace))
+        patched.setattr(journals.shutil, "rmtree", noting("remove", shutil.rmtree))
+        journal = journals.write_anew(folder, 1, 60.0, [Record(0, 0, 8, 1, b"fragment")], b"priorities")
     assert calls == [
+        ("rename", "priorities.safetensors.tmp", "priorities.safetensors"),
+        ("sync",),
+        ("sync", "j.new"),
         ("sync", "j.new"),
         ("rename", "j", "j.old"),
         ("rename", "j.new", "j"),
@@ -111,7 +128,9 @@ def test_a_rewritten_journal_is_on_the_disk_before_it_takes_the_name_and_the_old
         ("remove", "j.old"),
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["j"]
-    assert (folder / "of").read_text() == "new"
+    assert journal.append(Record(1, 2, 16, 2, b"next"))
+    journal.close()
+    assert [record.payload for record in read_journal(folder).records] == [b"fragment", b"next"]
 
 
 @pytest.mark.parametrize(

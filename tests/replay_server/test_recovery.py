@@ -14,13 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from drqn_dist.codec import encode
 from drqn_dist.interfaces import Held
 from replay_server import journal as journals
 from replay_server import segments
 from replay_server.rate_limiter import Balance
 from replay_server.replay import Replay
-from replay_server.segments import read_journal
-from tests.replay_server.fragments import cut_episode
+from replay_server.segments import Record, read_journal
+from replay_server.snapshot import read_snapshot
+from tests.replay_server.fragments import cut_episode, make_fragment
 from tests.replay_server.journaled import CONFIG, MADE, FullDisk, content, fill, killed, make_replay, pieces
 from tests.replay_server.test_replay import SHAPE, draw
 from tests.replay_server.validity import check_replay
@@ -159,6 +161,30 @@ def test_who_goes_back_with_the_replay_has_it_as_it_was(tmp_path: Path) -> None:
     assert all(after.push(piece.payload) for piece in pieces(16)[8:])
 
 
+def test_who_goes_back_keeps_the_numbers_and_loses_what_came_later(tmp_path: Path) -> None:
+    """Four fragments of 30 steps when it was saved, four more after that; the first 8 steps do not count."""
+    before = fill(tmp_path / "j", 4)
+    state = before.save()
+    for piece in pieces(8)[4:]:
+        before.push(piece.payload)
+    killed(before)
+    after = make_replay()
+    after.begin(state, tmp_path / "j", exact=True)
+    assert [(s, after._store[s].first_window) for s in range(4)] == [(0, 0), (1, 2), (2, 4), (3, 6)]
+    assert (after._store.next_serial, after._sampler.next_id) == (4, 8)
+    assert after._limiter.balance() == Balance(filled_steps=30, debt=22, drawable=True)
+    assert after._log != before._log  # under which the numbers from 4 on had been others' fragments
+    assert [(r.serial, r.live) for r in read_journal(tmp_path / "j").records] == [(0, 1), (1, 2), (2, 3), (3, 4)]
+
+
+def test_in_serial_mode_a_snapshot_is_written_with_a_checkpoint_alone(tmp_path: Path) -> None:
+    replay = make_replay()
+    replay.begin(None, tmp_path / "j", exact=True)
+    replay.push(pieces(1)[0].payload)
+    replay.stop()
+    assert read_snapshot(tmp_path / "j" / journals.SNAPSHOT).stamp == (0, 0)  # of when it began
+
+
 def test_who_begins_anew_takes_nothing_of_an_older_journal(tmp_path: Path) -> None:
     """A serial run that was killed before its first checkpoint pushes all once more."""
     before = make_replay()
@@ -188,6 +214,86 @@ def test_a_smaller_replay_takes_the_newest_and_another_cut_takes_none(tmp_path: 
     assert note.endswith("40 fragments do not fit this configuration")
     assert other.stats().stored_steps == 0
     assert read_journal(tmp_path / "k").records == []
+
+
+def test_a_journal_written_anew_holds_only_what_is_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 12 fragments with 24 windows the last two have room, 8 and 6 steps: all 12 get new numbers, from 12 on, and
+    these two are the last of them."""
+    fill(tmp_path / "j", 12)
+    monkeypatch.setattr(segments, "_boot", lambda: b"another boot ...")
+    make_replay(replace(CONFIG, capacity_steps=16)).begin(None, tmp_path / "j")
+    first_window = 22 + 2**32  # the last fragment's was 22
+    assert read_journal(tmp_path / "j").records == [
+        Record(22, first_window + 20, inserted_steps=84, live=1, payload=pieces(12)[10].payload),
+        Record(23, first_window + 22, inserted_steps=90, live=2, payload=pieces(12)[11].payload),
+    ]
+
+
+def test_after_two_restarts_of_the_machine_priorities_are_still_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = fill(tmp_path / "j", 12)
+    before.update_priorities(draw(before, 16).ids, np.full(16, 5.0))
+    before.save()
+    for boot in (b"another boot ...", b"yet another one."):
+        monkeypatch.setattr(segments, "_boot", lambda boot=boot: boot)
+        after = make_replay()
+        after.begin(None, tmp_path / "j")
+        killed(after)
+        assert content(after)[2] == content(before)[2]
+
+
+@pytest.mark.parametrize("limit", ["max_fragment_bytes", "capacity_bytes"])
+def test_a_fragment_that_does_not_fit_any_more_is_left_out_and_the_others_get_new_numbers(
+    tmp_path: Path, limit: str
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (9, 10_000)).astype(np.uint8)
+    large = make_fragment(8, 2, (10_000,), observations=noise, actor_id=1)
+    before = fill(tmp_path / "j", 4)
+    before.push(encode(large))
+    before.push(pieces(5)[4].payload)
+    killed(before)
+    after = make_replay(replace(CONFIG, **{limit: 50_000}))
+    note = after.begin(before.get_state(), tmp_path / "j")
+    assert note.endswith("; 1 fragments do not fit this configuration")
+    assert [payload for _, payload in content(after)[0]] == [piece.payload for piece in pieces(5)]
+    assert after._store.oldest_serial == 6
+    assert [record.serial for record in read_journal(tmp_path / "j").records] == [6, 7, 8, 9, 10]
+
+
+def test_a_file_that_cannot_be_read_is_kept_and_costs_the_journal(tmp_path: Path) -> None:
+    before = fill(tmp_path / "j", 12)
+    (tmp_path / "j" / f"{12:020d}.segment").mkdir()
+    names = sorted(path.name for path in (tmp_path / "j").iterdir())
+    after = make_replay()
+    note = after.begin(before.get_state(), tmp_path / "j")
+    assert note.endswith(f"; keeps no journal in {tmp_path / 'j'}: a file of it could not be read, and is kept")
+    assert [payload for _, payload in content(after)[0]] == [piece.payload for piece in pieces(12)]
+    assert after.push(pieces(1, actor=1)[0].payload)
+    assert sorted(path.name for path in (tmp_path / "j").iterdir()) == names
+    assert read_journal(tmp_path / "j").records[-1].serial == 11
+
+
+def test_priorities_of_an_earlier_moment_serve_who_does_not_go_back(tmp_path: Path) -> None:
+    before = fill(tmp_path / "j", 8)
+    before.update_priorities(draw(before, 16).ids, np.full(16, 5.0))
+    before.save()
+    for piece in pieces(12)[8:]:
+        before.push(piece.payload)
+    killed(before)
+    after = make_replay()
+    after.begin(before.get_state(), tmp_path / "j")
+    assert content(after) == content(before)
+
+
+@pytest.mark.parametrize("exponent", [CONFIG.priority_exponent, 0.5])
+def test_what_was_evicted_is_still_known_as_a_duplicate(tmp_path: Path, exponent: float) -> None:
+    before = fill(tmp_path / "j", 4, replace(CONFIG, capacity_steps=16))
+    before.save()
+    after = make_replay(replace(CONFIG, capacity_steps=16, priority_exponent=exponent))
+    after.begin(before.get_state(), tmp_path / "j")
+    assert after._store.oldest_serial == 2
+    assert [after.push(piece.payload) for piece in pieces(5)] == [False, False, False, False, True]
 
 
 def test_another_boot_gives_new_numbers_because_the_disk_may_lack_what_was_drawn(
@@ -252,7 +358,7 @@ def test_numbers_are_never_used_twice_when_a_replay_dies_while_the_disk_is_full(
 
 
 def test_new_numbers_lie_above_all_that_journal_and_state_know(tmp_path: Path) -> None:
-    """Of 12 fragments with 24 windows; without a journal, ids had meanwhile come to 2^40."""
+    """Of 12 fragments with 24 windows; while the disk took nothing, ids had come to 2^40."""
     state = fill(tmp_path / "j", 12).get_state()
     assert state["sampler"]["next_id"] == 24
     state["sampler"]["next_id"] = 2**40
@@ -347,6 +453,17 @@ def test_who_cannot_go_on_bit_for_bit_is_told(tmp_path: Path) -> None:
     after = make_replay()
     note = after.begin(state, tmp_path / "j", exact=True)
     assert "the last 60 steps that had been inserted are not in it, so that this run will not be bit for bit" in note
+
+
+def test_fragments_that_were_stored_at_a_checkpoint_and_are_gone_are_told(tmp_path: Path) -> None:
+    before = fill(tmp_path / "j", 8)
+    state = before.save()
+    (path,) = (tmp_path / "j").glob("*.segment")
+    raw, first = path.read_bytes(), pieces(8)[0].payload
+    at, end = raw.index(first) - 44, raw.index(first) + len(first)
+    path.write_bytes(raw[:at] + raw[end:])
+    note = make_replay().begin(state, tmp_path / "j", exact=True)
+    assert "1 fragments that were stored then are not in it, so that this run will not be bit for bit" in note
 
 
 def test_weights_on_another_scale_are_left_out(tmp_path: Path) -> None:

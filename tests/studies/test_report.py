@@ -81,6 +81,18 @@ def test_what_the_weights_come_to_elsewhere_has_a_table_of_its_own(tmp_path: Pat
     finish(tmp_path, cells["small__gru-b32__1"], [0.5])
     text = write_report(study, tmp_path)
     assert "| arm | longer |\n| --- | --- |\n| GRU, B32 | 0.375 (0.25 to 0.5) |" in text
+    assert not (tmp_path / "elsewhere.png").exists(), "one place makes no picture"
+
+
+def test_two_places_elsewhere_make_a_picture(tmp_path: Path) -> None:
+    other = "[elsewhere.longer]\nenv.kwargs.size = 9\n[elsewhere.shorter]\nenv.kwargs.size = 5\n[axes.memory]"
+    study = load_study(write(tmp_path, TWO_GAMES.replace("[axes.memory]", other)))
+    cells = {cell.name: cell for cell in study.cells}
+    finish(tmp_path, cells["small__gru-b32__0"], [1.0])
+    finish(tmp_path, cells["small__gru-b32__1"], [0.5])
+    write_report(study, tmp_path)
+    assert (tmp_path / "elsewhere.png").stat().st_size > 1_000
+    assert "(elsewhere.png)" in (tmp_path / "README.md").read_text(encoding="utf-8")
 
 
 def test_a_study_of_which_nothing_has_finished_has_no_report(tmp_path: Path) -> None:
