@@ -55,6 +55,8 @@ def check_depth(value: Any) -> None:
     """
     level = [value]
     for _ in range(MOST_LEVELS + 1):
+        if not level:
+            return
         level = [
             inner
             for outer in level

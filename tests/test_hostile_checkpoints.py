@@ -171,8 +171,6 @@ IMPOSSIBLE: list[tuple[str, Any, str]] = [
     ("replay", {}, "replay is {}, but must be a list"),
     ("replay.0", 3, "replay[0] is 3, but must be a table"),
     ("replay.0.limiter.debt", "0", "replay[0].limiter.debt is '0', which cannot be"),
-    ("replay.0.limiter", LIMITER | {"debt": 17}, "the debt is 17 with a tolerance of 1, which cannot be"),
-    ("replay.0.limiter", LIMITER | {"debt": -(2**61)}, f"the debt is {-(2**61):,} with a tolerance of 1, which"),
     ("replay.0.limiter.bounds", [1], "replay[0].limiter.bounds is [1], which cannot be"),
     ("replay.0.sampler.largest", float("inf"), "replay[0].sampler.largest is inf, which cannot be"),
     ("replay.0.sampler.rng", {"bit_generator": "PCG64"}, "replay[0].sampler.rng is {'bit_generator': 'PCG64'}, which"),
@@ -207,17 +205,14 @@ def test_a_fact_that_cannot_be_is_named_with_its_file(
         resumed_state(run, run.config)
 
 
-def test_a_debt_that_is_near_its_tolerance_and_any_with_other_bounds_are_possible(
-    session: tuple[RunFolder, Saved],
-) -> None:
+def test_any_debt_is_possible(session: tuple[RunFolder, Saved]) -> None:
+    """Shards learn late of one another, and a learner that is away for long lets each run to its own bound."""
     run, saved = session
-    for limiter in (
-        LIMITER,
-        LIMITER | {"debt": 2**61, "bounds": ["8", "1/3"]},
-        LIMITER | {"debt": 2**61, "bounds": []},
-    ):
-        run.checkpoints.write(2, saved.tensors, with_fact(saved.meta, "replay.0.limiter", limiter))
-        assert resumed_state(run, run.config).meta["replay"][0]["limiter"] == limiter
+    limiter = LIMITER | {"debt": -1_000}
+    run.checkpoints.write(
+        saved.meta["learner"]["updates"], saved.tensors, with_fact(saved.meta, "replay.0.limiter", limiter)
+    )
+    assert resumed_state(run, run.config).meta["replay"][0]["limiter"] == limiter
 
 
 @pytest.mark.parametrize("name", ["learner", "agent_steps", "incarnation", "replay"])

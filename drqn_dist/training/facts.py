@@ -1,7 +1,7 @@
 """What a checkpoint says beside its tensors, and that it says it, before a session goes on from it."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,6 @@ from drqn_dist.errors import CheckpointError, shown
 
 _MOST = 2**62
 """No number comes near it; larger ones would overflow what is computed from them."""
-_FAR = 16
-"""Times its tolerance no debt comes near; shards, which learn late of one another, may exceed it a little."""
 
 
 def _count(value: Any) -> bool:
@@ -105,25 +103,11 @@ def check_facts(meta: Mapping[str, Any], path: Path) -> None:
         for shard, state in enumerate(states):
             if state is not None:  # one that had told nothing of itself yet
                 _check(state, _REPLAY, f"replay[{shard}]")
-        _check_debt([state["limiter"] for state in states if state is not None])
     except ValueError as error:
         raise CheckpointError(
-            f"{path} cannot be gone on from: {error}; it is damaged or of another version; resume from an earlier one"
+            f"{path} cannot be gone on from: {error}; it is damaged or of another version; move it away to resume from "
+            "an earlier one"
         ) from error
-
-
-def _check_debt(limiters: Sequence[Mapping[str, Any]]) -> None:
-    """With a debt far beyond its tolerance one side would wait, and the other go on, without end.
-
-    Raises:
-        ValueError: so it is.
-    """
-    debt = sum(limiter["debt"] for limiter in limiters)
-    for limiter in limiters:
-        tolerance = limiter["bounds"][-1] if limiter["bounds"] else ""
-        # A limiter with other bounds than these begins a balance of its own.
-        if tolerance.isdecimal() and len(tolerance) < 20 and abs(debt) > _FAR * int(tolerance):
-            raise ValueError(f"the debt is {debt:,} with a tolerance of {int(tolerance):,}, which cannot be")
 
 
 def _check(value: Any, rule: _Rule, name: str) -> None:
