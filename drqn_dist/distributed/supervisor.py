@@ -126,13 +126,14 @@ class RaySession:
         return report
 
     def save(self) -> Saved:
+        agent_steps = self.agent_steps  # as reported so far: what is collected meanwhile comes with the next report
         tensors, learner = self._learner_state()
         self._ask_replay()
         meta = {
             "learner": learner,
             "replay": list(self._replay_states),
             "incarnation": max(self._incarnations),
-            "agent_steps": self.agent_steps,
+            "agent_steps": agent_steps,
         }
         self._saved = Saved(tensors, meta)
         return self._saved

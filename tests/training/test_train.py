@@ -106,6 +106,7 @@ def test_checkpoints_are_written_on_the_way_and_only_the_newest_are_kept(done: D
 def test_metrics_have_steps_frames_time_and_known_tags(done: Done) -> None:
     lines = read_metrics(done.folder)
     documented = set(re.findall(r"^    (\w+/\w+)", drqn_dist.metrics.__doc__ or "", re.MULTILINE))
+    documented |= {f"memory/{role}_mb" for role in ("driver", "learner", "replay", "evaluator", "actor")}
     tags = {tag for line in lines for tag in line} - {"agent_steps", "frames", "wall_s"}
     # The last line's documented form is time/actor_<part>.
     assert {tag for tag in tags if not tag.startswith("time/actor_")} <= documented
