@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,15 +57,23 @@ def load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Reads a checkpoint: its tensors, on the CPU, and its metadata. Takes twice its size of memory for a moment.
 
     Raises:
-        CheckpointError: the file is missing, truncated, damaged, or not a checkpoint of this program and version.
+        CheckpointError: the file cannot be read, is damaged, or is no checkpoint of this program and version.
     """
+    return _parsed(_read(path), path)
+
+
+def _read(path: Path) -> bytes:
     try:
-        raw = path.read_bytes()  # not mapped: a bad sector would then be a signal, not an error
+        return path.read_bytes()  # not mapped: a bad sector would then be a signal, not an error
     except (OSError, MemoryError) as error:
         reason = "it does not fit into memory" if isinstance(error, MemoryError) else error.strerror or error
         raise CheckpointError(
-            f"could not read checkpoint {path}: {reason}; it is missing or unreadable; resume from an earlier one"
+            f"could not read checkpoint {path}: {reason}; try again, and if it stays so, move the file away to go on "
+            "from an earlier one"
         ) from error
+
+
+def _parsed(raw: bytes, path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     try:
         tensors = safetensors.torch.load(raw)
         header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")]).get("__metadata__") or {}
@@ -189,23 +197,33 @@ class CheckpointFolder:
                     aside.append(path.replace(path.with_name(path.name + _ASIDE)))
         return aside
 
-    def latest(self) -> Checkpoint | None:
-        """The newest checkpoint that can be read, or None where none was ever written.
+    def latest(self, check: Callable[[Mapping[str, Any], Path], None] | None = None) -> Checkpoint | None:
+        """The newest checkpoint that is whole, or None where none was ever written.
+
+        One that is damaged is skipped. One that the disk does not give is an error: at the next try it may be there,
+        and who goes on from an earlier one gives up what came after it.
+
+        Args:
+            check: raises a CheckpointError for metadata, of the file at the path, with which the caller cannot go on;
+                it is then skipped as well.
 
         Raises:
-            CheckpointError: there are checkpoints, but none is readable.
+            CheckpointError: there are checkpoints, but none is whole, or one could not be read.
         """
         failure: CheckpointError | None = None
         for updates, path in reversed(self.paths().items()):
+            raw = _read(path)
             try:
-                tensors, meta = load(path)
+                tensors, meta = _parsed(raw, path)
+                if check is not None:
+                    check(meta, path)
             except CheckpointError as error:
                 _log.warning("skipped a checkpoint: %s", error)
                 failure = error
                 continue
             return Checkpoint(path, updates, tensors, meta)
         if failure is not None:
-            raise CheckpointError(f"no checkpoint in {self.folder} can be read; the oldest one: {failure}") from failure
+            raise CheckpointError(f"no checkpoint in {self.folder} is whole; the oldest one: {failure}") from failure
         return None
 
     def _found(self, ending: str) -> dict[int, Path]:

@@ -1,19 +1,23 @@
-"""Priorities and seen numbers of a replay as one file beside its journal: arrays and JSON, nothing that can execute."""
+"""Priorities and seen numbers of a replay as one file beside its journal: arrays and JSON, nothing that can execute,
+and a checksum of both, so that a disk that returns other bytes than it was given is noticed."""
 
 import json
 import logging
+import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import safetensors
 import safetensors.numpy
 
+from drqn_dist.errors import shown
+from drqn_dist.reading import parse_json
 from replay_server.sum_tree import Floats
 
-_FORMAT = "drqn-dist-priorities-2"
+_FORMAT = "drqn-dist-priorities-3"
 _log = logging.getLogger(__name__)
 
 
@@ -41,8 +45,8 @@ class Snapshot:
             "seen_counts": np.array([len(some) for some in edges], np.int64),
             "seen_edges": np.array([edge for some in edges for edge in some], np.int64),
         }
-        facts = {"first_window": self.first_window, "stamp": list(self.stamp), "scale": self.scale}
-        meta = {"format": _FORMAT, "meta": json.dumps(facts)}
+        facts = json.dumps({"first_window": self.first_window, "stamp": list(self.stamp), "scale": self.scale})
+        meta = {"format": _FORMAT, "meta": facts, "crc32": str(_crc32(tensors, facts))}
         return bytes(safetensors.numpy.save(tensors, meta))
 
     def weights_of(self, first: int, count: int) -> Floats:
@@ -76,20 +80,34 @@ def load_snapshot(path: Path) -> Snapshot:
         OSError: the file is missing or cannot be read.
         ValueError: it is damaged.
     """
+    raw = path.read_bytes()  # not mapped: a bad sector would then be a signal, not an error
     try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            meta = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        arrays = safetensors.numpy.load(raw)
+        meta = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")]).get("__metadata__") or {}
+    except Exception as error:  # safetensors' own, or what numpy says to the types and shapes in arbitrary bytes
+        raise ValueError(shown(error)) from error
+    try:
         if meta.get("format") != _FORMAT:
-            raise ValueError(f"it is of format {meta.get('format')!r}, but this program reads {_FORMAT!r}")
-        facts = json.loads(meta["meta"])
+            raise ValueError(f"it is of format {shown(meta.get('format'))}, but this program reads {_FORMAT!r}")
+        if meta["crc32"] != str(_crc32(arrays, meta["meta"])):
+            raise ValueError("its checksum is not that of what it says")
+        facts = parse_json(meta["meta"])
         first_window, (inserted, sampled), scale = facts["first_window"], facts["stamp"], facts["scale"]
         if not all(type(number) is int and abs(number) < 2**62 for number in (first_window, inserted, sampled)):
-            raise ValueError(f"its numbers are {facts}")
+            raise ValueError(f"its numbers are {shown(facts)}")
         weights, seen = _checked(arrays)
         return Snapshot(first_window, (inserted, sampled), str(scale), weights, seen)
-    except (KeyError, TypeError, safetensors.SafetensorError) as error:
-        raise ValueError(str(error)) from error
+    except (KeyError, TypeError) as error:
+        raise ValueError(shown(error)) from error
+
+
+def _crc32(arrays: Mapping[str, npt.NDArray[np.generic]], facts: str) -> int:
+    """Over names, types, shapes and bytes of arrays, in the order of their names, and the facts' JSON."""
+    crc = zlib.crc32(facts.encode())
+    for name in sorted(arrays):
+        crc = zlib.crc32(f"{name} {arrays[name].dtype} {arrays[name].shape}\n".encode(), crc)
+        crc = zlib.crc32(arrays[name].tobytes(), crc)
+    return crc
 
 
 def _checked(arrays: dict[str, npt.NDArray[Any]]) -> tuple[Floats, dict[tuple[int, int], list[int]]]:

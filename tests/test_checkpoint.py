@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import resource
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -128,7 +130,7 @@ def test_a_truncated_checkpoint_is_refused(tmp_path: Path, kept_bytes: int) -> N
 
 
 def test_a_missing_checkpoint_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="missing"):
+    with pytest.raises(CheckpointError, match="No such file"):
         load(tmp_path / "none")
 
 
@@ -179,6 +181,46 @@ def test_a_truncated_newest_checkpoint_falls_back_to_the_one_before(
     assert "checkpoint_0000000002" in caplog.text
 
 
+def test_one_that_the_disk_does_not_give_is_an_error_and_no_reason_to_fall_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = CheckpointFolder(tmp_path, kept=2)
+    folder.write(1, _tensors(), {"n": 1})
+    newest, whole = folder.write(2, _tensors(), {"n": 2}), Path.read_bytes
+
+    def read_bytes(path: Path) -> bytes:
+        if path == newest:
+            raise OSError(errno.EIO, "Input/output error")
+        return whole(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_bytes", read_bytes)
+        with pytest.raises(CheckpointError, match=rf"{newest.name}: Input/output error; try again.* move"):
+            folder.latest()
+    latest = folder.latest()
+    assert latest is not None
+    assert latest.meta == {"n": 2}
+
+
+def test_one_whose_metadata_are_of_no_use_is_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def check(meta: Mapping[str, Any], path: Path) -> None:
+        if meta["n"] > wanted:
+            raise CheckpointError(f"{path.name} says {meta['n']}")
+
+    folder = CheckpointFolder(tmp_path, kept=3)
+    for updates in (1, 2, 3):
+        folder.write(updates, _tensors(), {"n": updates})
+    wanted = 1
+    with caplog.at_level(logging.WARNING):
+        latest = folder.latest(check)
+    assert latest is not None
+    assert (latest.updates, latest.meta) == (1, {"n": 1})
+    assert [message[-6:] for message in caplog.messages] == ["says 3", "says 2"]
+    wanted = 0
+    with pytest.raises(CheckpointError, match=r"the oldest one: checkpoint_0000000001\.safetensors says 1"):
+        folder.latest(check)
+
+
 def test_a_run_that_fell_back_does_not_lose_its_new_checkpoint_to_the_broken_one(tmp_path: Path) -> None:
     folder = CheckpointFolder(tmp_path, kept=1)
     folder.folder.joinpath("checkpoint_0000000100.safetensors").write_bytes(b"broken")
@@ -194,5 +236,5 @@ def test_no_checkpoint_at_all_is_none_and_none_readable_an_error(tmp_path: Path)
     assert folder.latest() is None
     (tmp_path / "checkpoint_0000000001.safetensors").write_bytes(b"broken")
     (tmp_path / "checkpoint_notes.txt").write_text("not a checkpoint")
-    with pytest.raises(CheckpointError, match=r"no checkpoint in .* can be read"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .* is whole"):
         folder.latest()

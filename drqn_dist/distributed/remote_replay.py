@@ -32,7 +32,14 @@ class ReplayRole:
         """Goes on from its journal and these counters, as far as there are any, and lets waiting pushes and samples
         in."""
         if not self._begun.is_set():
-            self._note = self._replay.begin(state, journal)
+            alone = journal is not None and not journal.parents[1].is_dir()
+            notes = [self._replay.begin(state, journal)]
+            if alone:
+                notes.append(
+                    "does not see the run's folder: its journal lies on its own node's disk and is lost with the node; "
+                    "let --run-dir be a disk that all nodes see"
+                )
+            self._note = "; ".join(filter(None, notes))
             self._begun.set()
         return Pulse(note=self._note)
 

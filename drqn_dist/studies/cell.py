@@ -22,6 +22,7 @@ from drqn_dist.metrics import read_metrics
 from drqn_dist.reading import read_json
 from drqn_dist.seeding import EVALUATION_SEED
 from drqn_dist.studies.study import Cell
+from drqn_dist.training.facts import check_facts
 
 CURVE_POINTS = 200
 """Of each learning curve that is kept."""
@@ -105,7 +106,6 @@ def run_cell(cell: Cell, out: Path, runs: Path, told_to_stop: threading.Event) -
     """
     # Torch takes seconds to import, and the parent has no use for it.
     from drqn_dist.experiments.evaluate import evaluate
-    from drqn_dist.training.facts import check_facts
     from drqn_dist.training.train import train
 
     place = runs / cell.name
@@ -125,7 +125,6 @@ def run_cell(cell: Cell, out: Path, runs: Path, told_to_stop: threading.Event) -
         run = open_run(path)
     else:
         run, checkpoint = found
-        check_facts(checkpoint.meta, checkpoint.path)
         if run.read_summary().stopped_by in ("signal", "unfinished"):
             rest = _with_time_left(replace(run.config, minutes=cell.config.minutes), checkpoint)
             train(rest, resume=run.path)
@@ -180,7 +179,7 @@ def _begun_run(folders: Iterable[Path], config: TrainConfig) -> tuple[RunFolder,
     for path in folders:
         with suppress(DrqnError):  # of another version, or stopped before there was anything to go on from
             run = open_run(path)
-            checkpoint = run.checkpoints.latest()
+            checkpoint = run.checkpoints.latest(check_facts)
             # A start after a stop has fewer minutes left; the first one had what the cell asks for.
             if set(differences(run.first_config(), config)) <= irrelevant and checkpoint is not None:
                 run.read_summary()

@@ -1,6 +1,6 @@
 """Where a run begins: with its own newest checkpoint, or with the weights of another run."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,12 @@ _COUNTED = ("duplicates", "rejected", "late_priorities")
 
 
 def resumed_state(run: RunFolder, config: TrainConfig) -> Saved:
-    """The newest checkpoint of a run that can be read, for a session of this configuration.
+    """The newest checkpoint of a run that is whole, for a session of this configuration.
 
     Raises:
-        CheckpointError: it has none, or what that says cannot be.
+        CheckpointError: it has none, or the newest one could not be read.
     """
-    checkpoint = _newest(run)
-    check_facts(checkpoint.meta, checkpoint.path)
+    checkpoint = _newest(run, check_facts)
     replay = fit_replay(checkpoint.meta["replay"], _shards(config))
     for state in replay:
         if state is not None:  # a tree has room for twice the windows that can be stored, which are fewer than steps
@@ -105,8 +104,8 @@ def initial_state(run: Path, config: TrainConfig, spec: EnvSpec) -> tuple[Saved,
     return Saved(state.to_tensors(), meta), note
 
 
-def _newest(run: RunFolder) -> Checkpoint:
-    checkpoint = run.checkpoints.latest()
+def _newest(run: RunFolder, check: Callable[[Mapping[str, Any], Path], None] | None = None) -> Checkpoint:
+    checkpoint = run.checkpoints.latest(check)
     if checkpoint is None:
         raise CheckpointError(f"{run.path} holds no checkpoint to go on from; start a new run")
     return checkpoint

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
 from contextlib import closing
 from dataclasses import replace
@@ -87,3 +88,25 @@ def test_a_learner_that_is_stopped_while_it_saves_is_replaced(local_ray: None, t
         run.reports.clear()
         run.goes_on()
         until(lambda: not process.is_running(), "the stopped process to be gone")
+
+
+def test_nobody_is_blamed_for_a_machine_that_stood_still(local_ray: None, tmp_path: Path) -> None:
+    """Roles and supervisor stand still for longer than a hang; the roles come back a second after the supervisor."""
+    with closing(RaySession(maze_config(tmp_path, mode="ray", total_steps=10**9), hang_s=HANG_S)) as session:
+        run = Run(session)
+        run.goes_on()
+        run.reports.clear()
+        processes = [process for name in ("Learner", "Replay", "Actor") for process in role_processes(name)]
+        assert len(processes) >= 3
+        for process in processes:
+            process.suspend()
+        back = threading.Timer(1.0, lambda: [process.resume() for process in processes])
+        try:
+            end = time.monotonic() + 1.5 * HANG_S
+            until(lambda: time.monotonic() >= end, "the end of the pause", 2 * HANG_S)
+        finally:
+            back.start()
+        steps = session.agent_steps + 100
+        run.advance_until(lambda: session.agent_steps >= steps, "agent steps to grow")
+        back.join()
+        assert run.events == []

@@ -78,6 +78,22 @@ def test_a_new_replay_serves_nobody_before_it_has_its_counters(tmp_path: Path, p
     assert after.pulse() == second
 
 
+def test_a_replay_whose_node_does_not_see_the_runs_folder_says_where_its_journal_is(
+    tmp_path: Path, payloads: list[bytes]
+) -> None:
+    for run, expected in (("seen", ""), ("not seen", "does not see the run's folder")):
+        journal = tmp_path / run / "replay" / "0"
+        if run == "seen":
+            (tmp_path / run).mkdir()
+        role = ReplayRole(maze_config(tmp_path), 0)
+        assert role.begin(None, journal).note.partition(":")[0] == expected
+        role.push(payloads[:10])
+        role._replay.stop()
+        again = ReplayRole(maze_config(tmp_path), 0)
+        assert again.begin(None, journal).note.startswith("took back ")
+        again._replay.stop()
+
+
 def test_a_replay_answers_what_it_is_told_of_others_and_of_the_learner(tmp_path: Path, payloads: list[bytes]) -> None:
     role = ReplayRole(maze_config(tmp_path, replay={"min_steps": 900, "shards": 2}, mode="ray", actors=2), 1)
     role.begin(None)
@@ -218,6 +234,7 @@ def test_priorities_of_several_updates_go_in_one_call_in_their_order(local_ray: 
     assert calls == [([1, 2, 2, 3], [0.1, 0.2, 0.2, 0.3])]
     sink.update_priorities(np.array([6, 7]), np.array([0.6, 0.7]))
     assert calls[1] == ([4, 5, 6, 7], [1.4, 1.5, 0.6, 0.7])
+    assert sink.unacknowledged == 0, "both were answered, though nobody has waited for them"
 
 
 @pytest.fixture(scope="module")
@@ -257,6 +274,7 @@ def test_more_fragments_than_may_be_in_flight_go_in_several_calls(local_ray: Non
     sink = RemoteSink(_Answers(push=calls.append), limit=4)
     sink.push([bytes([i]) for i in range(10)])
     assert [b"".join(call) for call in calls] == [bytes(range(4)), bytes(range(4, 8)), bytes(range(8, 10))]
+    assert sink.unacknowledged == 0, "all were answered, though nobody has waited for them"
 
 
 @pytest.mark.ray

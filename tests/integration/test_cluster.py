@@ -123,12 +123,19 @@ class Cluster:
         """Nodes, added ones included."""
         return sum(title.endswith("/raylet") for title in self._titles())
 
+    def kill_replay(self) -> None:
+        (replay,) = (process for process in self._processes() if _title(process).startswith("ray::ReplayRole"))
+        replay.kill()
+
     def _titles(self) -> list[str]:
-        titles = []
+        return [_title(process) for process in self._processes()]
+
+    def _processes(self) -> list[psutil.Process]:
+        processes = []
         for node in self.nodes:
             with suppress(psutil.Error):
-                titles += [_title(child) for child in psutil.Process(node.pid).children(recursive=True)]
-        return titles
+                processes += psutil.Process(node.pid).children(recursive=True)
+        return processes
 
     def close(self) -> None:
         for node in reversed(self.nodes):
@@ -171,7 +178,7 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_run_starts_with_what_is_there_grows_and_survives_the_loss_of_a_node(
+def test_a_run_starts_with_what_is_there_grows_and_survives_the_loss_of_a_node_and_of_the_replay(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     cluster.add(cpus=ROLES + 1)
@@ -203,6 +210,9 @@ def test_a_run_starts_with_what_is_there_grows_and_survives_the_loss_of_a_node(
         goes_on(2, "the actors that are left")
         cluster.add(cpus=1)
         goes_on(3, "the lost actor on another node")
+        cluster.kill_replay()
+        until(lambda: "replay is back, and took back" in output.read_text(), "the replay to read its journal")
+        goes_on(3, "a replay that is back")
         run.send_signal(signal.SIGINT)
         assert run.wait(120) == 0, output.read_text()
     finally:
