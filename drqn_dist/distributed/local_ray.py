@@ -42,6 +42,9 @@ NO_METRICS = {"RAY_enable_metrics_collection": "0", "AUTOSCALER_METRIC_PORT": "-
 """Environment of an own Ray: with the packages of `ray[default]` it would tell its metrics to everyone, on all
 addresses and without a token. It has no other way to turn these two ports off than one that does not exist."""
 OWN_RAY = ALLOCATOR | INLINE | NO_METRICS
+NO_TASK_EVENTS = {"RAY_task_events_report_interval_ms": "0"}
+"""Of an own Ray alone, which has no dashboard to show them: its GCS would keep the story of the last 100,000 calls, and
+grow by 10 MB a minute until it has so many."""
 
 
 class LocalRay:
@@ -87,7 +90,7 @@ class LocalRay:
         self._set("RAY_AUTH_MODE", "token")
         self._set("RAY_AUTH_TOKEN", secrets.token_hex(32))
         self._set("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        for name, value in OWN_RAY.items():
+        for name, value in (OWN_RAY | NO_TASK_EVENTS).items():
             self._set(name, value)
         reread_authentication()
         _remove_leftovers(Path(short_folder()))
