@@ -41,6 +41,8 @@ def use_run(folder: Path) -> None:
     json.dumps(run.read_description(), indent=2)
     with suppress(RunFolderError):  # a history that is not used otherwise
         json.dumps(asdict(run.first_config()))
+    with suppress(RunFolderError):
+        assert all(isinstance(steps, int) for steps in run.resumed_at())
     resumed_config(run.config, run.config, folder)
     run.go_on(replace(run.config, checkpoints_kept=7), 1, 2, [])
 

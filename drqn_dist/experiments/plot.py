@@ -43,6 +43,8 @@ class Curve(NamedTuple):
 
     training: Points
     evaluation: Points
+    resumed: list[float]
+    """x of where it went on after a stop."""
 
 
 def read_curve(run: Path, x: XAxis) -> Curve:
@@ -53,12 +55,17 @@ def read_curve(run: Path, x: XAxis) -> Curve:
     """
     column, scale = _X_COLUMNS[x]
     lines = read_metrics(run)
+    resumed = [
+        next(line[column] * scale for line in lines if line["agent_steps"] >= steps)
+        for steps in open_run(run).resumed_at()
+        if lines and lines[-1]["agent_steps"] >= steps
+    ]
 
     def points(tag: str) -> Points:
         found = [(line[column] * scale, line[tag]) for line in lines if tag in line]
         return np.array(found, dtype=np.float64).reshape(-1, 2)
 
-    curve = Curve(points(TRAINING_TAG), points(EVAL_TAG))
+    curve = Curve(points(TRAINING_TAG), points(EVAL_TAG), resumed)
     if not len(curve.training) and not len(curve.evaluation):
         raise RunFolderError(f"{run} holds no episode's return yet; wait until its first episodes have ended")
     return curve
@@ -68,7 +75,8 @@ def plot_runs(runs: Sequence[Path], out: Path, x: XAxis = "steps") -> None:
     """Draws the learning curves of `runs` into the PNG `out`.
 
     A thin line is one run; a thick one the mean over runs that differ in their seed alone, drawn as far as all of
-    them went; the shade spans their lowest to their highest; dots are greedy evaluations.
+    them went; the shade spans their lowest to their highest; dots are greedy evaluations. A dotted line is where a run
+    that is alone was resumed.
 
     Raises:
         RunFolderError: a run cannot be read, or `out` cannot be written.
@@ -177,6 +185,10 @@ def _draw_group(axes: "Axes", label: str, curves: Sequence[Curve], colour: str) 
         axes.plot(grid, mean, color=colour, linewidth=2, label=label + runs)
     elif trained:
         axes.plot(trained[0][:, 0], trained[0][:, 1], color=colour, linewidth=1.6, label=label + runs)
+    if len(curves) == 1:
+        for number, x in enumerate(curves[0].resumed):
+            label_of_all = "resumed" if number == 0 else "_"
+            axes.axvline(x, color=colour, linewidth=0.9, linestyle=":", alpha=0.8, label=label_of_all)
     evaluated = np.concatenate([curve.evaluation for curve in curves])
     if len(evaluated):
         style: dict[str, Any] = {"s": 16, "color": colour, "edgecolors": "white", "linewidths": 0.5, "zorder": 3}

@@ -90,7 +90,7 @@ class RunFolder:
         where the run began with the weights of another one.
 
         `config` and `versions` are those that hold now, command_line and machine those of the first start. The history
-        has an entry for each start that changed something: when; updates and agent_steps at which it did; changes,
+        has an entry for each start but the first: when; updates and agent_steps at which it went on; changes,
         {setting: {old, new}}; versions, the same by package, where they changed; command_line.
 
         Raises:
@@ -111,11 +111,24 @@ class RunFolder:
         except (TypeError, AttributeError, KeyError, ConfigError) as error:
             raise RunFolderError(f"the history in {self.path / CONFIG_NAME} is damaged: {error}") from error
 
+    def resumed_at(self) -> list[int]:
+        """Agent steps at which each start but the first went on; those of earlier versions only where they changed
+        something.
+
+        Raises:
+            RunFolderError: they cannot be read.
+        """
+        entries = self.read_description()["history"]
+        steps: list[Any] = [entry.get("agent_steps") if isinstance(entry, dict) else None for entry in entries]
+        if not all(type(step) is int for step in steps):
+            raise RunFolderError(f"the history in {self.path / CONFIG_NAME} is damaged: agent_steps are {shown(steps)}")
+        return steps
+
     def go_on(
         self, config: TrainConfig, updates: int, agent_steps: int, command_line: Sequence[str]
     ) -> tuple["RunFolder", list[str]]:
-        """Notes in `config.json`, all or nothing, what holds from now on and what was changed, and sets checkpoints
-        aside that are newer and could not be read.
+        """Notes in `config.json`, all or nothing, where the run goes on, what holds from now on and what was changed,
+        and sets checkpoints aside that are newer and could not be read.
 
         Args:
             config: with which the run goes on.
@@ -131,21 +144,21 @@ class RunFolder:
         packages = _differing(description["versions"], versions())
         lines = describe_changes(self.config, config, updates)
         lines += [f"{package}: {now}, was {before}" for package, (before, now) in packages.items()]
-        if lines:
-            entry: dict[str, Any] = {
-                "when": _now(),
-                "updates": updates,
-                "agent_steps": agent_steps,
-                "changes": _old_and_new(changes(self.config, config)),
-            }
-            if packages:
-                entry["versions"] = _old_and_new(packages)
-            entry["command_line"] = _without_path(command_line)
-            description |= {"config": asdict(config), "versions": versions()}
-            description["history"] = [*description["history"], entry]
-            try:
-                _write_json(self.path / CONFIG_NAME, description)
-            except OSError as error:
+        entry: dict[str, Any] = {
+            "when": _now(),
+            "updates": updates,
+            "agent_steps": agent_steps,
+            "changes": _old_and_new(changes(self.config, config)),
+        }
+        if packages:
+            entry["versions"] = _old_and_new(packages)
+        entry["command_line"] = _without_path(command_line)
+        description |= {"config": asdict(config), "versions": versions()}
+        description["history"] = [*description["history"], entry]
+        try:
+            _write_json(self.path / CONFIG_NAME, description)
+        except OSError as error:
+            if lines:  # otherwise a full disk is no reason not to go on
                 raise RunFolderError(f"could not write {self.path / CONFIG_NAME}: {error.strerror or error}") from error
         aside = self.checkpoints.set_aside(updates)
         lines += [f"a newer checkpoint could not be read, and is now {path.name}" for path in aside]

@@ -10,7 +10,7 @@ import pytest
 
 from drqn_dist.errors import RunFolderError
 from drqn_dist.experiments.plot import export_csv, label_runs, mean_curve, plot_runs, read_curve
-from drqn_dist.experiments.run_folder import create_run
+from drqn_dist.experiments.run_folder import create_run, open_run
 from drqn_dist.presets import preset
 
 
@@ -33,6 +33,19 @@ def test_a_curve_holds_the_points_that_have_a_return(tmp_path: Path) -> None:
     curve = read_curve(_run(tmp_path, points=20), "minutes")
     assert curve.training[0].tolist() == [3 * 6 / 60, -21 + 3]
     assert curve.evaluation.tolist() == [[9 * 6 / 60, -20 + 9], [19 * 6 / 60, -20 + 19]]
+
+
+def test_a_curve_tells_where_its_run_was_resumed(tmp_path: Path) -> None:
+    """At agent steps 450 and 1,900; the line before step 500 is of the first start, and the last one is at 1,900."""
+    path = _run(tmp_path, points=20)
+    run = open_run(path)
+    for steps in (450, 1_900, 2_000):
+        run, _ = run.go_on(run.config, updates=steps // 2, agent_steps=steps, command_line=[])
+    assert run.resumed_at() == [450, 1_900, 2_000]
+    assert read_curve(path, "steps").resumed == [500, 1_900]
+    assert read_curve(path, "minutes").resumed == [5 * 6 / 60, 19 * 6 / 60]
+    plot_runs([path], tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").stat().st_size > 0
 
 
 def test_the_mean_is_taken_where_all_curves_are() -> None:

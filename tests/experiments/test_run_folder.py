@@ -118,11 +118,21 @@ def test_what_is_changed_on_the_way_is_kept_beside_what_holds_now(tmp_path: Path
     assert _described(run)["command_line"] == ["drqn-dist", "train"], "of the first start"
 
 
-def test_a_start_that_changes_nothing_leaves_the_file_as_it_is(tmp_path: Path) -> None:
+def test_a_start_that_changes_nothing_notes_where_it_goes_on(tmp_path: Path) -> None:
     run = create_run(_config(tmp_path), [])
-    before = (run.path / "config.json").read_bytes()
+    before = _described(run)
     assert run.go_on(run.config, 1, 2, ["x"]) == (run, [])
-    assert (run.path / "config.json").read_bytes() == before
+    (entry,) = _described(run)["history"]
+    assert (entry["updates"], entry["agent_steps"], entry["changes"]) == (1, 2, {})
+    assert _described(run) == before | {"history": [entry]}
+    assert run.resumed_at() == [2]
+
+
+def test_a_start_that_changes_nothing_needs_no_room_on_the_disk(tmp_path: Path) -> None:
+    run = create_run(_config(tmp_path), [])
+    (run.path / "config.json.tmp").mkdir()  # where the new one would be written first
+    assert run.go_on(run.config, 1, 2, ["x"]) == (run, [])
+    assert run.resumed_at() == []
 
 
 def test_other_versions_are_noted(tmp_path: Path) -> None:
@@ -157,6 +167,8 @@ def test_a_damaged_history_is_a_clear_error(history: str, tmp_path: Path) -> Non
     (run.path / "config.json").write_text(text)
     with pytest.raises(RunFolderError, match="damaged"):
         run.first_config()
+    with pytest.raises(RunFolderError, match="damaged"):
+        run.resumed_at()
 
 
 def test_a_history_that_cannot_be_written_leaves_what_was_there(tmp_path: Path) -> None:

@@ -136,6 +136,8 @@ def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before_an
     assert warning.startswith(f"skipped a checkpoint: checkpoint {path} is damaged: its SHA-256 is ")
     assert f"a newer checkpoint could not be read, and is now {path.name}.unreadable" in said
     assert f"goes on from update {before:,} at " in said
+    (entry,) = _history(run.path)
+    assert entry["updates"] == before
     found = run.checkpoints.latest()
     assert found is not None
     assert found.updates > newest
