@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from drqn_dist.errors import CheckpointError, shown
+from drqn_dist.errors import CheckpointError, CheckpointUnreadError, shown
 from drqn_dist.files import TEMPORARY, make_folder, write_atomically
 from drqn_dist.reading import parse_json
 
@@ -57,19 +57,19 @@ def load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Reads a checkpoint: its tensors, on the CPU, and its metadata. Takes twice its size of memory for a moment.
 
     Raises:
-        CheckpointError: the file cannot be read, is damaged, or is no checkpoint of this program and version.
+        CheckpointUnreadError: the file is not there, or cannot be read.
+        CheckpointError: it is damaged, or no checkpoint of this program and version.
     """
-    return _parsed(_read(path), path)
-
-
-def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()  # not mapped: a bad sector would then be a signal, not an error
-    except (OSError, MemoryError) as error:
-        reason = "it does not fit into memory" if isinstance(error, MemoryError) else error.strerror or error
-        raise CheckpointError(
-            f"could not read checkpoint {path}: {reason}; try again, and if it stays so, move the file away to go on "
-            "from an earlier one"
+        return _parsed(path.read_bytes(), path)  # not mapped: a bad sector would then be a signal, not an error
+    except OSError as error:
+        raise CheckpointUnreadError(
+            f"could not read checkpoint {path}: {error.strerror or error}; try again, and if it stays so, move the "
+            "file away to go on from an earlier one"
+        ) from error
+    except MemoryError as error:
+        raise CheckpointUnreadError(
+            f"could not read checkpoint {path}: it does not fit into memory; free some, and try again"
         ) from error
 
 
@@ -77,6 +77,8 @@ def _parsed(raw: bytes, path: Path) -> tuple[dict[str, torch.Tensor], dict[str, 
     try:
         tensors = safetensors.torch.load(raw)
         header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")]).get("__metadata__") or {}
+    except MemoryError:
+        raise
     except Exception as error:  # safetensors' own, or what torch says to the types and shapes in arbitrary bytes
         raise CheckpointError(
             f"could not read checkpoint {path}: {shown(error)}; it is truncated, damaged or not a safetensors file; "
@@ -197,27 +199,25 @@ class CheckpointFolder:
                     aside.append(path.replace(path.with_name(path.name + _ASIDE)))
         return aside
 
-    def latest(self, check: Callable[[Mapping[str, Any], Path], None] | None = None) -> Checkpoint | None:
-        """The newest checkpoint that is whole, or None where none was ever written.
-
-        One that is damaged is skipped. One that the disk does not give is an error: at the next try it may be there,
-        and who goes on from an earlier one gives up what came after it.
+    def latest(self, skip_unread: bool = False) -> Checkpoint | None:
+        """The newest checkpoint that is whole, or None where none was ever written. One that is damaged is skipped.
 
         Args:
-            check: raises a CheckpointError for metadata, of the file at the path, with which the caller cannot go on;
-                it is then skipped as well.
+            skip_unread: skip one as well that the disk does not give. It may be there at the next try, and who goes on
+                from an earlier one gives up what came after it.
 
         Raises:
-            CheckpointError: there are checkpoints, but none is whole, or one could not be read.
+            CheckpointUnreadError: one could not be read.
+            CheckpointError: there are checkpoints, but none is whole.
         """
         failure: CheckpointError | None = None
         for updates, path in reversed(self.paths().items()):
-            raw = _read(path)
             try:
-                tensors, meta = _parsed(raw, path)
-                if check is not None:
-                    check(meta, path)
+                tensors, meta = load(path)
             except CheckpointError as error:
+                lost = isinstance(error.__cause__, OSError)
+                if isinstance(error, CheckpointUnreadError) and not (skip_unread and lost):
+                    raise
                 _log.warning("skipped a checkpoint: %s", error)
                 failure = error
                 continue

@@ -62,6 +62,11 @@ class CheckpointError(DrqnError):
     exit_code = 2
 
 
+class CheckpointUnreadError(CheckpointError):
+    """A checkpoint that may be whole, but that the disk, or too little memory, does not give now; from the OSError or
+    MemoryError."""
+
+
 class ReplayStopped(DrqnError):
     """The replay was stopped: no push or sample will come through any more. Not a fault."""
 

@@ -262,6 +262,11 @@ class Replay:
             self._sampler.set_state(state["sampler"])
             self._counts = {name: int(state["counts"][name]) for name in self._counts}
 
+    @property
+    def keeps_journal(self) -> bool:
+        """Whether what comes is written to a journal too."""
+        return self._journal is not None
+
     def _begin_journal(self, folder: Path, state: Mapping[str, Any] | None, exact: bool) -> str:
         start_s, sync_s = time.monotonic(), self._config.journal_sync_s
         try:

@@ -59,7 +59,8 @@ class Snapshot:
 
 
 def read_snapshot(path: Path) -> Snapshot:
-    """Reads a snapshot; one that is missing or damaged is empty: then windows keep the priorities that they came with.
+    """Reads a snapshot; one that is missing, damaged or of another version is empty: then windows keep the priorities
+    that they came with.
 
     Raises:
         OSError: the file is there and cannot be read.
@@ -69,7 +70,7 @@ def read_snapshot(path: Path) -> Snapshot:
     except FileNotFoundError:
         return Snapshot()
     except ValueError as error:
-        _log.warning("%s is damaged, and windows keep the priorities that they came with: %s", path, error)
+        _log.warning("%s is of no use, and windows keep the priorities that they came with: %s", path, error)
         return Snapshot()
 
 
@@ -78,12 +79,14 @@ def load_snapshot(path: Path) -> Snapshot:
 
     Raises:
         OSError: the file is missing or cannot be read.
-        ValueError: it is damaged.
+        ValueError: it is damaged, or of another version.
     """
     raw = path.read_bytes()  # not mapped: a bad sector would then be a signal, not an error
     try:
         arrays = safetensors.numpy.load(raw)
         meta = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")]).get("__metadata__") or {}
+    except MemoryError:
+        raise
     except Exception as error:  # safetensors' own, or what numpy says to the types and shapes in arbitrary bytes
         raise ValueError(shown(error)) from error
     try:

@@ -1,5 +1,6 @@
 """The replay behind Ray: like `remote.py`, but without torch, which would take three times as long to start."""
 
+import os
 import threading
 import time
 from collections.abc import Sequence
@@ -32,9 +33,9 @@ class ReplayRole:
         """Goes on from its journal and these counters, as far as there are any, and lets waiting pushes and samples
         in."""
         if not self._begun.is_set():
-            alone = journal is not None and not journal.parents[1].is_dir()
             notes = [self._replay.begin(state, journal)]
-            if alone:
+            # The run's process has written that file; what only a replay writes would be there as well.
+            if journal is not None and self._replay.keeps_journal and not os.path.isfile(journal.parent / "shards"):
                 notes.append(
                     "does not see the run's folder: its journal lies on its own node's disk and is lost with the node; "
                     "let --run-dir be a disk that all nodes see"

@@ -55,11 +55,14 @@ def read_curve(run: Path, x: XAxis) -> Curve:
     """
     column, scale = _X_COLUMNS[x]
     lines = read_metrics(run)
-    resumed = [
-        next(line[column] * scale for line in lines if line["agent_steps"] >= steps)
-        for steps in open_run(run).resumed_at()
-        if lines and lines[-1]["agent_steps"] >= steps
-    ]
+    starts: list[int] = []
+    for steps in open_run(run).resumed_at():
+        while starts and starts[-1] > steps:  # it was gone over again, as its lines were
+            starts.pop()
+        starts.append(steps)
+    resumed: list[float] = []
+    for steps in starts:
+        resumed += [line[column] * scale for line in lines if line["agent_steps"] >= steps][:1]
 
     def points(tag: str) -> Points:
         found = [(line[column] * scale, line[tag]) for line in lines if tag in line]

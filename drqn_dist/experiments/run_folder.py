@@ -158,8 +158,10 @@ class RunFolder:
         try:
             _write_json(self.path / CONFIG_NAME, description)
         except OSError as error:
-            if lines:  # otherwise a full disk is no reason not to go on
-                raise RunFolderError(f"could not write {self.path / CONFIG_NAME}: {error.strerror or error}") from error
+            failure = f"could not write {self.path / CONFIG_NAME}: {error.strerror or error}"
+            if lines:
+                raise RunFolderError(failure) from error
+            lines.append(f"that the run goes on here is not in its history: {failure}")
         aside = self.checkpoints.set_aside(updates)
         lines += [f"a newer checkpoint could not be read, and is now {path.name}" for path in aside]
         return replace(self, config=config), lines

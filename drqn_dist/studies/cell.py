@@ -7,14 +7,13 @@ import signal
 import sys
 import threading
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
 from drqn_dist.checkpoint import Checkpoint
 from drqn_dist.config import EnvConfig, TrainConfig, differences, from_dict
-from drqn_dist.errors import ConfigError, DrqnError, RunFolderError
+from drqn_dist.errors import CheckpointUnreadError, ConfigError, DrqnError, RunFolderError
 from drqn_dist.experiments.plot import EVAL_TAG, TRAINING_TAG
 from drqn_dist.experiments.run_folder import RunFolder, Summary, open_run
 from drqn_dist.files import write_atomically
@@ -173,17 +172,26 @@ def _outcome(
 
 
 def _begun_run(folders: Iterable[Path], config: TrainConfig) -> tuple[RunFolder, Checkpoint] | None:
-    """The newest run with these settings that left a checkpoint."""
+    """The newest run with these settings that left a checkpoint.
+
+    Raises:
+        CheckpointUnreadError: a checkpoint could not be read.
+    """
     irrelevant = _IRRELEVANT | ({"actors"} if config.actors is None else set())
     found = []
     for path in folders:
-        with suppress(DrqnError):  # of another version, or stopped before there was anything to go on from
+        try:
             run = open_run(path)
-            checkpoint = run.checkpoints.latest(check_facts)
+            checkpoint = run.checkpoints.latest()
             # A start after a stop has fewer minutes left; the first one had what the cell asks for.
             if set(differences(run.first_config(), config)) <= irrelevant and checkpoint is not None:
+                check_facts(checkpoint.meta, checkpoint.path)
                 run.read_summary()
                 found.append((run, checkpoint))
+        except CheckpointUnreadError:  # it may be there at the next try
+            raise
+        except DrqnError:  # of another version, or stopped before there was anything to go on from
+            continue
     return max(found, key=lambda pair: pair[0].path.stat().st_mtime, default=None)
 
 

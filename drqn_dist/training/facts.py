@@ -105,7 +105,8 @@ def check_facts(meta: Mapping[str, Any], path: Path) -> None:
                 _check(state, _REPLAY, f"replay[{shard}]")
     except ValueError as error:
         raise CheckpointError(
-            f"{path} cannot be gone on from: {error}; it is damaged or of another version; resume from an earlier one"
+            f"{path} cannot be gone on from: {error}; it is damaged or of another version; move it away to resume from "
+            "an earlier one"
         ) from error
 
 

@@ -1,6 +1,6 @@
 """Where a run begins: with its own newest checkpoint, or with the weights of another run."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,11 @@ def resumed_state(run: RunFolder, config: TrainConfig) -> Saved:
     """The newest checkpoint of a run that is whole, for a session of this configuration.
 
     Raises:
-        CheckpointError: it has none, or the newest one could not be read.
+        CheckpointError: it has none, what that says cannot be, or, in serial mode, the disk does not give it.
     """
-    checkpoint = _newest(run, check_facts)
+    # What a serial run goes on from is what its journal is cut to. In Ray mode an earlier one costs updates alone.
+    checkpoint = _newest(run, skip_unread=config.mode == "ray")
+    check_facts(checkpoint.meta, checkpoint.path)
     replay = fit_replay(checkpoint.meta["replay"], _shards(config))
     for state in replay:
         if state is not None:  # a tree has room for twice the windows that can be stored, which are fewer than steps
@@ -104,8 +106,8 @@ def initial_state(run: Path, config: TrainConfig, spec: EnvSpec) -> tuple[Saved,
     return Saved(state.to_tensors(), meta), note
 
 
-def _newest(run: RunFolder, check: Callable[[Mapping[str, Any], Path], None] | None = None) -> Checkpoint:
-    checkpoint = run.checkpoints.latest(check)
+def _newest(run: RunFolder, skip_unread: bool = False) -> Checkpoint:
+    checkpoint = run.checkpoints.latest(skip_unread)
     if checkpoint is None:
         raise CheckpointError(f"{run.path} holds no checkpoint to go on from; start a new run")
     return checkpoint

@@ -18,6 +18,7 @@ import pytest
 
 from drqn_dist.codec import decode_header
 from drqn_dist.experiments.run_folder import open_run
+from drqn_dist.metrics import read_metrics
 from replay_server.segments import read_journal
 from tests.runs import until
 from tests.test_cli_train import TINY, Command, command
@@ -29,7 +30,7 @@ PONG = ["--preset=pong-cpu", "--replay.capacity-steps=2000000", "--stop-at-retur
 ARGUMENTS = PONG if LONG else [*TINY, "--replay.capacity-steps=1000000", "--replay.samples-per-insert=2"]
 ROLES = ("ray::Actor", "ray::Replay", "ray::Learner")
 CORE = ("raylet", "gcs_server")
-RARE = {2: "raylet", 5: "driver", 9: "ray::Evaluator", 12: "gcs_server", 18: "driver", 21: "ray::Evaluator"}
+RARE = {3: "raylet", 5: "driver", 9: "ray::Evaluator", 12: "gcs_server", 18: "driver", 21: "ray::Evaluator"}
 """Faults of these numbers; the short run has six."""
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1_800 if LONG else 400)]
@@ -96,6 +97,9 @@ def _steps_of(root: Path, faults: int) -> int:
         until(lambda: time.monotonic() >= end, "the end", SECONDS)
         goes_on = _updates(run)
         until(lambda: _updates(run) > goes_on, "updates after the last fault", 180)
+        played = _evaluations(run)
+        if LONG:
+            until(lambda: _evaluations(run) > played, "an evaluation after the last fault", 180)
         run.process.send_signal(signal.SIGTERM)
         assert run.ends() == 0, run.stderr
         folder = run.folder
@@ -121,3 +125,7 @@ def _steps_of(root: Path, faults: int) -> int:
 
 def _updates(run: Command) -> int:
     return max((int(path.stem.split("_")[1]) for path in run.folder.glob("checkpoints/*.safetensors")), default=-1)
+
+
+def _evaluations(run: Command) -> int:
+    return sum("eval/mean_return" in line for line in read_metrics(run.folder))

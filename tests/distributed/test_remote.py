@@ -31,6 +31,7 @@ from drqn_dist.envs.make import env_spec
 from drqn_dist.errors import FragmentError, ReplayStopped
 from drqn_dist.interfaces import SHARD_STRIDE, Held, WeightSnapshot, WindowDraws
 from drqn_dist.network.q_network import QNetwork
+from drqn_dist.training.session import journal_folders
 from learner.weight_publisher import WeightPublisher
 from replay_server.make import make_replay
 from replay_server.rate_limiter import Balance
@@ -81,16 +82,22 @@ def test_a_new_replay_serves_nobody_before_it_has_its_counters(tmp_path: Path, p
 def test_a_replay_whose_node_does_not_see_the_runs_folder_says_where_its_journal_is(
     tmp_path: Path, payloads: list[bytes]
 ) -> None:
-    for run, expected in (("seen", ""), ("not seen", "does not see the run's folder")):
-        journal = tmp_path / run / "replay" / "0"
-        if run == "seen":
-            (tmp_path / run).mkdir()
-        role = ReplayRole(maze_config(tmp_path), 0)
-        assert role.begin(None, journal).note.partition(":")[0] == expected
+    config = maze_config(tmp_path)
+    seen, elsewhere, closed = (tmp_path / name / "run" / "replay" / "0" for name in ("seen", "elsewhere", "closed"))
+    journal_folders(config, seen.parents[1])  # as the run's own process does
+    closed.parents[2].mkdir()
+    (closed.parents[1]).write_text("not a folder")
+    for journal, said in ((seen, ""), (elsewhere, "does not see the run's folder"), (closed, "keeps no journal in ")):
+        role = ReplayRole(config, 0)
+        note = role.begin(None, journal).note
+        assert note.startswith(said), note
+        assert ("node's disk" in note) == (journal is elsewhere), note
         role.push(payloads[:10])
         role._replay.stop()
-        again = ReplayRole(maze_config(tmp_path), 0)
-        assert again.begin(None, journal).note.startswith("took back ")
+        again = ReplayRole(config, 0)
+        note = again.begin(None, journal).note
+        assert ("took back " in note) == (journal is not closed)
+        assert ("node's disk" in note) == (journal is elsewhere), "said again"
         again._replay.stop()
 
 

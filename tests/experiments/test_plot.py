@@ -46,6 +46,8 @@ def test_a_curve_tells_where_its_run_was_resumed(tmp_path: Path) -> None:
     assert read_curve(path, "minutes").resumed == [5 * 6 / 60, 19 * 6 / 60]
     plot_runs([path], tmp_path / "curve.png")
     assert (tmp_path / "curve.png").stat().st_size > 0
+    run.go_on(run.config, updates=1, agent_steps=1_200, command_line=[])
+    assert read_curve(path, "steps").resumed == [500, 1_200], "what came after 1,200 was gone over again"
 
 
 def test_the_mean_is_taken_where_all_curves_are() -> None:

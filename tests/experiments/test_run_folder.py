@@ -131,7 +131,9 @@ def test_a_start_that_changes_nothing_notes_where_it_goes_on(tmp_path: Path) -> 
 def test_a_start_that_changes_nothing_needs_no_room_on_the_disk(tmp_path: Path) -> None:
     run = create_run(_config(tmp_path), [])
     (run.path / "config.json.tmp").mkdir()  # where the new one would be written first
-    assert run.go_on(run.config, 1, 2, ["x"]) == (run, [])
+    again, (line,) = run.go_on(run.config, 1, 2, ["x"])
+    assert again == run
+    assert line.startswith(f"that the run goes on here is not in its history: could not write {run.path}")
     assert run.resumed_at() == []
 
 

@@ -211,7 +211,9 @@ def test_a_run_starts_with_what_is_there_grows_and_survives_the_loss_of_a_node_a
         cluster.add(cpus=1)
         goes_on(3, "the lost actor on another node")
         cluster.kill_replay()
-        until(lambda: "replay is back, and took back" in output.read_text(), "the replay to read its journal")
+        back = "replay is back, and took back"
+        until(lambda: back in output.read_text() or run.poll() is not None, "the replay to read its journal")
+        assert back in output.read_text()
         goes_on(3, "a replay that is back")
         run.send_signal(signal.SIGINT)
         assert run.wait(120) == 0, output.read_text()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import signal
@@ -12,7 +13,7 @@ import psutil
 import pytest
 
 from drqn_dist.checkpoint import Checkpoint
-from drqn_dist.errors import ConfigError, EnvError, RoleFailedError
+from drqn_dist.errors import CheckpointUnreadError, ConfigError, EnvError, RoleFailedError
 from drqn_dist.experiments.run_folder import Summary, create_run, open_run
 from drqn_dist.presets import preset
 from drqn_dist.studies.cell import (
@@ -184,16 +185,51 @@ def test_a_curve_keeps_its_last_point_and_at_most_so_many() -> None:
     assert len(points) <= CURVE_POINTS
 
 
+FACTS = {
+    "learner": {"updates": 1, "inserted_steps": 10},
+    "agent_steps": 10,
+    "incarnation": 0,
+    "replay": [None],
+    "wall_s": 150.0,
+}
+"""That a run can be gone on from."""
+
+
 def test_a_run_that_went_on_with_the_minutes_it_had_left_is_still_the_one_that_was_asked_for(tmp_path: Path) -> None:
     config = replace(preset("gridworld"), minutes=3.0, run_dir=str(tmp_path))
     run = create_run(config, [])
-    run.checkpoints.write(1, {}, {"wall_s": 150.0})
+    run.checkpoints.write(1, {}, FACTS)
     run.write_summary(Summary(10, 10, 1, 150.0, None, None, None, "ab", "signal"))
     run, _ = run.go_on(replace(config, minutes=0.5), 1, 10, [])
     found = _begun_run([run.path], config)
     assert found is not None
     assert found[0] == run
     assert _begun_run([run.path], replace(config, minutes=0.5)) is None
+
+
+def test_a_run_that_cannot_be_gone_on_from_is_begun_anew_but_not_for_an_error_of_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(preset("gridworld"), run_dir=str(tmp_path))
+    runs = [create_run(config, []) for _ in range(2)]
+    for run in runs:
+        run.checkpoints.write(1, {}, FACTS)
+        run.write_summary(Summary(10, 10, 1, 150.0, None, None, None, "ab", "signal"))
+    whole = Path.read_bytes
+
+    def read_bytes(path: Path) -> bytes:
+        if path.suffix == ".safetensors":
+            raise OSError(errno.EIO, "Input/output error")
+        return whole(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_bytes", read_bytes)
+        with pytest.raises(CheckpointUnreadError, match="Input/output error; try again"):
+            _begun_run([run.path for run in runs], config)
+    assert _begun_run([runs[0].path], config) is not None
+    runs[0].checkpoints.write(2, {}, FACTS | {"agent_steps": -1})
+    runs[1].checkpoints.paths()[1].write_bytes(b"broken")
+    assert _begun_run([run.path for run in runs], config) is None
 
 
 def test_minutes_bound_a_run_and_not_what_is_left_of_it() -> None:

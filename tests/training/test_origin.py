@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 
 from drqn_dist.config import TrainConfig, with_settings
 from drqn_dist.envs.make import env_spec
-from drqn_dist.errors import CheckpointError, ConfigError, RunFolderError
+from drqn_dist.errors import CheckpointError, CheckpointUnreadError, ConfigError, RunFolderError
 from drqn_dist.experiments.run_folder import create_run, open_run
 from drqn_dist.interfaces import EnvSpec
 from drqn_dist.network.torso import ConvTorso
@@ -110,6 +111,29 @@ def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path: Path) -> None:
     good = (run / "checkpoints" / "checkpoint_0000000005.safetensors").read_bytes()
     (run / "checkpoints" / "checkpoint_0000000009.safetensors").write_bytes(good[:-50])
     assert initial_state(run, config, env_spec(config.env))[1]["update"] == 5
+
+
+def test_in_serial_mode_alone_a_checkpoint_that_the_disk_does_not_give_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = maze_config(tmp_path)
+    with closing(SerialSession(config)) as session:
+        saved = session.save()
+    run = create_run(config, [])
+    for updates, agent_steps in ((1, 10), (2, 20)):
+        run.checkpoints.write(updates, saved.tensors, saved.meta | {"agent_steps": agent_steps})
+    whole = Path.read_bytes
+
+    def read_bytes(path: Path) -> bytes:
+        if path.name.endswith("2.safetensors"):
+            raise OSError(errno.EIO, "Input/output error")
+        return whole(path)
+
+    assert resumed_state(run, config).meta["agent_steps"] == 20
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    with pytest.raises(CheckpointUnreadError, match=r"2\.safetensors: Input/output error; try again"):
+        resumed_state(run, config)
+    assert resumed_state(run, replace(config, mode="ray")).meta["agent_steps"] == 10
 
 
 def test_a_run_without_a_checkpoint_or_a_folder_that_is_no_run_cannot_be_begun_from(tmp_path: Path) -> None:
