@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any, Literal
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -249,8 +250,13 @@ def test_staleness_is_what_an_episode_played_again_from_its_start_would_have_tol
         taken = looked_at.gather(-1, windows.actions[:, : config.learner.unroll_steps, None]).squeeze(-1)
         trained = td_loss(network, network, windows, config.learner, config.window, config.env.stack_frames, ones)
         torch.testing.assert_close(taken * windows.mask, trained.q_taken * windows.mask, rtol=1e-4, atol=1e-5)
+        batch, pieces = probe.windows_of(read.batch), set()
         for past in pasts:
-            found = probe.staleness(read.batch._replace(pasts=[past]), probe.windows_of(read.batch))
+            found = probe.staleness(read.batch._replace(pasts=[past]), batch)
+            with patch.object(probe, "_values", wraps=probe._values) as unrolled:
+                probe._true_values(past)
+            pieces |= {call.args[0].frames.shape for call in unrolled.call_args_list}
+            assert len(pieces) == 1, "a CPU's convolutions keep a program for each shape that they meet"
             place = read.places[past.window]
             episode = played.episode(place.env_id, place.episode_id)
             assert found == pytest.approx(staleness(config, acted, network, episode, place.start), rel=1e-3, abs=1e-5)
