@@ -552,9 +552,10 @@ def _read(hint: Any, value: Any, name: str) -> Any:
         _require(value in get_args(hint), f"{name} is {shown(value)}; choose one of {', '.join(get_args(hint))}")
     elif get_origin(hint) is dict:
         _require(isinstance(value, Mapping), f"{name} is {shown(value)}, but must be a table")
-    elif hint == list[str]:
-        texts = isinstance(value, list | tuple) and all(isinstance(text, str) for text in value)
-        _require(texts, f"{name} is {shown(value)}, but must be a list of texts")
+        return {key: _read(get_args(hint)[1], inner, f"{name}.{key}") for key, inner in value.items()}
+    elif get_origin(hint) is list:
+        _require(isinstance(value, list | tuple), f"{name} is {shown(value)}, but must be a list")
+        return [_read(get_args(hint)[0], item, f"{name}[{index}]") for index, item in enumerate(value)]
     elif hint in (int, float, bool, str):
         number = hint is float and isinstance(value, int) and not isinstance(value, bool)
         exact = isinstance(value, hint) and (hint is not int or not isinstance(value, bool))

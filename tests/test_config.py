@@ -53,6 +53,9 @@ def test_derived_values_stand_where_none_is() -> None:
         ({"address": 3}, "address is 3, but must be of type str or None"),
         ({"eval": {"envs": 1.5}}, r"eval.envs is 1.5, but must be of type int or None"),
         ({"seed": None}, "seed is None, but must be of type int"),
+        ({"env": {"wrappers": "a:B"}}, "env.wrappers is 'a:B', but must be a list"),
+        ({"env": {"wrappers": ["a:B", None]}}, r"env.wrappers\[1\] is None, but must be of type str"),
+        ({"env": {"kwargs": [1]}}, r"env.kwargs is \[1\], but must be a table"),
     ],
 )
 def test_a_value_of_the_wrong_type_is_refused_also_where_none_is_allowed(values: object, message: str) -> None:

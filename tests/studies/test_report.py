@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -114,3 +116,14 @@ def test_a_cell_counts_as_finished_only_with_the_settings_that_it_has_now(tmp_pa
     outcome_path(tmp_path, cell).write_text("{", encoding="utf-8")
     with pytest.raises(RunFolderError, match="delete it"):
         read_outcome(tmp_path, cell)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("scores", None), ("scores", ["1"]), ("evaluations", [[1, None]]), ("probes", {"churn": "0"})]
+)
+def test_an_outcome_that_cannot_be_is_run_again(tmp_path: Path, name: str, value: Any) -> None:
+    (cell, *_) = load_study(write(tmp_path, TWO_GAMES)).cells
+    finish(tmp_path, cell, scores=[1.0, 1.0])
+    path = outcome_path(tmp_path, cell)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+    assert read_outcome(tmp_path, cell) is None
