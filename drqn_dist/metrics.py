@@ -122,13 +122,16 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     for number, raw in enumerate(content.splitlines(), start=1):
         try:
             line = parse_json(raw.decode())
-            steps = line["agent_steps"]
-            if not isinstance(steps, int | float):
-                raise TypeError(f"agent_steps is {shown(steps)}")
+            steps, _, _ = line["agent_steps"], line["frames"], line["wall_s"]
+            wrong = next((tag for tag, value in line.items() if type(value) not in (int, float)), None)
+            if wrong is not None:
+                raise TypeError(f"{shown(wrong)} is {shown(line[wrong])}")
         except (ValueError, KeyError, TypeError) as error:
             if not content.endswith(b"\n") and number == content.count(b"\n") + 1:
                 break
-            raise RunFolderError(f"line {number} of {path} is no line of metrics; remove it") from error
+            raise RunFolderError(
+                f"line {number} of {path} is no line of metrics ({shown(error)}); remove it"
+            ) from error
         while lines and lines[-1]["agent_steps"] > steps:
             lines.pop()
         lines.append(line)

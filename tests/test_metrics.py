@@ -48,19 +48,31 @@ def test_a_resumed_run_appends_after_dropping_a_line_cut_short_by_a_kill(tmp_pat
 
 def test_reading_skips_a_line_cut_short_and_lets_a_resumed_run_replace_what_it_repeats(tmp_path: Path) -> None:
     steps = [100, 200, 300, 150, 250]  # killed at 300, resumed from a checkpoint at 120
-    text = "".join(json.dumps({"agent_steps": s, "order": i}) + "\n" for i, s in enumerate(steps))
+    lines = [{"agent_steps": s, "frames": s, "wall_s": 0.5, "order": i} for i, s in enumerate(steps)]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
     (tmp_path / "metrics.jsonl").write_bytes(text.encode() + b'{"agent_steps": 35\0\xff')
     assert [(line["agent_steps"], line["order"]) for line in read_metrics(tmp_path)] == [(100, 0), (150, 3), (250, 4)]
 
 
-@pytest.mark.parametrize(
-    "line",
-    [b"rubbish", b"\xff\xfe", b"[" * 100_000, b'{"agent_steps": "1"}', b'{"agent_steps": %s}' % (b"9" * 5_000), b"3"],
-)
-def test_a_broken_line_in_the_middle_is_named(tmp_path: Path, line: bytes) -> None:
-    (tmp_path / "metrics.jsonl").write_bytes(b'{"agent_steps": 1}\n' + line + b'\n{"agent_steps": 2}\n')
-    with pytest.raises(RunFolderError, match="line 2 of"):
+BROKEN = {
+    "rubbish": b"rubbish",
+    "no text": b"\xff\xfe",
+    "deep": b"[" * 100_000,
+    "steps as text": b'{"agent_steps": "1", "frames": 4, "wall_s": 0.5}',
+    "a long number": b'{"agent_steps": %s, "frames": 4, "wall_s": 0.5}' % (b"9" * 5_000),
+    "a number alone": b"3",
+    "no time": b'{"agent_steps": 1, "frames": 4}',
+    "nothing as a value": b'{"agent_steps": 1, "frames": 4, "wall_s": 0.5, "eval/mean_return": null}',
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_broken_line_in_the_middle_is_named(tmp_path: Path, what: str) -> None:
+    good = b'{"agent_steps": 1, "frames": 4, "wall_s": 0.5}\n'
+    (tmp_path / "metrics.jsonl").write_bytes(good + BROKEN[what] + b"\n" + good)
+    with pytest.raises(RunFolderError, match="line 2 of") as refused:
         read_metrics(tmp_path)
+    assert len(str(refused.value)) < 1_000
 
 
 def test_a_folder_without_metrics_or_that_is_missing_is_a_clear_error(tmp_path: Path) -> None:
