@@ -81,8 +81,7 @@ def _parsed(raw: bytes, path: Path) -> tuple[dict[str, torch.Tensor], dict[str, 
         raise
     except Exception as error:  # safetensors' own, or what torch says to the types and shapes in arbitrary bytes
         raise CheckpointError(
-            f"could not read checkpoint {path}: {shown(error)}; it is truncated, damaged or not a safetensors file; "
-            "resume from an earlier one"
+            f"could not read checkpoint {path}: {shown(error)}; it is truncated, damaged or not a safetensors file"
         ) from error
     version = header.get("version")
     if header.get("format") != FORMAT or version not in (str(_UNCHECKED_VERSION), str(FORMAT_VERSION)):
@@ -95,10 +94,7 @@ def _parsed(raw: bytes, path: Path) -> tuple[dict[str, torch.Tensor], dict[str, 
         return tensors, _metadata(facts, path)
     found = _sha256(tensors, facts)
     if sha256 != found:
-        raise CheckpointError(
-            f"checkpoint {path} is damaged: its SHA-256 is {found}, but {shown(sha256)} was written; resume from an "
-            "earlier one"
-        )
+        raise CheckpointError(f"checkpoint {path} is damaged: its SHA-256 is {found}, but {shown(sha256)} was written")
     return tensors, _metadata(facts, path)
 
 
@@ -106,9 +102,7 @@ def _metadata(facts: str, path: Path) -> dict[str, Any]:
     try:
         meta = parse_json(facts)
     except ValueError as error:
-        raise CheckpointError(
-            f"the metadata of checkpoint {path} is damaged: {shown(error)}; resume from an earlier one"
-        ) from error
+        raise CheckpointError(f"the metadata of checkpoint {path} is damaged: {shown(error)}") from error
     if not isinstance(meta, dict):
         raise CheckpointError(f"the metadata of checkpoint {path} is {shown(meta)}, but must be a table")
     return meta
@@ -223,7 +217,9 @@ class CheckpointFolder:
                 continue
             return Checkpoint(path, updates, tensors, meta)
         if failure is not None:
-            raise CheckpointError(f"no checkpoint in {self.folder} is whole; the oldest one: {failure}") from failure
+            raise CheckpointError(
+                f"no checkpoint in {self.folder} is whole, so that this run cannot go on; the oldest one: {failure}"
+            ) from failure
         return None
 
     def _found(self, ending: str) -> dict[int, Path]:

@@ -2,8 +2,11 @@
 
 import contextlib
 import errno
+import fcntl
 import os
+import time
 from pathlib import Path
+from typing import BinaryIO
 
 TEMPORARY = ".tmp"
 """Ends the name of a file that is being written, or that a process left which died meanwhile."""
@@ -51,3 +54,28 @@ def sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def locked(path: Path, patience_s: float) -> BinaryIO:
+    """A file that this process alone holds until it is closed or the process ends; just a file where the file system
+    knows no locks.
+
+    Args:
+        patience_s: how long another process gets to let go of it: one that was killed may still be on its way out.
+
+    Raises:
+        OSError: EBUSY, another process holds it; or the file cannot be made.
+    """
+    file = open(path, "ab")  # noqa: SIM115 (held on to)
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                return file
+            if time.monotonic() > deadline:
+                file.close()
+                raise OSError(errno.EBUSY, "another process holds it") from error
+            time.sleep(0.05)  # there is nothing to wait on

@@ -31,7 +31,7 @@ Every line of `metrics.jsonl` holds `agent_steps`, `frames` and `wall_s`, and an
     queues/draws               prepared draws that wait for the learner
     memory/<role>_mb           resident memory of driver, learner, replay, evaluator, actor; the most of all such, MB
     actors/policy_lag_updates  updates between the acting policy and the learner
-    time/updates               learner updates so far
+    time/updates               the most updates that the learner had come to
     time/waiting_for_replay    share of the learner's time without a batch, 0..1
     time/actor_<part>          share of the actors' time in env, policy, build, encode, push and weights, 0..1
     eval/mean_return           greedy evaluation: mean, std and episodes
@@ -39,7 +39,9 @@ Every line of `metrics.jsonl` holds `agent_steps`, `frames` and `wall_s`, and an
     eval/episodes
     eval/updates               updates behind the evaluated weights
 
-TensorBoard shows them over agent steps, with `time/frames` and `time/wall_s` beside them.
+A run that goes on after its process was killed repeats some agent steps, in lines behind those that they replace;
+`read_metrics` leaves out what was replaced. TensorBoard shows all of it over agent steps, with `time/frames` and
+`time/wall_s` beside it.
 """
 
 import json

@@ -16,7 +16,6 @@ most what came in since. Segments go whole, once all their fragments are evicted
 
 import contextlib
 import errno
-import fcntl
 import logging
 import os
 import shutil
@@ -28,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from drqn_dist.files import sync_folder, write_atomically
+from drqn_dist.files import locked, sync_folder, write_atomically
 from replay_server.segments import Contents, Record, pack_record_head, pack_segment_head, segment_name
 
 SNAPSHOT = "priorities.safetensors"
@@ -259,19 +258,12 @@ def owned(folder: Path) -> BinaryIO:
         OSError: another process keeps it still, after `OWNED_S`.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    file = open(folder.with_name(folder.name + ".lock"), "wb")  # noqa: SIM115 (held on to)
-    deadline = time.monotonic() + OWNED_S
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return file
-        except OSError as error:
-            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                return file  # a file system that knows no locks
-            if time.monotonic() > deadline:
-                file.close()
-                raise OSError(errno.EBUSY, "another process keeps this journal; end it, or wait for it") from error
-            time.sleep(0.05)  # a process that was killed may still be on its way out
+    try:
+        return locked(folder.with_name(folder.name + ".lock"), OWNED_S)
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            raise OSError(errno.EBUSY, "another process keeps this journal; end it, or wait for it") from error
+        raise
 
 
 @contextlib.contextmanager

@@ -63,11 +63,11 @@ class Recovery:
         """Steps that had been inserted with the last one of the fragments."""
         return self.fragments[-1][0].inserted_steps if self.fragments else 0
 
-    def note(self, steps: int, seconds: float) -> str:
-        """What there is to say, once so many steps are stored again after so long; empty where nothing was there."""
+    def note(self, steps: int, fragments: int, seconds: float) -> str:
+        """What there is to say, once so many are stored again after so long; empty where nothing was there."""
         contents, parts = self.contents, []
         if contents.records:
-            taken = f"{steps:,} steps ({len(self.fragments):,} fragments)"
+            taken = f"{steps:,} steps ({fragments:,} fragments)"
             parts.append(f"took back {taken} from its journal in {seconds:.1f} s")
             if contents.missing or contents.damaged_bytes:
                 damaged = f"{contents.damaged_bytes:,} damaged bytes"

@@ -287,7 +287,7 @@ class Replay:
             # In serial mode, which repeats itself bit by bit, a snapshot belongs to its checkpoint.
             period_s = None if exact else journals.SNAPSHOT_PERIOD_S
             self._journal.keep(lambda: self._snapshot().to_bytes(), period_s)
-        note = recovery.note(self._store.steps, time.monotonic() - start_s)
+        note = recovery.note(self._store.steps, len(self._store), time.monotonic() - start_s)
         return "; ".join(part for part in (note, problem) if part)
 
     def _take_back(self, recovery: Recovery) -> list[Record]:

@@ -17,8 +17,13 @@ from drqn_dist.errors import shown
 from drqn_dist.reading import parse_json
 from replay_server.sum_tree import Floats
 
-_FORMAT = "drqn-dist-priorities-3"
+_FAMILY = "drqn-dist-priorities-"
+_FORMAT = f"{_FAMILY}3"
 _log = logging.getLogger(__name__)
+
+
+class OtherFormatError(ValueError):
+    """A snapshot of another version of this program."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,8 @@ def load_snapshot(path: Path) -> Snapshot:
 
     Raises:
         OSError: the file is missing or cannot be read.
-        ValueError: it is damaged, or of another version.
+        OtherFormatError: it is of another version.
+        ValueError: it is damaged.
     """
     raw = path.read_bytes()  # not mapped: a bad sector would then be a signal, not an error
     try:
@@ -91,7 +97,8 @@ def load_snapshot(path: Path) -> Snapshot:
         raise ValueError(shown(error)) from error
     try:
         if meta.get("format") != _FORMAT:
-            raise ValueError(f"it is of format {shown(meta.get('format'))}, but this program reads {_FORMAT!r}")
+            told = f"it is of format {shown(meta.get('format'))}, but this program reads {_FORMAT!r}"
+            raise OtherFormatError(told) if str(meta.get("format")).startswith(_FAMILY) else ValueError(told)
         if meta["crc32"] != str(_crc32(arrays, meta["meta"])):
             raise ValueError("its checksum is not that of what it says")
         facts = parse_json(meta["meta"])

@@ -300,6 +300,7 @@ def test_a_disk_full_while_checkpointing_keeps_the_last_good_checkpoint_and_trai
     lines = done.stderr.splitlines()
     assert any(line.startswith("not saved: could not write checkpoint") for line in lines)
     assert lines[-1].startswith("drqn-dist: error: could not write checkpoint")
+    assert f"is safe in {folder / 'checkpoints'}; go on with drqn-dist train --resume {folder}" in lines[-1]
     assert [path.name for path in (folder / "checkpoints").iterdir()] == [good.name]
     assert good.read_bytes() == before
     assert json.loads((folder / "summary.json").read_text())["agent_steps"] >= 1200

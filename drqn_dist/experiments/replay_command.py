@@ -80,9 +80,10 @@ def _verify(argv: Sequence[str], program: str) -> None:
     verdict = verify_replay(args.run, lambda line: print(line, flush=True), _Progress())
     counted = f"{verdict.fragments:,} fragments with {verdict.steps:,} steps"
     if verdict.faults:
+        faults = f"{verdict.faults:,} fault{'s' * (verdict.faults != 1)}"
         raise JournalDamagedError(
-            f"{verdict.faults:,} faults in the replay journal of {args.run}; {counted} could be read, and the "
-            "next start takes back what is whole"
+            f"{faults} in the replay journal of {args.run}; {counted} could be read, and the next start takes back "
+            "what is whole"
         )
     print(f"whole: {counted}")
 
@@ -90,7 +91,7 @@ def _verify(argv: Sequence[str], program: str) -> None:
 def _export(argv: Sequence[str], program: str) -> None:
     args = parse(ExportArgs, argv, program)
     count = export_replay(args.run, args.out, args.episodes, args.minari, args.video)
-    print(f"exported {count:,} episodes", file=sys.stderr)
+    print(f"exported {count:,} episode{'s' * (count != 1)}", file=sys.stderr)
 
 
 class _Progress:

@@ -19,7 +19,7 @@ from drqn_dist.errors import RunFolderError
 from drqn_dist.experiments.run_folder import RunFolder
 from replay_server.journal import SNAPSHOT
 from replay_server.segments import RECORD_HEAD_BYTES, Contents, Record, read_segment, segment_paths
-from replay_server.snapshot import Snapshot, load_snapshot
+from replay_server.snapshot import OtherFormatError, Snapshot, load_snapshot
 from replay_server.storage import EpisodeKey, episode_key
 from replay_server.windows import check_cut
 
@@ -101,8 +101,10 @@ class ShardJournal:
     name: str
     segments: list[SegmentFile]
     snapshot: Snapshot | None
-    """None where there is none, or it is damaged."""
+    """None where there is none, or it is of no use."""
     snapshot_fault: str
+    snapshot_note: str
+    """Why it is of no use although nothing is wrong with it."""
     snapshot_bytes: int
     snapshot_age_s: float | None
     contents: Contents = field(default_factory=Contents)
@@ -222,7 +224,7 @@ def shard_folders(run: Path) -> list[tuple[str, Path]]:
 
 def _open_shard(name: str, folder: Path, stack: ExitStack) -> ShardJournal:
     # First, so that the segments hold all that it knows of.
-    snapshot, fault, num_bytes, age_s = _open_snapshot(folder / SNAPSHOT)
+    snapshot, fault, note, num_bytes, age_s = _open_snapshot(folder / SNAPSHOT)
     for _ in range(OPENING_TRIES):
         segments: list[SegmentFile] = []
         try:
@@ -234,17 +236,20 @@ def _open_shard(name: str, folder: Path, stack: ExitStack) -> ShardJournal:
             continue
         for segment in segments:
             stack.callback(segment.close)
-        return ShardJournal(name, segments, snapshot, fault, num_bytes, age_s)
+        return ShardJournal(name, segments, snapshot, fault, note, num_bytes, age_s)
     raise RunFolderError(f"the files of {folder} come and go too fast to be read; try again")
 
 
-def _open_snapshot(path: Path) -> tuple[Snapshot | None, str, int, float | None]:
-    """The snapshot, what is wrong with it, its size and its age in seconds."""
+def _open_snapshot(path: Path) -> tuple[Snapshot | None, str, str, int, float | None]:
+    """The snapshot, what is wrong with it, why it is of no use otherwise, its size and its age in seconds."""
+    found, fault, note = None, "", ""
     try:
         status = path.stat()
-        found, fault = load_snapshot(path), ""
+        found = load_snapshot(path)
     except FileNotFoundError:
-        return None, "", 0, None
+        return None, "", "", 0, None
+    except OtherFormatError as error:
+        note = str(error)
     except ValueError as error:
-        found, fault = None, str(error)
-    return found, fault, status.st_size, max(0.0, time.time() - status.st_mtime)
+        fault = str(error)
+    return found, fault, note, status.st_size, max(0.0, time.time() - status.st_mtime)

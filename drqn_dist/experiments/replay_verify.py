@@ -229,6 +229,8 @@ class _ShardCheck:
         name, snapshot = f"{self.journal.name}/priorities", self.journal.snapshot
         if self.journal.snapshot_fault:
             self._fault(name, f"the snapshot is damaged: {self.journal.snapshot_fault}")
+        if self.journal.snapshot_note:
+            self.say(f"note: {name} are left out by a restart: {self.journal.snapshot_note}")
         if snapshot is None or self.reached is None:
             return
         first, end = snapshot.first_window, snapshot.first_window + len(snapshot.weights)

@@ -33,6 +33,7 @@ class Monitor:
         self._config = config
         self._frames_per_step = frames_per_step
         self.agent_steps, self.updates = agent_steps, updates
+        self._most_updates = updates
         self._wall_before = wall_s
         self._started = self._last = time.monotonic()
         self._steps_at_start = agent_steps
@@ -92,6 +93,8 @@ class Monitor:
         self.agent_steps += steps
         for stats in report.learner:
             self.updates = stats.updates
+        # A learner that was started again makes up first for the updates that it lost.
+        self._most_updates = max(self._most_updates, self.updates)
         self._episodes.extend(e for a in report.actors for e in a.episodes if e.epsilon <= self._threshold)
         if report.evaluations:
             self.last_evaluation = report.evaluations[-1]
@@ -99,7 +102,7 @@ class Monitor:
                 if not self._recent or evaluation.version > self._recent[-1].version:  # no weights count twice
                     self._recent.append(evaluation)
         values = {
-            "time/updates": float(self.updates),
+            "time/updates": float(self._most_updates),
             "charts/agent_steps_per_s": steps / elapsed,
             "charts/updates_per_s": sum(s.new_updates for s in report.learner) / elapsed,
             "charts/episodic_return": self._training(),

@@ -1,10 +1,11 @@
 """A training run from its configuration to its summary."""
 
+import errno
 import shutil
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from actors.evaluator import Evaluation, Played
 from drqn_dist.checkpoint import weights_sha256
 from drqn_dist.config import TrainConfig
 from drqn_dist.errors import CheckpointError, DrqnError, RayDiedError, RunFolderError
-from drqn_dist.experiments.run_folder import RunFolder, Summary, create_run
+from drqn_dist.experiments.run_folder import CONFIG_NAME, RunFolder, Summary, create_run
+from drqn_dist.files import locked
 from drqn_dist.interfaces import EnvSpec
 from drqn_dist.metrics import MetricsLog
 from drqn_dist.network.q_network import QNetwork
@@ -25,6 +27,9 @@ from drqn_dist.training.serial import SerialSession
 from drqn_dist.training.session import Report, Saved, Session
 from drqn_dist.training.stop import StopRequest, stop_on_signals
 from learner.train_state import load_network
+
+ALONE_S = 5.0
+"""How long another process that trains in the same folder gets to end."""
 
 
 def train(config: TrainConfig, resume: Path | None = None, init_from: Path | None = None) -> Summary:
@@ -43,15 +48,19 @@ def train(config: TrainConfig, resume: Path | None = None, init_from: Path | Non
         RoleFailedError: a process failed too often; the last checkpoint stays.
         RayDiedError: Ray itself died; the last checkpoint stays.
     """
-    prepared = prepare(config, resume, init_from)
-    config, before, state = prepared.config, prepared.before, prepared.state
-    restored = state if before is not None else None
     with ExitStack() as stack:
+        if resume is not None:
+            stack.enter_context(_alone_in(resume))
+        prepared = prepare(config, resume, init_from)
+        config, before, state = prepared.config, prepared.before, prepared.state
+        restored = state if before is not None else None
         stop = stack.enter_context(stop_on_signals())
         word = Word()
         if restored is not None and before is not None:  # said first: starting takes long, and may fail
             word.saved(before.path, int(restored.meta["learner"]["updates"]))
         folder = create_run(config, sys.argv, prepared.init_from) if before is None else before
+        if before is None:
+            stack.enter_context(_alone_in(folder.path))
         try:
             with stop.at_once():  # a cluster may take long to have room
                 session = _start_session(config, state, folder.path)
@@ -67,6 +76,25 @@ def train(config: TrainConfig, resume: Path | None = None, init_from: Path | Non
             return _Run(config, prepared.spec, session, folder, restored, stop, word, said).run()
         except RayDiedError as error:
             raise RayDiedError(f"{error}; {word.safe}") from error
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """No other process trains in a run's folder meanwhile.
+
+    Raises:
+        RunFolderError: one does.
+    """
+    with ExitStack() as stack:
+        if (folder / CONFIG_NAME).is_file():
+            try:
+                stack.enter_context(locked(folder / "lock", ALONE_S))
+            except OSError as error:  # another one is no reason: what cannot be written is said where it matters
+                if error.errno == errno.EBUSY:
+                    raise RunFolderError(
+                        f"another process trains in {folder}; end it, wait for it, or resume a copy of the folder"
+                    ) from error
+        yield
 
 
 def _going_on(prepared: Prepared) -> tuple[RunFolder, list[str]]:
@@ -160,7 +188,7 @@ class _Run:
             summary = self._summary(saved, stopped_by)
             self._folder.write_summary(summary)
             if not_written is not None:
-                raise not_written
+                raise type(not_written)(f"{not_written}; {self._word.safe}") from not_written
             on = f"; to go on: drqn-dist train --resume {self._folder.path}" if stopped_by == "signal" else ""
             progress.message(f"done: {self._folder.path / 'summary.json'}{on}")
             return summary

@@ -293,6 +293,18 @@ def test_an_older_snapshot_is_none(tmp_path: Path) -> None:
     assert verified(run) == (Verdict(0, 12, 90), [])
 
 
+def test_a_snapshot_of_an_earlier_version_is_no_fault(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    folder = write(run, stream(run, 3))
+    old = (
+        Snapshot(0, weights=np.ones(12), seen={(0, 0): [0, 12]}).to_bytes().replace(b"-priorities-3", b"-priorities-2")
+    )
+    (folder / journals.SNAPSHOT).write_bytes(old)
+    verdict, (note,) = verified(run)
+    assert verdict == Verdict(0, 12, 90)
+    assert note.startswith("note: 0/priorities are left out by a restart: it is of format 'drqn-dist-priorities-2'")
+
+
 def test_the_command_says_whole_or_exits_with_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = make_run(tmp_path)
     path = next(write(run, stream(run, 2)).glob("*.segment"))

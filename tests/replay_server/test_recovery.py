@@ -53,6 +53,13 @@ def test_a_replay_that_is_killed_has_everything_back_and_the_same_numbers(tmp_pa
     assert content(after) == content(before)
 
 
+def test_a_smaller_replay_says_what_it_has_room_for(tmp_path: Path) -> None:
+    """Of episodes of 8 + 8 + 8 + 6 steps 100 steps hold the last three, 12 fragments, and the 6 steps before them."""
+    fill(tmp_path / "j", 60).stop()
+    after = make_replay(replace(CONFIG, capacity_steps=100))
+    assert after.begin(None, tmp_path / "j").startswith("took back 96 steps (13 fragments) from its journal in ")
+
+
 def test_literal_numbers_of_a_restart(tmp_path: Path) -> None:
     """Room for 16 steps: of four fragments of 8, 8, 8 and 6 steps the last two are stored (14 steps; 8 more would be
     22). Windows begin every 4 steps, so that fragments own 2 each: ids 0 to 7, of which 4 to 7 are left. The first 8

@@ -14,9 +14,11 @@ import torch
 
 from drqn_dist.cli import main
 from drqn_dist.config import TrainConfig, with_settings
-from drqn_dist.errors import ConfigError
+from drqn_dist.errors import ConfigError, RunFolderError
 from drqn_dist.experiments.run_folder import RunFolder, open_run
+from drqn_dist.files import locked
 from drqn_dist.metrics import read_metrics
+from drqn_dist.training import train as training
 from drqn_dist.training.train import train
 from tests.runs import maze_config
 
@@ -141,6 +143,40 @@ def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before_an
     found = run.checkpoints.latest()
     assert found is not None
     assert found.updates > newest
+
+
+def test_a_run_that_another_process_trains_is_refused_and_left_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = _run(maze_config(tmp_path, total_steps=300))
+
+    def files() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+
+    before = files()
+    monkeypatch.setattr(training, "ALONE_S", 0.1)
+    more = replace(run.config, total_steps=600)
+    with locked(run.path / "lock", 0.0), pytest.raises(RunFolderError, match="another process trains in"):
+        train(more, resume=run.path)
+    assert files() == before
+    assert train(more, resume=run.path).agent_steps >= 600
+
+
+def test_a_run_holds_its_folder_while_it_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = []
+    start = training._start_session
+
+    def noted(config: TrainConfig, state: Any, folder: Path) -> Any:
+        with pytest.raises(OSError, match="another process holds it"):
+            locked(folder / "lock", 0.0)
+        held.append(folder)
+        return start(config, state, folder)
+
+    monkeypatch.setattr(training, "_start_session", noted)
+    run = _run(maze_config(tmp_path, total_steps=300))
+    train(replace(run.config, total_steps=600), resume=run.path)
+    assert held == [run.path, run.path]
+    locked(run.path / "lock", 0.0).close()
 
 
 def test_what_must_stay_is_refused_from_python_too_and_changes_nothing(tmp_path: Path) -> None:

@@ -35,6 +35,15 @@ def test_counters_go_on_from_those_of_the_run_before(tmp_path: Path) -> None:
     assert 50.0 <= watching.wall_s < 60.0
 
 
+def test_updates_do_not_run_backwards_in_the_log_when_a_learner_makes_up_for_those_that_it_lost(tmp_path: Path) -> None:
+    watching, logged = monitor(tmp_path, updates=7), []
+    for updates in (9, 8, 9, 10):
+        values, shown = watching.take(Report(learner=[piece(updates, 1)]))
+        assert watching.updates == shown["updates"] == updates
+        logged.append(values["time/updates"])
+    assert logged == [9, 9, 9, 10]
+
+
 def test_learner_figures_are_means_over_updates_and_shares_of_time(tmp_path: Path) -> None:
     values, _ = monitor(tmp_path).take(
         Report(learner=[piece(30, 30, 1.0, wait_s=1.0), piece(40, 10, 5.0), piece(40, 0, math.nan)])
