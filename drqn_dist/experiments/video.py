@@ -10,7 +10,7 @@ import imageio_ffmpeg
 import numpy as np
 import numpy.typing as npt
 
-from drqn_dist.errors import RunFolderError
+from drqn_dist.errors import ConfigError, RunFolderError
 
 TARGET_SIDE_PX = 480
 """Pictures whose shorter side is smaller are enlarged by the largest whole factor that keeps it within this."""
@@ -21,8 +21,11 @@ def write_video(path: Path, pictures: Iterator[npt.NDArray[np.uint8]], pictures_
     knows; all or nothing.
 
     Raises:
+        ConfigError: its name does not end in .mp4.
         RunFolderError: the file could not be written; what was there before stays.
     """
+    if path.suffix.lower() != ".mp4":
+        raise ConfigError(f"--video is {path}, but what is written is an MP4 file; give it a name that ends in .mp4")
     first = next(pictures)
     temporary = path.with_name(path.name + ".tmp")
     try:

@@ -171,6 +171,8 @@ class _Run:
                 progress.message(f"goes on from update {self._monitor.updates:,} at {self._resumed_at:,} agent steps")
             for line in self._said:
                 progress.message(line)
+            if self._monitor.agent_steps >= config.total_steps:
+                progress.message(f"all of its {config.total_steps:,} steps are done; a larger --total-steps trains on")
             if self._word.kept and self._resumed_at is None:
                 self._write(self._save(), progress)  # something to begin with again, from the first moment
             while True:

@@ -138,6 +138,12 @@ def test_a_video_that_cannot_be_written_is_a_clear_error_and_leaves_nothing(run:
     assert [path.name for path in tmp_path.iterdir()] == ["folder.mp4"]
 
 
+def test_a_video_of_another_kind_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--video is .*a\.gif, but what is written is an MP4 file; give it a name"):
+        write_video(tmp_path / "a.gif", _pictures(16, 16), 15.0)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_a_full_disk_is_a_clear_error_and_leaves_what_was_there(tmp_path: Path) -> None:
     video = tmp_path / "a.mp4"

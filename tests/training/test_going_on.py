@@ -340,3 +340,10 @@ def test_a_dry_run_of_a_run_that_goes_on_changes_nothing(tmp_path: Path, capsys:
     main(["train", "--resume", str(run.path), "--actors", "2", "--dry-run"])
     assert "2 actor(s)" in capsys.readouterr().out
     assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_that_has_done_all_its_steps_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = _run(maze_config(tmp_path, total_steps=300))
+    capsys.readouterr()
+    train(run.config, resume=run.path)
+    assert "all of its 300 steps are done; a larger --total-steps trains on" in capsys.readouterr().err
