@@ -89,9 +89,9 @@ def estimate_memory(config: TrainConfig, spec: EnvSpec) -> dict[str, int]:
         resident += processes(config) * PROCESS_BYTES + RAY_BYTES
     return {
         "replay": stored + fragments * FRAGMENT_OVERHEAD_BYTES,
-        "training step": batch_steps * activations * 4,
-        "network": copies * parameters * 4,
-        "probe": pasts * (frame + 12),
+        "learner: training step": batch_steps * activations * 4,
+        "learner: network": copies * parameters * 4,
+        "learner: probe": pasts * (frame + 12),
         "actors": in_flight + open_fragments,
         "processes": resident,
     }
@@ -126,15 +126,15 @@ def check_memory(config: TrainConfig, spec: EnvSpec, available_bytes: int | None
     """
     available = available_memory() if available_bytes is None else available_bytes
     parts = estimate_memory(config, spec)
-    parts["frame store"] = plan_store(config, spec, False, 0, max(0, available - sum(parts.values()))).bytes
+    parts["learner: frame store"] = plan_store(config, spec, False, 0, max(0, available - sum(parts.values()))).bytes
     needs = Needs(parts, available)
     if not needs.fits:
         advice = {
             "replay": "lower replay.capacity_bytes or replay.capacity_steps",
-            "frame store": "lower learner.frame_store_bytes or learner.batches_per_draw",
-            "training step": "lower learner.batch_windows or the window",
-            "network": "lower network.torso_units or network.core_units",
-            "probe": "use --learner.probe-period-updates None",
+            "learner: frame store": "lower learner.frame_store_bytes or learner.batches_per_draw",
+            "learner: training step": "lower learner.batch_windows or the window",
+            "learner: network": "lower network.torso_units or network.core_units",
+            "learner: probe": "use --learner.probe-period-updates None",
             "actors": "lower actors, actor.envs_per_actor or actor.max_pushes_in_flight",
             "processes": "lower actors or use --mode serial",
         }[needs.largest]

@@ -305,7 +305,8 @@ def test_a_dry_run_shows_what_a_run_takes_and_starts_and_writes_nothing(
     shown = capsys.readouterr()
     assert shown.err == ""
     rows = dict(re.findall(r"^  (\w.*?) {2,}([\d,.]+)$", shown.out, re.MULTILINE))
-    parts = ["replay", "training step", "network", "probe", "actors", "processes", "frame store"]
+    learner = [f"learner: {part}" for part in ("training step", "network", "probe")]
+    parts = ["replay", *learner, "actors", "processes", "learner: frame store"]
     assert list(rows) == [*parts, "together", "free", "checkpoints", "replay's journal"]
     assert "frame store on the learner's device: up to" in shown.out
     assert f"disk at most, at {tmp_path / 'runs'}" in shown.out
