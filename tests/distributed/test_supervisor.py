@@ -54,8 +54,8 @@ def test_a_run_trains_evaluates_checkpoints_and_leaves_no_process(local_ray: Non
     assert ratios[-1] == pytest.approx(config.replay.samples_per_insert, rel=0.1)
 
     most = {tag: max(line.get(tag, -1) for line in lines) for line in lines for tag in line}
-    assert 0 < most["queues/pushes"] <= config.actor.max_pushes_in_flight
-    assert 0 < most["queues/priorities"] <= 16 * 2
+    assert 0 <= most["queues/pushes"] <= config.actor.max_pushes_in_flight
+    assert 0 <= most["queues/priorities"] <= 16 * 2
     assert most["queues/draws"] <= 1
     assert most["queues/updates"] == 0, "no GPU"
     memory = {tag: value for tag, value in most.items() if tag.startswith("memory/")}
