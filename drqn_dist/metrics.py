@@ -40,8 +40,8 @@ Every line of `metrics.jsonl` holds `agent_steps`, `frames` and `wall_s`, and an
     eval/updates               updates behind the evaluated weights
 
 A run that goes on after its process was killed repeats some agent steps, in lines behind those that they replace;
-`read_metrics` leaves out what was replaced. TensorBoard shows all of it over agent steps, with `time/frames` and
-`time/wall_s` beside it.
+`read_metrics` and TensorBoard leave out what was replaced. TensorBoard shows all tags over agent steps, with
+`time/frames` and `time/wall_s` beside them.
 """
 
 import json

@@ -171,6 +171,27 @@ class Gate:
 
 
 @pytest.mark.ray
+def test_what_is_not_acknowledged_is_counted(local_ray: None) -> None:
+    gate = ray.remote(Gate).options(num_cpus=0, max_concurrency=4).remote()
+
+    class Passes:
+        def remote(self, *arguments: Any) -> Any:
+            return gate.passes.remote(None)
+
+    class Closed:
+        push = update_priorities = Passes()
+
+    pushes, priorities = RemoteSink(Closed(), limit=16), RemotePriorities([Closed()], updates_per_call=1)
+    for count in (3, 2):
+        pushes.push([bytes(8)] * count)
+    priorities.update_priorities(np.array([1, 2]), np.array([0.1, 0.2]))
+    assert (pushes.unacknowledged, priorities.unacknowledged) == (5, 1), "fragments, and calls"
+    ray.get(gate.open.remote())
+    until(lambda: (pushes.unacknowledged, priorities.unacknowledged) == (0, 0), "all to be acknowledged")
+    ray.kill(gate)
+
+
+@pytest.mark.ray
 def test_an_actor_takes_weights_at_the_first_step_at_which_they_are_there_and_has_one_request_under_way(
     local_ray: None, tmp_path: Path
 ) -> None:

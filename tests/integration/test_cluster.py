@@ -167,6 +167,7 @@ def _title(process: psutil.Process) -> str:
 
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
+    ours = signal.signal(signal.SIGINT, signal.default_int_handler)  # in a shell's background children ignore it
     folder = Path(tempfile.mkdtemp(prefix="drqn-", dir="/tmp"))  # Ray's sockets need a short path
     made = Cluster(folder)
     try:
@@ -174,6 +175,7 @@ def cluster() -> Iterator[Cluster]:
     finally:
         made.close()
         shutil.rmtree(folder, ignore_errors=True)
+        signal.signal(signal.SIGINT, ours)
 
 
 @pytest.mark.ray
