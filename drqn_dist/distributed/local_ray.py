@@ -25,7 +25,7 @@ CONNECT_S = 10.0
 """How long a cluster's head gets to take a connection."""
 EXIT_S = 10.0
 """How long Ray's processes get to end by themselves."""
-STOPPED_S = 4.0
+STOPPED_S = 2.0
 """A process of the run that is seen to be stopped for so long is ended."""
 LOOK_S = 1.0
 """So often it is looked for."""

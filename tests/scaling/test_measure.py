@@ -188,7 +188,7 @@ def test_a_measurement_that_was_disturbed_is_thrown_away(
 @pytest.mark.ray
 def test_the_command_measures_and_writes_its_files(tmp_path: Path) -> None:
     program = str(Path(sys.executable).with_name("drqn-dist"))  # apart from the Ray of other tests
-    short = ["--seconds", "2", "--warmup-s", "0.2", "--repeats", "1", "--actors", "1,2", "--json"]
+    short = ["--seconds", "8", "--warmup-s", "0.2", "--repeats", "1", "--actors", "1,2", "--json"]
     out = tmp_path / "out"
     line = [program, "scale", "--preset", "gridworld", *short, "--out", str(out)]
     done = subprocess.run(line, capture_output=True, text=True, timeout=280)
