@@ -51,12 +51,15 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from drqn_dist.errors import RunFolderError, shown
 from drqn_dist.reading import parse_json
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 FILE_NAME = "metrics.jsonl"
 
@@ -80,30 +83,43 @@ class MetricsLog:
         Raises:
             RunFolderError: the folder cannot be written.
         """
-        from torch.utils.tensorboard import SummaryWriter  # takes seconds to import
-
+        self._folder = folder
         try:
             _drop_partial_line(folder / FILE_NAME)
             self._file = open(folder / FILE_NAME, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
-            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resumed_at_steps)
+            self._board: SummaryWriter | None = _board(folder, resumed_at_steps)
         except OSError as error:
             raise RunFolderError(
                 f"cannot write metrics into {folder}: {error.strerror}; check its permissions"
             ) from error
 
     def write(self, values: Mapping[str, float], agent_steps: int, frames: int, wall_s: float) -> None:
-        """Appends one line and the same scalars to TensorBoard; values that are not finite are left out."""
+        """Appends one line and the same scalars to TensorBoard; values that are not finite are left out.
+
+        Raises:
+            OSError: one of the two could not be written (a full disk); later calls try again.
+        """
         finite = {tag: float(value) for tag, value in values.items() if math.isfinite(value)}
         line = {"agent_steps": agent_steps, "frames": frames, "wall_s": round(wall_s, 3), **finite}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
+        # A writer that could not write once never does again.
+        board, self._board = self._board or _board(self._folder, None), None
         for tag, value in {**finite, "time/frames": frames, "time/wall_s": wall_s}.items():
-            self._board.add_scalar(tag, value, global_step=agent_steps)
+            board.add_scalar(tag, value, global_step=agent_steps)
+        self._board = board
 
     def close(self) -> None:
         with suppress(OSError):  # a full disk was reported when it was met
             self._file.close()
-            self._board.close()
+            if self._board is not None:
+                self._board.close()
+
+
+def _board(folder: Path, purge_step: int | None) -> "SummaryWriter":
+    from torch.utils.tensorboard import SummaryWriter  # takes seconds to import
+
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=purge_step)
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

@@ -36,6 +36,8 @@ SEGMENTS = 16
 """A full replay's journal has about so many, so that about a sixteenth more than what is stored lies on the disk."""
 SEGMENT_FRAGMENTS = 64
 """Of the smallest segment."""
+SEGMENTS_WAITING = 64
+"""Segments that may wait for the disk, each an open file, however long the period is."""
 OWNED_S = 10.0
 """A process that ends lets go of its journal within this time."""
 RETRY_S = 1.0
@@ -91,7 +93,7 @@ class Journal:
         self.error = ""
         """Why, the last time; empty once it has worked again."""
         self._complained = ""
-        self._stopped = threading.Event()
+        self._stopped, self._due = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
 
     @property
@@ -189,6 +191,7 @@ class Journal:
     def close(self) -> None:
         """Ends the thread and closes the files; what was written reaches the disk."""
         self._stopped.set()
+        self._due.set()
         if self._thread is not None:
             self._thread.join()
         with contextlib.suppress(OSError):
@@ -213,9 +216,11 @@ class Journal:
             if self._file is not None:
                 self._retired.append(self._file)
             self._file, self._size, self._fragments = file, len(head), 0
+            if len(self._retired) > SEGMENTS_WAITING:
+                self._due.set()
         self._segments.append(_Segment(name, serial, self._size))
 
-    def _complain(self, error: OSError) -> None:
+    def _complain(self, error: Exception) -> None:
         if str(error) != self._complained:  # each kind of trouble once, however often it comes
             _log.warning("the replay's journal cannot be written: %s; training goes on without it", error)
         self._complained = str(error)
@@ -238,17 +243,20 @@ class Journal:
 
     def _keep(self, snapshot: Callable[[], bytes], period_s: float | None) -> None:
         due_s = time.monotonic() + (period_s or 0.0)
-        while not self._stopped.wait(self._sync_period_s):
-            if period_s is not None and time.monotonic() >= due_s:
-                due_s = time.monotonic() + period_s
-                self.save(snapshot())
-                continue
+        while not self._stopped.is_set():
+            self._due.wait(self._sync_period_s)
+            self._due.clear()
+            ends = self._stopped.is_set()
             try:
-                self.sync()
-            except OSError as error:
+                if period_s is not None and (ends or time.monotonic() >= due_s):
+                    due_s = time.monotonic() + period_s
+                    self.save(snapshot())
+                else:
+                    self.sync()
+            except Exception as error:  # memory that ran out, say: without this thread nothing is evicted any more
                 self._complain(error)
-        if period_s is not None:
-            self.save(snapshot())
+                with contextlib.suppress(OSError):
+                    self.sync()
 
 
 def owned(folder: Path) -> BinaryIO:

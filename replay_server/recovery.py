@@ -57,6 +57,8 @@ class Recovery:
     contents: Contents
     lacking: str
     """Why a run that goes back to its checkpoint is not bit for bit as it was then; empty without a reason."""
+    unread: str = ""
+    """What could not be read though it is there, and is done without; empty if all was."""
 
     @property
     def inserted_steps(self) -> int:
@@ -75,7 +77,9 @@ class Recovery:
             if contents.torn_bytes:
                 parts.append(f"{contents.torn_bytes:,} bytes at its end were still being written")
             if (refused := len(contents.stored) - len(self.fragments)) > 0:
-                parts.append(f"{refused:,} fragments do not fit this configuration")
+                parts.append(f"{refused:,} fragments do not fit this configuration, or are there twice")
+            if self.unread:
+                parts.append(self.unread)
         if self.lacking:
             parts = parts or ["begins anew"]
             parts.append(f"{self.lacking}, so that this run will not be bit for bit as if it had not stopped")
@@ -113,7 +117,11 @@ def recover(
         OSError: the folder cannot be read.
     """
     settle(folder)
-    contents, snapshot = read_journal(folder), read_snapshot(folder / SNAPSHOT)
+    contents, unread = read_journal(folder), ""
+    try:
+        snapshot = read_snapshot(folder / SNAPSHOT)
+    except OSError as error:  # fragments are worth more than their priorities
+        snapshot, unread = Snapshot(), f"its priorities could not be read ({error.strerror or error})"
     if exact:
         contents.cut(saved.inserted_steps)
     fragments = list(_fitting(contents.stored, header_of))
@@ -133,7 +141,7 @@ def recover(
     if snapshot.scale != scale or (exact and snapshot.stamp != saved.stamp):  # of another scale, or another moment
         snapshot = Snapshot(seen={} if exact else snapshot.seen)
     filled_steps = saved.filled_steps if same_numbers else 0
-    return Recovery(fragments, begin_at, filled_steps, snapshot, journal, problem, contents, lacking)
+    return Recovery(fragments, begin_at, filled_steps, snapshot, journal, problem, contents, lacking, unread)
 
 
 def no_journal(folder: Path, error: OSError) -> str:
@@ -144,9 +152,15 @@ def no_journal(folder: Path, error: OSError) -> str:
 def _fitting(
     records: Sequence[Record], header_of: Callable[[bytes], FragmentHeader]
 ) -> Iterator[tuple[Record, FragmentHeader]]:
+    """Each fragment once, though two processes may have written one journal where files cannot be locked."""
+    seen = set[tuple[int, int, int]]()
     for record in records:
         with contextlib.suppress(FragmentError):
-            yield record, header_of(record.payload)
+            header = header_of(record.payload)
+            key = header.actor_id, header.env_id, header.sequence_no
+            if key not in seen:
+                seen.add(key)
+                yield record, header
 
 
 def _gone_on(folder: Path, contents: Contents, complete: bool, sync_period_s: float) -> tuple[Journal | None, str]:

@@ -1,5 +1,6 @@
 """The replay: takes encoded fragments, answers batches of windows, never decompresses an observation."""
 
+import errno
 import secrets
 import time
 from collections import defaultdict
@@ -274,6 +275,8 @@ class Replay:
             saved, scale = Saved.of(state), self._sampler.scale
             recovery = recover(folder, saved, exact, self._fitting_header, scale, sync_s)
         except OSError as error:
+            if error.errno == errno.EBUSY:  # what it holds is there, and would be lost to this one
+                raise
             return no_journal(folder, error)
         self._journal, problem = recovery.journal, recovery.problem
         records = self._take_back(recovery)

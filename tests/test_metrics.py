@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import errno
 import json
 import time
 from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.tensorboard import SummaryWriter
 
 from drqn_dist.errors import RunFolderError
 from drqn_dist.metrics import MetricsLog, Stopwatch, read_metrics
@@ -28,6 +30,24 @@ def test_tensorboard_shows_the_same_values_over_agent_steps(tmp_path: Path) -> N
     events.Reload()
     assert [(e.step, e.value) for e in events.Scalars("charts/episodic_return")] == [(10, -20.5), (20, -19.5)]
     assert [(e.step, e.value) for e in events.Scalars("time/frames")] == [(10, 40.0), (20, 80.0)]
+
+
+def test_tensorboard_goes_on_after_a_disk_that_was_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = MetricsLog(tmp_path)
+    log.write({"charts/episodic_return": 1.0}, 10, 40, 1.0)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(SummaryWriter, "add_scalar", full)
+        for steps in (20, 30):
+            with pytest.raises(OSError, match="No space"):
+                log.write({"charts/episodic_return": 2.0}, steps, 80, 2.0)
+    log.write({"charts/episodic_return": 4.0}, 40, 160, 4.0)
+    log.close()
+    assert [line["agent_steps"] for line in read_metrics(tmp_path)] == [10, 20, 30, 40]
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 3, "each with a writer of its own"
 
 
 def test_values_that_are_not_finite_are_left_out(tmp_path: Path) -> None:

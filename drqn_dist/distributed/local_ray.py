@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from queue import SimpleQueue
 from types import FrameType
 from typing import Any
 
@@ -69,7 +70,11 @@ class LocalRay:
         """Without them an own Ray cannot go on."""
         self._names: dict[int, str] = {}
         self._stopped_since: dict[int, float] = {}
-        self._look_s = 0.0
+        self._closing = threading.Event()
+        self._watch: threading.Thread | None = None
+        """Ends what is stopped: asking Ray for anything may wait for the very process that must be ended."""
+        self._ended: SimpleQueue[str] = SimpleQueue()
+        """What it has ended, a sentence each."""
         self._environment: dict[str, str | None] = {}
         if ray.is_initialized():
             self._owned = False
@@ -109,6 +114,8 @@ class LocalRay:
             raise ConfigError(f"cannot start a local Ray: {error}; or train with --mode serial") from error
         self._core = [process for process in self._processes() if process.name() in CORE]
         self._names = {process.pid: process.name() for process in self._core}
+        self._watch = threading.Thread(target=self._end_stopped, name="watch", daemon=True)
+        self._watch.start()
 
     @property
     def owned(self) -> bool:
@@ -116,16 +123,15 @@ class LocalRay:
         return self._owned
 
     def check(self) -> list[str]:
-        """Looks after an own Ray: ends processes that have been stopped (SIGSTOP, a debugger), since whoever asks them
-        would wait for ever.
+        """Looks after an own Ray. Its processes that have been stopped (SIGSTOP, a debugger) are ended by a thread,
+        since whoever asks them would wait for ever.
 
         Returns:
-            What was ended, a sentence each.
+            What was ended since the last time, a sentence each.
 
         Raises:
             RayDiedError: a process without which an own Ray cannot go on has ended.
         """
-        ended = self._end_stopped()
         for process in self._core:
             with contextlib.suppress(psutil.NoSuchProcess):
                 if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
@@ -134,25 +140,26 @@ class LocalRay:
                 f"Ray itself died: its process {self._names[process.pid]} ({process.pid}) ended, killed perhaps "
                 "because memory ran out"
             )
-        return ended
+        return [self._ended.get() for _ in range(self._ended.qsize())]
 
-    def _end_stopped(self) -> list[str]:
-        now, ended = time.monotonic(), []
-        if now < self._look_s:
-            return []
-        self._look_s = now + LOOK_S
-        since = {}
-        for process in self._processes():
-            with contextlib.suppress(psutil.Error, IndexError):
-                if process.status() == psutil.STATUS_STOPPED:
-                    since[process.pid] = self._stopped_since.get(process.pid, now)
-                    if now - since[process.pid] >= STOPPED_S:
-                        ended.append(f"{process.cmdline()[0].split('/')[-1]} was stopped for {STOPPED_S:.0f} s: ended")
-                        process.kill()
-        self._stopped_since = since
-        return ended
+    def _end_stopped(self) -> None:
+        while not self._closing.wait(LOOK_S):
+            now, since = time.monotonic(), {}
+            for process in self._processes():
+                with contextlib.suppress(psutil.Error, IndexError):
+                    if process.status() == psutil.STATUS_STOPPED:
+                        since[process.pid] = self._stopped_since.get(process.pid, now)
+                        if now - since[process.pid] >= STOPPED_S:
+                            name = process.cmdline()[0].split("/")[-1]
+                            process.kill()
+                            self._ended.put(f"{name} was stopped for {STOPPED_S:.0f} s: ended")
+            self._stopped_since = since
 
     def close(self) -> None:
+        self._closing.set()
+        if self._watch is not None:
+            self._watch.join()
+            self._watch = None
         if self._owned:
             processes = self._processes()
             started = ray.is_initialized()

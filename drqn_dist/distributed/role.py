@@ -38,6 +38,8 @@ class Role:
     """When it last answered, or was asked what it has not answered yet."""
     moves: int | None = None
     """Batched steps that its last pulse told, or updates of the learner; None before the first answer."""
+    compiled: bool = False
+    """A learner has trained."""
     moved_s: float = 0.0
     """When they last grew, or it had a reason to wait, or was given work after a rest."""
     slowest_s: float = 0.0
@@ -59,9 +61,15 @@ class Role:
 
     def answered(self, now_s: float) -> None:
         """It gave a sign of life."""
-        if self.moves:
+        if self.moves or (self.kind is RoleKind.REPLAY and self.begun):
             self.slowest_s = max(self.slowest_s, now_s - self.seen_s)
         self.seen_s, self.begun = now_s, True
+
+    def trained(self, updates: int) -> None:
+        """A learner's piece had updates, so many in all. The first one compiles and is not its pace; said before
+        `answered`, so that the second one is."""
+        self.moves = updates if self.compiled else None
+        self.compiled = True
 
     def moved(self, now_s: float, moves: int) -> None:
         """So far had it come when it last answered; the first time, what came before is not counted as slow."""
@@ -73,7 +81,7 @@ class Role:
     def started_anew(self, now_s: float) -> None:
         """Another process takes its place; nothing is known of it yet."""
         self.begun, self.process, self.node, self.started_s = False, None, None, now_s
-        self.moves, self.slowest_s = None, 0.0
+        self.moves, self.compiled, self.slowest_s = None, False, 0.0
 
     def hangs(self, now_s: float, hang_s: float) -> str:
         """What is wrong with a role that keeps silent, or whose process answers while its work stands still; nothing

@@ -38,6 +38,9 @@ PULSE_S = 1.0
 """Roles that may rightly wait for others are asked for a sign of life this often."""
 ANSWER_S = 120.0
 """How long an answer that is ready may be on its way, and the replay's CPU time may take."""
+DIED_S = 2.0
+"""A call to begin that breaks off after so long had reached a process, and that died; Ray refuses one at once while it
+still starts the process."""
 SILENT_S = 5.0
 """A shard that has been silent for so long may be what others wait for."""
 PAUSE_S = 2.0
@@ -337,7 +340,8 @@ class RaySession:
             self._fail(role, _cause(error), alive=True, error=error)
             return
         except ActorUnavailableError as error:
-            if role.waits_to_begin and not role.begun and now - role.started_s < START_S:
+            asked_s = now - role.seen_s
+            if role.waits_to_begin and not role.begun and now - role.started_s < START_S and asked_s < DIED_S:
                 role.not_before_s = now + 0.2  # Ray is still starting it
             else:
                 self._fail(role, _cause(error), alive=False, error=error)
@@ -356,14 +360,14 @@ class RaySession:
                 self._report.events.append(f"{role.name} is back, and {took or 'fills again'}")
             elif took:
                 self._report.events.append(f"{role.name} {took}")
+        if kind == "run" and role is self._learner and result.new_updates:
+            role.trained(result.updates)
         role.answered(now)
         if pulse is not None and role.has_pulse:
             role.slowest_s = max(role.slowest_s, pulse.slow_s)
             if pulse.waits:
                 role.moved_s = now
             role.moved(now, pulse.moves)
-        elif kind == "run" and role is self._learner and result.new_updates:
-            role.moves = result.updates
         self._gauge(role, pulse if pulse is not None else result)
         if pulse is not None:
             role.process, role.node = pulse.process, pulse.node

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -69,11 +70,13 @@ class Progress:
         self._values.update(values)
         if self._live is None and self._clock() >= self._next_line_s:
             self._next_line_s = self._clock() + self._period_s
-            self._console.print(plain_line(self._values), soft_wrap=True, markup=False)
+            self.message(plain_line(self._values))
 
     def message(self, text: str) -> None:
-        """Prints an event on a line of its own, above the table where there is one."""
-        self._console.print(text, soft_wrap=True, markup=False)
+        """Prints an event on a line of its own, above the table where there is one. What goes into a file on a full
+        disk is lost; the run goes on."""
+        with suppress(OSError):
+            self._console.print(text, soft_wrap=True, markup=False)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         cells = _cells(self._values)

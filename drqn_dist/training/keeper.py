@@ -43,6 +43,7 @@ class Word:
         """What is safe, and how to go on."""
         self.ran_s = 0.0
         """Seconds of this run in earlier processes."""
+        self._said: dict[str, str | int] = {}
         self._file: int | None = None
         described = os.environ.pop(_ENVIRONMENT, None)
         if described is not None:
@@ -63,10 +64,19 @@ class Word:
             f"the newest checkpoint, of update {updates:,}, is safe in {folder / 'checkpoints'}; go on with "
             f"drqn-dist train --resume {folder}"
         )
+        self._said = {"folder": str(folder.resolve()), "updates": updates, "safe": self.safe}
+        self._say()
+
+    def ends(self) -> None:
+        """Notes that the run ends by itself, in order or with an error that it tells; Ray's C++ ends a process with
+        the same exit code, and without a word."""
+        self._said |= {"ends": "by itself"}
+        self._say()
+
+    def _say(self) -> None:
         if self._file is not None:
-            word = {"folder": str(folder.resolve()), "updates": updates, "safe": self.safe}
             with contextlib.suppress(OSError):  # the keeper is gone, and the lifeline tells
-                os.write(self._file, json.dumps(word).encode() + b"\n")
+                os.write(self._file, json.dumps(self._said).encode() + b"\n")
 
 
 def _stop_at_end_of(lifeline: int) -> None:
@@ -111,11 +121,13 @@ def keep(arguments: Sequence[str]) -> int:
         while True:
             child = _start(command, time.monotonic() - started)
             signals.to(child.process)
-            word = child.wait() or word
+            said = child.wait()
             code = child.process.returncode
             again = bool(failed_at) and code == ConfigError.exit_code  # a machine that has not recovered yet
-            if code >= 0 and code != RayDiedError.exit_code and not again:
+            silent = code == 1 and bool(said) and "ends" not in said
+            if code >= 0 and code != RayDiedError.exit_code and not (again or silent):
                 return code
+            word = said if "folder" in said else word
             _end_orphans(foreign)
             ended = f"its process ended abruptly ({_signal_name(-code)})" if code < 0 else "its Ray died"
             cause = "it could not start" if again else f"{ended}, perhaps because memory ran out"

@@ -12,6 +12,7 @@ import psutil
 import torch
 
 from drqn_dist.config import TrainConfig
+from drqn_dist.envs.atari import SEED_PERIOD_STEPS
 from drqn_dist.errors import ConfigError
 from drqn_dist.interfaces import EnvSpec
 from drqn_dist.network.q_network import QNetwork
@@ -152,7 +153,20 @@ def checkpoint_bytes(config: TrainConfig, spec: EnvSpec) -> int:
     slots = len(SLOTS[config.learner.optimizer])  # one of them a single number, the steps done
     numbers = (1 + slots) * sum(w.numel() for w in weights) + 2 * sum(b.numel() for b in buffers)
     names = (2 + slots) * len(weights) + 2 * len(buffers)
-    return 4 * numbers + 256 * names + 4_096 * (1 + config.replay.shards)  # random states of all shards
+    bound = 4 * numbers + 256 * names + 4_096 * (1 + config.replay.shards)  # random states of all shards
+    return bound + (_serial_actors_bytes(config, spec) if config.mode == "serial" else 0)
+
+
+def _serial_actors_bytes(config: TrainConfig, spec: EnvSpec) -> int:
+    """Upper bound of what the actors add to a checkpoint in serial mode: of each environment the steps that it holds,
+    their states, its stack and present observation, and the actions to play again; of each actor the weights."""
+    held = config.window.fragment + config.window.unroll  # and those that are cut and wait to be pushed
+    frame = int(np.prod(spec.observation_shape)) * np.dtype(spec.observation_dtype).itemsize
+    state = 4 * int(np.prod(state_shape(config, spec)))
+    played = SEED_PERIOD_STEPS + config.env.max_episode_frames // spec.frames_per_step
+    weights = 4 * sum(w.numel() for w in _network(config, spec).parameters())
+    each = 2 * held * (frame + state + 64) + (config.env.stack_frames + 2) * frame + 2 * state + played + 4_096
+    return config.total_envs * each + config.num_actors * weights
 
 
 def journal_bytes(config: TrainConfig, spec: EnvSpec | None = None) -> int:

@@ -140,7 +140,7 @@ class Monitor:
             "agent_steps": self.agent_steps,
             "total_steps": self._config.total_steps,
             "frames": self.frames,
-            "updates": self.updates,
+            "updates": self._most_updates,
             "elapsed_s": self.wall_s,
         }
         gained = self.agent_steps - self._steps_at_start

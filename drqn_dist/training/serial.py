@@ -12,7 +12,15 @@ from actors.actor import Actor
 from actors.evaluator import Evaluation, EvaluationStopped, Evaluator, Played
 from drqn_dist.config import TrainConfig
 from drqn_dist.envs.make import env_spec
-from drqn_dist.errors import CheckpointError, ConfigError, EnvError, EnvFailedError, FragmentError, shown
+from drqn_dist.errors import (
+    CheckpointError,
+    ConfigError,
+    EnvError,
+    EnvFailedError,
+    FragmentError,
+    RunFolderError,
+    shown,
+)
 from drqn_dist.interfaces import WeightSnapshot
 from drqn_dist.state import State, together
 from drqn_dist.training.memory import plan_frame_store
@@ -61,7 +69,10 @@ class SerialSession:
         if restored:
             self.learner.load(restored.tensors, meta["learner"])
         replay = meta["replay"][0] if restored else None
-        note = self.replay.begin(replay, journal_folders(config, folder)[0], exact=True)
+        try:
+            note = self.replay.begin(replay, journal_folders(config, folder)[0], exact=True)
+        except OSError as error:
+            raise RunFolderError(f"cannot use the replay's journal in {folder}: {error.strerror}") from error
         self._notes += [f"replay {note}"] if note else []
         self._incarnation = next_incarnation(folder, int(meta.get("incarnation", -1)) + 1)
         self.agent_steps = int(meta.get("agent_steps", 0))

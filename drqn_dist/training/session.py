@@ -44,21 +44,36 @@ class Saved:
     """JSON-able: learner, replay counters, incarnations of the actors."""
 
 
+_ASIDE = "replay-of-other-shards"
+"""Folder of journals that were kept when the replay had another number of shards."""
+
+
 def journal_folders(config: TrainConfig, run: Path | None) -> list[Path | None]:
     """Where each shard of the replay keeps its journal; None where it keeps none. Those of another number of shards
-    are removed: what each holds and has counted is a share of the whole."""
+    are put aside, since what each holds and has counted is a share of the whole; `drop_other_shards` removes them."""
     shards = config.replay.shards if config.mode == "ray" else 1
     if run is None or not config.replay.journal:
         return [None] * shards
     root = run.resolve() / "replay"
     known = _number_in(root / "shards", 0)
     if known != shards:
-        if known:
-            shutil.rmtree(root, ignore_errors=True)
+        aside = root.with_name(_ASIDE)
+        with suppress(OSError):
+            if _number_in(aside / "shards", 0) == shards:  # the change was tried, and never began
+                shutil.rmtree(root, ignore_errors=True)
+                aside.rename(root)
+            elif known:
+                shutil.rmtree(aside, ignore_errors=True)
+                root.rename(aside)
         with suppress(OSError):  # a disk that takes nothing: the replay says so
             root.mkdir(parents=True, exist_ok=True)
             write_atomically(root / "shards", str(shards).encode())
     return [root / str(shard) for shard in range(shards)]
+
+
+def drop_other_shards(run: Path) -> None:
+    """Removes what `journal_folders` put aside, once a replay with the new number of shards has begun."""
+    shutil.rmtree(run.resolve() / _ASIDE, ignore_errors=True)
 
 
 def next_incarnation(run: Path | None, at_least: int) -> int:
@@ -67,7 +82,10 @@ def next_incarnation(run: Path | None, at_least: int) -> int:
     if run is None:
         return at_least
     path = run / "incarnation"
-    number = max(at_least, _number_in(path, -1) + 1)
+    known = _number_in(path, -1)
+    number = max(at_least, known + 1)
+    if known < 0 and path.exists():  # what was given out is not known any more
+        number += 1 + secrets.randbits(20)
     try:
         run.mkdir(parents=True, exist_ok=True)
         write_atomically(path, str(number).encode())

@@ -13,7 +13,7 @@ import numpy as np
 from actors.evaluator import Evaluation, Played
 from drqn_dist.checkpoint import weights_sha256
 from drqn_dist.config import TrainConfig
-from drqn_dist.errors import CheckpointError, DrqnError, RayDiedError, RunFolderError
+from drqn_dist.errors import CheckpointError, DrqnError, RayDiedError, RoleFailedError, RunFolderError
 from drqn_dist.experiments.run_folder import CONFIG_NAME, RunFolder, Summary, create_run
 from drqn_dist.files import locked
 from drqn_dist.interfaces import EnvSpec
@@ -24,7 +24,7 @@ from drqn_dist.training.keeper import Word
 from drqn_dist.training.monitor import Monitor, evaluation_values
 from drqn_dist.training.preflight import Prepared, prepare
 from drqn_dist.training.serial import SerialSession
-from drqn_dist.training.session import Report, Saved, Session
+from drqn_dist.training.session import Report, Saved, Session, drop_other_shards
 from drqn_dist.training.stop import StopRequest, stop_on_signals
 from learner.train_state import load_network
 
@@ -56,6 +56,7 @@ def train(config: TrainConfig, resume: Path | None = None, init_from: Path | Non
         restored = state if before is not None else None
         stop = stack.enter_context(stop_on_signals())
         word = Word()
+        stack.callback(word.ends)
         if restored is not None and before is not None:  # said first: starting takes long, and may fail
             word.saved(before.path, int(restored.meta["learner"]["updates"]))
         folder = create_run(config, sys.argv, prepared.init_from) if before is None else before
@@ -71,11 +72,14 @@ def train(config: TrainConfig, resume: Path | None = None, init_from: Path | Non
                 print("stopped before the run began; nothing was written", file=sys.stderr, flush=True)
             raise
         stack.callback(session.close)
+        drop_other_shards(folder.path)
         folder, said = (folder, _beginning(prepared)) if before is None else _going_on(prepared)
         try:
             return _Run(config, prepared.spec, session, folder, restored, stop, word, said).run()
         except RayDiedError as error:
             raise RayDiedError(f"{error}; {word.safe}") from error
+        finally:
+            word.ends()  # already now: Ray's C++ may end this process while it closes
 
 
 @contextmanager
@@ -176,8 +180,9 @@ class _Run:
             if self._word.kept and self._resumed_at is None:
                 self._write(self._save(), progress)  # something to begin with again, from the first moment
             while True:
-                while not (stopped_by := self._stopped_by()):
-                    self._advance(log, progress)
+                with self._saving_at_failure(progress):
+                    while not (stopped_by := self._stopped_by()):
+                        self._advance(log, progress)
                 if stopped_by != "stop_at_return" or self._confirmed(log, progress):
                     break
             hint = "; a second Ctrl-C gives up without" if stopped_by == "signal" else ""
@@ -194,6 +199,18 @@ class _Run:
             on = f"; to go on: drqn-dist train --resume {self._folder.path}" if stopped_by == "signal" else ""
             progress.message(f"done: {self._folder.path / 'summary.json'}{on}")
             return summary
+
+    @contextmanager
+    def _saving_at_failure(self, progress: Progress) -> Iterator[None]:
+        """Where a role cannot be cured, what the learner has learnt since the last checkpoint is kept, and said how to
+        go on."""
+        try:
+            yield
+        except RoleFailedError:
+            with suppress(DrqnError):  # it is the learner, or the replay that it waits for
+                self._write(self._save(), progress)
+            progress.message(self._word.safe)
+            raise
 
     def _advance(self, log: MetricsLog, progress: Progress) -> None:
         config = self._config

@@ -7,14 +7,17 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import psutil
 import pytest
 import ray
 
-from drqn_dist.distributed.local_ray import _remove_leftovers, _require_listener, locked, own_signals
+from drqn_dist.distributed import local_ray
+from drqn_dist.distributed.local_ray import LocalRay, _remove_leftovers, _require_listener, locked, own_signals
 from drqn_dist.errors import ConfigError
 from tests.runs import tells_metrics, until
 
@@ -30,6 +33,29 @@ def test_folders_of_killed_runs_are_removed_and_those_in_use_stay(tmp_path: Path
     _remove_leftovers(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"drqn-ray-running", "drqn-ray-starting", "not-ours"}
     os.close(locks["running"])
+
+
+def test_what_is_stopped_is_ended_though_nobody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks a stopped GCS for something never comes to look."""
+    monkeypatch.setattr(local_ray, "LOOK_S", 0.02)
+    monkeypatch.setattr(local_ray, "STOPPED_S", 0.1)
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        mine = LocalRay.__new__(LocalRay)
+        mine._closing, mine._ended, mine._stopped_since, mine._core = threading.Event(), SimpleQueue(), {}, []
+        monkeypatch.setattr(mine, "_processes", lambda: [psutil.Process(process.pid)])
+        watch = threading.Thread(target=mine._end_stopped)
+        watch.start()
+        try:
+            process.send_signal(signal.SIGSTOP)
+            assert process.wait(20) == -signal.SIGKILL
+            until(lambda: not mine._ended.empty(), "the word of it")
+            (told,) = mine.check()
+            assert told.endswith(" was stopped for 0 s: ended")
+            assert mine.check() == []
+        finally:
+            process.kill()
+            mine._closing.set()
+            watch.join()
 
 
 HALF_STARTED = """

@@ -135,11 +135,36 @@ def test_the_first_piece_of_a_learner_is_not_its_pace() -> None:
     learner = Role("learner", RoleKind.LEARNER, begun=True, seen_s=100.0)  # its first piece compiles
     learner.under_way["run"] = 2
     assert learner.hangs(100.0 + START_S, 20.0) == ""
+    learner.trained(1)
     learner.answered(400.0)
-    learner.moves = 1
     assert learner.slowest_s == 0.0, "that was the first"
-    assert learner.hangs(419.0, 20.0) == ""
-    assert learner.hangs(421.0, 20.0) == "no sign of life for 21 s"
+    assert learner.hangs(400.0 + START_S, 20.0) == "", "the second may be as slow, and is its pace"
+    learner.trained(2)
+    learner.answered(430.0)
+    assert learner.slowest_s == 30.0
+    assert learner.hangs(430.0 + 299.0, 20.0) == ""
+    assert learner.hangs(430.0 + 301.0, 20.0) == "no sign of life for 301 s"
+
+
+def test_a_learner_of_a_usual_pace_is_missed_soon() -> None:
+    learner = Role("learner", RoleKind.LEARNER, begun=True, seen_s=100.0)
+    learner.under_way["run"] = 2
+    for updates, at_s in ((5, 160.0), (30, 161.0), (55, 162.0)):
+        learner.trained(updates)
+        learner.answered(at_s)
+    assert learner.slowest_s == 1.0
+    assert learner.hangs(181.0, 20.0) == ""
+    assert learner.hangs(183.0, 20.0) == "no sign of life for 21 s"
+
+
+def test_a_replay_that_was_slow_may_be_slow_again() -> None:
+    replay = Role("replay", RoleKind.REPLAY, seen_s=0.0)
+    replay.under_way["pulse"] = 1
+    replay.answered(90.0)
+    assert replay.slowest_s == 0.0, "it read its journal"
+    replay.answered(105.0)
+    assert replay.hangs(105.0 + 149.0, 20.0) == ""
+    assert replay.hangs(105.0 + 151.0, 20.0) == "no sign of life for 151 s"
 
 
 def test_a_replacement_begins_with_a_clean_record() -> None:

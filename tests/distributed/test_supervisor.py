@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -9,8 +10,10 @@ import numpy as np
 import pytest
 import ray
 import torch
+from ray.exceptions import ActorUnavailableError
 
 from actors.evaluator import Evaluation, Played
+from drqn_dist.distributed import supervisor
 from drqn_dist.distributed.role import Role, RoleKind
 from drqn_dist.distributed.supervisor import RaySession
 from drqn_dist.envs.make import env_spec
@@ -154,3 +157,24 @@ def test_what_is_saved_is_of_one_moment(local_ray: None, tmp_path: Path) -> None
             ahead.append(sampled // steps - trained.meta["learner"]["updates"])
             session.advance(0.7)
     assert all(0 <= batches <= 3 * config.batches_per_draw for batches in ahead), ahead
+
+
+@pytest.mark.parametrize(("asked_s", "failures"), [(0.1, 0), (5.0, 1)])
+def test_a_role_that_dies_while_it_begins_has_failed(
+    asked_s: float, failures: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray refuses a call at once while it starts the process; one that breaks off later had reached it."""
+
+    def breaks(_: object) -> None:
+        raise ActorUnavailableError("it is restarting", b"x" * 16)
+
+    monkeypatch.setattr(supervisor.ray, "get", breaks)
+    session = RaySession.__new__(RaySession)
+    failed: list[str] = []
+    monkeypatch.setattr(session, "_fail", lambda role, *_, **__: failed.append(role.name))
+    replay = Role("replay", RoleKind.REPLAY, started_s=time.monotonic(), seen_s=time.monotonic() - asked_s)
+    replay.under_way["begin"] = 1
+    session._under_way = {"call": (replay, "begin")}
+    session._collect("call")
+    assert failed == ["replay"] * failures
+    assert not replay.under_way.total()

@@ -23,6 +23,7 @@ from replay_server.snapshot import read_snapshot
 from tests.replay_server.journaled import CONFIG, FullDisk, content, fill, killed, make_replay, pieces
 from tests.replay_server.test_replay import draw
 from tests.replay_server.validity import check_replay
+from tests.runs import until
 
 
 def test_segments_go_once_they_are_evicted_and_the_disk_holds_little_more_than_the_replay(tmp_path: Path) -> None:
@@ -223,16 +224,44 @@ def test_the_thread_brings_a_snapshot_and_what_was_written_to_the_disk(
     assert found.seen == {key: seen.edges for key, seen in replay._seen.items()}
 
 
+def test_the_thread_survives_a_snapshot_that_fails_and_goes_on_evicting(tmp_path: Path) -> None:
+    journal = journals.Journal(tmp_path / "j", 7, 0.01)
+    tried: list[int] = []
+
+    def snapshot() -> bytes:
+        tried.append(1)
+        raise MemoryError("no room")
+
+    journal.keep(snapshot, 0.01)
+    until(lambda: len(tried) > 2, "three snapshots to fail")
+    for serial in range(1_000):
+        journal.append(Record(serial, serial, serial + 1, min(serial + 1, 64), b"x"))
+        journal.evict_before(serial - 62)
+    until(lambda: len(list((tmp_path / "j").glob("*.segment"))) <= 3, "evicted segments to go")
+    journal.close()
+
+
+def test_a_long_period_leaves_few_files_open_and_evicted_ones_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journals, "SEGMENTS_WAITING", 2)
+    journal = journals.Journal(tmp_path / "j", 7, 3_600.0)
+    journal.keep(lambda: b"", None)
+    for serial in range(2_000):
+        journal.append(Record(serial, serial, serial + 1, min(serial + 1, 64), b"x"))
+        journal.evict_before(serial - 62)
+    until(lambda: len(journal._retired) <= 2, "files to be closed")
+    until(lambda: len(list((tmp_path / "j").glob("*.segment"))) <= 5, "evicted segments to go")
+    journal.close()
+
+
 def test_two_processes_do_not_write_one_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journals, "OWNED_S", 0.1)
     first = make_replay()
     first.begin(None, tmp_path / "j")
     first.push(pieces(1)[0].payload)
-    second = make_replay()
-    note = second.begin(None, tmp_path / "j")
-    assert note == f"keeps no journal in {tmp_path / 'j'}: another process keeps this journal; end it, or wait for it"
-    for piece in pieces(8, actor=1):
-        assert second.push(piece.payload)
+    with pytest.raises(OSError, match="another process keeps this journal; end it, or wait for it"):
+        make_replay().begin(None, tmp_path / "j")
     assert len(read_journal(tmp_path / "j").records) == 1
     first.stop()
     third = make_replay()

@@ -53,6 +53,34 @@ def test_a_replay_that_is_killed_has_everything_back_and_the_same_numbers(tmp_pa
     assert content(after) == content(before)
 
 
+def test_priorities_that_cannot_be_read_do_not_cost_the_fragments(tmp_path: Path) -> None:
+    fill(tmp_path / "j", 12).stop()
+    (tmp_path / "j" / journals.SNAPSHOT).unlink()
+    (tmp_path / "j" / journals.SNAPSHOT).mkdir()
+    after = make_replay()
+    note = after.begin(None, tmp_path / "j")
+    assert note.endswith("; its priorities could not be read (Is a directory)")
+    assert after.stats().fragments == 12
+    assert after.keeps_journal
+
+
+def test_a_fragment_that_is_there_twice_comes_back_once(tmp_path: Path) -> None:
+    """As two processes may leave it where files cannot be locked."""
+    before = fill(tmp_path / "j", 12)
+    before.stop()
+    records = read_journal(tmp_path / "j").records
+    again = journals.Journal(tmp_path / "again", 7, 60.0)
+    for serial, record in enumerate([*records[:4], records[1], *records[4:]]):
+        again.append(record._replace(serial=serial, first_window=100 + 4 * serial, live=serial + 1))
+    again.close()
+    after = make_replay(replace(CONFIG, capacity_steps=90))
+    assert "1 fragments do not fit this configuration, or are there twice" in after.begin(None, tmp_path / "again")
+    assert after.stats().fragments == 12
+    for piece in pieces(40, actor=1):
+        assert after.push(piece.payload)
+    check_replay(after)
+
+
 def test_a_smaller_replay_says_what_it_has_room_for(tmp_path: Path) -> None:
     """Of episodes of 8 + 8 + 8 + 6 steps 100 steps hold the last three, 12 fragments, and the 6 steps before them."""
     fill(tmp_path / "j", 60).stop()
@@ -218,7 +246,7 @@ def test_a_smaller_replay_takes_the_newest_and_another_cut_takes_none(tmp_path: 
     other = Replay(CONFIG, replace(SHAPE, stride=2), 4, 10**9, 0)
     MADE.append(other)
     note = other.begin(None, tmp_path / "k")
-    assert note.endswith("40 fragments do not fit this configuration")
+    assert note.endswith("40 fragments do not fit this configuration, or are there twice")
     assert other.stats().stored_steps == 0
     assert read_journal(tmp_path / "k").records == []
 
@@ -262,7 +290,7 @@ def test_a_fragment_that_does_not_fit_any_more_is_left_out_and_the_others_get_ne
     killed(before)
     after = make_replay(replace(CONFIG, **{limit: 50_000}))
     note = after.begin(before.get_state(), tmp_path / "j")
-    assert note.endswith("; 1 fragments do not fit this configuration")
+    assert note.endswith("; 1 fragments do not fit this configuration, or are there twice")
     assert [payload for _, payload in content(after)[0]] == [piece.payload for piece in pieces(5)]
     assert after._store.oldest_serial == 6
     assert [record.serial for record in read_journal(tmp_path / "j").records] == [6, 7, 8, 9, 10]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import sys
+from contextlib import suppress
 
 import pytest
 from rich.console import Console
@@ -86,3 +87,14 @@ def test_a_run_goes_on_when_nobody_reads_its_messages_any_more(monkeypatch: pyte
         for _ in range(3):
             progress.message("evaluation")
             progress.update({"agent_steps": 1.0})
+
+
+def test_a_run_goes_on_when_its_messages_go_to_a_full_disk() -> None:
+    went_on = False
+    with suppress(OSError), open("/dev/full", "w") as full:  # closing it fails too
+        with Progress("Pong", 0.0, Console(file=full)) as progress:
+            for _ in range(3):
+                progress.message("evaluation")
+                progress.update({"agent_steps": 1.0})
+        went_on = True
+    assert went_on

@@ -37,6 +37,8 @@ if "waits" in plan:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     (here / "waits").touch()
     time.sleep(600)
+if "silent" not in plan:
+    word.ends()
 sys.exit(int(plan.split()[-1]))
 """
 """In place of `drqn_dist.cli`: notes how it was started, then does what the plan says for this start."""
@@ -91,6 +93,16 @@ def test_a_run_that_ends_abruptly_goes_on_from_what_is_safe(stand_in: Path, how:
         "memory ran out; it goes on from update 1,001"
     )
     assert second.endswith("; it goes on from update 1,002")
+
+
+def test_a_run_that_rays_code_ended_with_an_exit_code_goes_on_too(stand_in: Path) -> None:
+    code, said, starts = ended(stand_in, "saved silent 1,saved 0")
+    assert code == 0
+    assert said == (
+        "drqn-dist: the run failed (failure 1 within 3600 s), starting it again in 0 s: its Ray died, perhaps because "
+        "memory ran out; it goes on from update 1,001\n"
+    )
+    assert len(starts) == 2
 
 
 def test_a_run_that_dies_again_while_it_starts_is_started_once_more(stand_in: Path) -> None:

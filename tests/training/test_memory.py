@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 from drqn_dist import checkpoint
 from drqn_dist.codec import encode
 from drqn_dist.config import ReplayConfig, TrainConfig
+from drqn_dist.envs.make import env_spec
 from drqn_dist.errors import ConfigError
 from drqn_dist.fragment import Fragment
 from drqn_dist.interfaces import EnvSpec
@@ -26,9 +29,11 @@ from drqn_dist.training.memory import (
     journal_bytes,
     usable_cores,
 )
+from drqn_dist.training.serial import SerialSession
 from learner.frame_store import plan_store, state_shape
 from learner.train_state import TrainState
 from replay_server.make import make_replay
+from tests.runs import maze_config
 from tests.tiny import IMAGE, tiny_config
 
 PONG = EnvSpec(observation_shape=(1, 84, 84), observation_dtype="uint8", num_actions=6, frames_per_step=4)
@@ -146,6 +151,18 @@ def test_a_checkpoint_is_no_larger_than_its_bound_and_hardly_smaller(
     checkpoint.save(path, tensors, {"replay": [make_replay(config).get_state()], "agent_steps": 10**12})
     bound = checkpoint_bytes(config, IMAGE)
     assert path.stat().st_size <= bound < 1.1 * path.stat().st_size + 16_384
+
+
+def test_a_serial_runs_checkpoint_is_no_larger_than_its_bound(tmp_path: Path) -> None:
+    config = maze_config(tmp_path, mode="serial")
+    with closing(SerialSession(config, None, tmp_path)) as session:
+        session.advance(0.5)
+        saved = session.save()
+    path = tmp_path / "checkpoint.safetensors"
+    checkpoint.save(path, saved.tensors, saved.meta)
+    assert path.stat().st_size <= checkpoint_bytes(config, env_spec(config.env))
+    without = checkpoint_bytes(replace(config, mode="ray"), env_spec(config.env))
+    assert path.stat().st_size > without, "so that it says something"
 
 
 def _noise_of_single_steps(config: TrainConfig, spec: EnvSpec) -> int:

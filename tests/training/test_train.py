@@ -16,13 +16,13 @@ from actors.evaluator import Evaluation
 from drqn_dist import checkpoint
 from drqn_dist.config import TrainConfig
 from drqn_dist.envs.make import env_spec
-from drqn_dist.errors import CheckpointError, ConfigError, RunFolderError
+from drqn_dist.errors import CheckpointError, ConfigError, RoleFailedError, RunFolderError
 from drqn_dist.experiments.run_folder import Summary, create_run, open_run
 from drqn_dist.metrics import read_metrics
 from drqn_dist.training import stop as stop_module
 from drqn_dist.training import train as train_module
 from drqn_dist.training.serial import SerialSession
-from drqn_dist.training.session import Saved
+from drqn_dist.training.session import Report, Saved
 from drqn_dist.training.stop import StopRequest
 from drqn_dist.training.train import train, weights_sha256
 from tests.runs import SUMMARY_KEYS, maze_config
@@ -191,6 +191,27 @@ def test_a_return_is_confirmed_in_other_games_each_time_and_in_as_many_as_asked_
     )
     train(replace(config, total_steps=stopped.summary.agent_steps + 10), resume=stopped.folder)
     assert played[3] == (12, 3), "nor does a run that goes on play them again"
+
+
+def test_a_run_that_cannot_be_cured_saves_what_was_learnt_and_says_how_to_go_on(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    real = SerialSession.advance
+
+    def fails(session: SerialSession, *arguments: Any) -> Report:
+        report = real(session, *arguments)
+        if session.learner.state.updates > 20:
+            raise RoleFailedError("actor 0 failed too often")
+        return report
+
+    monkeypatch.setattr(SerialSession, "advance", fails)
+    with pytest.raises(RoleFailedError, match="actor 0 failed too often"):
+        train(maze_config(tmp_path, total_steps=10**6, checkpoint_period_s=3_600.0))
+    (folder,) = tmp_path.iterdir()
+    newest = open_run(folder).checkpoints.latest()
+    assert newest is not None
+    assert newest.updates > 20
+    assert f"go on with drqn-dist train --resume {folder}" in capsys.readouterr().err
 
 
 def test_a_signal_that_comes_while_weights_are_saved_to_be_confirmed_ends_the_run(tmp_path: Path) -> None:
