@@ -92,7 +92,7 @@ class Journal:
         """Fragments that could not be written."""
         self.error = ""
         """Why, the last time; empty once it has worked again."""
-        self._complained = ""
+        self._complained: set[str] = set()
         self._stopped, self._due = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -177,9 +177,13 @@ class Journal:
         with self._lock:
             files = [] if self._file is None else [os.dup(self._file)]
             files, self._retired = [*self._retired, *files], []
+        failed: OSError | None = None
         try:
             for file in files:
-                os.fdatasync(file)
+                try:
+                    os.fdatasync(file)
+                except OSError as error:  # where that says that the disk is full, removing is what helps
+                    failed = error
             while self._doomed:  # the oldest first: what is left has no gap
                 (self.folder / self._doomed[0].name).unlink(missing_ok=True)
                 self._doomed.popleft()
@@ -187,6 +191,8 @@ class Journal:
         finally:
             for file in files:
                 os.close(file)
+        if failed is not None:
+            raise failed
 
     def close(self) -> None:
         """Ends the thread and closes the files; what was written reaches the disk."""
@@ -221,9 +227,10 @@ class Journal:
         self._segments.append(_Segment(name, serial, self._size))
 
     def _complain(self, error: Exception) -> None:
-        if str(error) != self._complained:  # each kind of trouble once, however often it comes
+        kind = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        if kind not in self._complained:  # each kind of trouble once, however often it comes
             _log.warning("the replay's journal cannot be written: %s; training goes on without it", error)
-        self._complained = str(error)
+        self._complained.add(kind)
 
     def _failed(self, error: OSError) -> None:
         self._complain(error)

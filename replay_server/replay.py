@@ -85,6 +85,8 @@ class Replay:
             first_id=shard * SHARD_STRIDE,
         )
         self._journal: Journal | None = None
+        self._lacks_journal, self._missed = False, 0
+        """Whether there should be one, and fragments that came meanwhile."""
         self._owner: BinaryIO | None = None
         """Held while this replay alone may write the journal."""
         self._seen: defaultdict[tuple[int, int], SeenNumbers] = defaultdict(SeenNumbers)
@@ -243,7 +245,7 @@ class Replay:
                 counted_steps=self._limiter.counted_steps,
                 missing=sum(seen.missing for seen in self._seen.values()),
                 journal_bytes=self._journal.disk_bytes if self._journal is not None else 0,
-                journal_missed=self._journal.missed if self._journal is not None else 0,
+                journal_missed=self._missed + (self._journal.missed if self._journal is not None else 0),
                 **self._counts,
             )
 
@@ -277,6 +279,7 @@ class Replay:
         except OSError as error:
             if error.errno == errno.EBUSY:  # what it holds is there, and would be lost to this one
                 raise
+            self._lacks_journal = True
             return no_journal(folder, error)
         self._journal, problem = recovery.journal, recovery.problem
         records = self._take_back(recovery)
@@ -286,6 +289,7 @@ class Replay:
                 self._journal = journals.write_anew(folder, self._log, sync_s, records, snapshot)
             except OSError as error:
                 problem = no_journal(folder, error)
+        self._lacks_journal = self._journal is None
         if self._journal is not None:
             # In serial mode, which repeats itself bit by bit, a snapshot belongs to its checkpoint.
             period_s = None if exact else journals.SNAPSHOT_PERIOD_S
@@ -356,6 +360,7 @@ class Replay:
                 return False
             self._store.check_fits(header, len(payload))
             self._make_room(header.num_steps, len(payload))
+            self._missed += self._lacks_journal
             if self._journal is not None and not self._journal.append(self._next_record(payload, header)):
                 # After a restart this serial number will be another fragment's: learners must not take it for theirs.
                 self._log = secrets.randbits(62) if self._log == self._journal.log else self._log

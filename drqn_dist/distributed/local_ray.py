@@ -156,10 +156,6 @@ class LocalRay:
             self._stopped_since = since
 
     def close(self) -> None:
-        self._closing.set()
-        if self._watch is not None:
-            self._watch.join()
-            self._watch = None
         if self._owned:
             processes = self._processes()
             started = ray.is_initialized()
@@ -171,6 +167,10 @@ class LocalRay:
                 with contextlib.suppress(psutil.Error):
                     process.kill()
             psutil.wait_procs(alive, timeout=EXIT_S)
+        self._closing.set()  # not before: Ray's end may wait for a process that is stopped
+        if self._watch is not None:
+            self._watch.join()
+            self._watch = None
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None

@@ -16,6 +16,8 @@ RoleKind = Enum("RoleKind", ["LEARNER", "REPLAY", "ACTOR", "EVALUATOR"])
 
 HANG_S = 20.0
 """A role that gives no sign of life for so long is ended and started again, and so is one whose work stands still."""
+FADE = 0.98
+"""... and each answer fades what came before, so that one stall does not blunt this for ever."""
 PATIENCE = 10.0
 """... or for so many times the longest that it took so far: slow is not dead."""
 START_S = 300.0
@@ -40,6 +42,8 @@ class Role:
     """Batched steps that its last pulse told, or updates of the learner; None before the first answer."""
     compiled: bool = False
     """A learner has trained."""
+    refused: int = 0
+    """How often Ray refused to let it begin, since it was started."""
     moved_s: float = 0.0
     """When they last grew, or it had a reason to wait, or was given work after a rest."""
     slowest_s: float = 0.0
@@ -62,8 +66,8 @@ class Role:
     def answered(self, now_s: float) -> None:
         """It gave a sign of life."""
         if self.moves or (self.kind is RoleKind.REPLAY and self.begun):
-            self.slowest_s = max(self.slowest_s, now_s - self.seen_s)
-        self.seen_s, self.begun = now_s, True
+            self.slowest_s = max(FADE * self.slowest_s, now_s - self.seen_s)
+        self.seen_s, self.begun, self.refused = now_s, True, 0
 
     def trained(self, updates: int) -> None:
         """A learner's piece had updates, so many in all. The first one compiles and is not its pace; said before
@@ -81,7 +85,7 @@ class Role:
     def started_anew(self, now_s: float) -> None:
         """Another process takes its place; nothing is known of it yet."""
         self.begun, self.process, self.node, self.started_s = False, None, None, now_s
-        self.moves, self.compiled, self.slowest_s = None, False, 0.0
+        self.moves, self.compiled, self.slowest_s, self.refused = None, False, 0.0, 0
 
     def hangs(self, now_s: float, hang_s: float) -> str:
         """What is wrong with a role that keeps silent, or whose process answers while its work stands still; nothing

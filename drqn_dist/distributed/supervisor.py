@@ -41,6 +41,8 @@ ANSWER_S = 120.0
 DIED_S = 2.0
 """A call to begin that breaks off after so long had reached a process, and that died; Ray refuses one at once while it
 still starts the process."""
+REFUSALS = 24
+"""A role that could not begin so often is told of; from half of that on it is asked less and less often."""
 SILENT_S = 5.0
 """A shard that has been silent for so long may be what others wait for."""
 PAUSE_S = 2.0
@@ -342,7 +344,10 @@ class RaySession:
         except ActorUnavailableError as error:
             asked_s = now - role.seen_s
             if role.waits_to_begin and not role.begun and now - role.started_s < START_S and asked_s < DIED_S:
-                role.not_before_s = now + 0.2  # Ray is still starting it
+                role.refused += 1  # Ray is still starting it, or it dies at once
+                role.not_before_s = now + min(0.2 * 1.3 ** max(0, role.refused - REFUSALS // 2), 5.0)
+                if role.refused == REFUSALS:
+                    self._report.events.append(f"{role.name} does not begin: {_cause(error)}")
             else:
                 self._fail(role, _cause(error), alive=False, error=error)
             return
@@ -374,6 +379,9 @@ class RaySession:
         if pulse is not None and pulse.note and role.kind is not RoleKind.REPLAY:
             self._report.notes.append(pulse.note)
         if kind == "pulse" and role.kind is RoleKind.REPLAY:
+            before = self._replay_stats[role.index]
+            if result.stats.journal_missed and not (before and before.journal_missed):
+                self._report.events.append(f"{role.name}'s journal does not take what comes: it is lost if it dies now")
             self._replay_stats[role.index], self._replay_states[role.index] = result.stats, result.state
             self._report.replay = total_stats([stats for stats in self._replay_stats if stats is not None])
         elif kind == "pulse" and role is self._evaluator:

@@ -11,7 +11,7 @@ from drqn_dist.checkpoint import Checkpoint, weights_sha256
 from drqn_dist.config import TrainConfig, differences, setting, with_settings
 from drqn_dist.errors import CheckpointError, ConfigError, DrqnError
 from drqn_dist.experiments.run_folder import RunFolder, open_run
-from drqn_dist.interfaces import EnvSpec
+from drqn_dist.interfaces import SHARD_STRIDE, EnvSpec
 from drqn_dist.network.q_network import QNetwork
 from drqn_dist.training.facts import check_facts
 from drqn_dist.training.session import Saved
@@ -52,9 +52,10 @@ def fit_replay(states: Sequence[dict[str, Any] | None], shards: int) -> list[dic
     if len(states) == shards or not known:
         return list(states) if len(states) == shards else [None] * shards
     limiters, counts = [state["limiter"] for state in known], [state["counts"] for state in known]
+    sampler = known[0]["sampler"]  # another shard's ids would name a shard that is no more
     whole = {
         "limiter": limiters[0] | {name: sum(limiter[name] for limiter in limiters) for name in _SUMMED},
-        "sampler": known[0]["sampler"],
+        "sampler": sampler | {"next_id": sampler["next_id"] % SHARD_STRIDE},
         "counts": {name: sum(count[name] for count in counts) for name in _COUNTED},
     }
     return [whole, *[None] * (shards - 1)]

@@ -71,9 +71,13 @@ def journal_folders(config: TrainConfig, run: Path | None) -> list[Path | None]:
     return [root / str(shard) for shard in range(shards)]
 
 
-def drop_other_shards(run: Path) -> None:
-    """Removes what `journal_folders` put aside, once a replay with the new number of shards has begun."""
-    shutil.rmtree(run.resolve() / _ASIDE, ignore_errors=True)
+def drop_other_shards(run: Path) -> bool:
+    """Removes what `journal_folders` put aside, once a replay with the new number of shards has begun and the run's
+    folder says so; whether there was anything."""
+    aside = run.resolve() / _ASIDE
+    there = aside.is_dir()
+    shutil.rmtree(aside, ignore_errors=True)
+    return there
 
 
 def next_incarnation(run: Path | None, at_least: int) -> int:

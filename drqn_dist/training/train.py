@@ -72,8 +72,9 @@ def train(config: TrainConfig, resume: Path | None = None, init_from: Path | Non
                 print("stopped before the run began; nothing was written", file=sys.stderr, flush=True)
             raise
         stack.callback(session.close)
-        drop_other_shards(folder.path)
         folder, said = (folder, _beginning(prepared)) if before is None else _going_on(prepared)
+        if drop_other_shards(folder.path):
+            said.append("the replay begins empty: its journal was that of another number of shards")
         try:
             return _Run(config, prepared.spec, session, folder, restored, stop, word, said).run()
         except RayDiedError as error:
@@ -90,7 +91,11 @@ def _alone_in(folder: Path) -> Iterator[None]:
         RunFolderError: one does.
     """
     with ExitStack() as stack:
-        if (folder / CONFIG_NAME).is_file():
+        try:
+            known = (folder / CONFIG_NAME).is_file()
+        except OSError:  # said where it is read
+            known = False
+        if known:
             try:
                 stack.enter_context(locked(folder / "lock", ALONE_S))
             except OSError as error:  # another one is no reason: what cannot be written is said where it matters
@@ -118,9 +123,12 @@ def _beginning(prepared: Prepared) -> list[str]:
 def _start_session(config: TrainConfig, state: Saved | None, folder: Path) -> Session:
     if config.mode == "serial":
         return SerialSession(config, state, folder)
-    print(
-        f"starting Ray for {config.num_actors} actor(s), replay, learner and evaluator …", file=sys.stderr, flush=True
-    )
+    with suppress(OSError):  # stderr may be a file on a full disk
+        print(
+            f"starting Ray for {config.num_actors} actor(s), replay, learner and evaluator …",
+            file=sys.stderr,
+            flush=True,
+        )
     from drqn_dist.distributed.supervisor import RaySession  # Ray takes a second to import
 
     return RaySession(config, state, folder=folder)

@@ -172,3 +172,14 @@ def test_a_replacement_begins_with_a_clean_record() -> None:
     role.started_anew(200.0)
     assert (role.begun, role.moves, role.slowest_s, role.process, role.node) == (False, None, 0.0, None, None)
     assert role.started_s == 200.0
+
+
+def test_one_stall_does_not_blunt_for_ever() -> None:
+    replay = Role("replay", RoleKind.REPLAY, begun=True, seen_s=0.0)
+    replay.under_way["pulse"] = 1
+    replay.answered(15.0)
+    assert replay.hangs(15.0 + 149.0, 20.0) == ""
+    for second in range(200):  # 15 s times 0.98 to the power of 200 is 0.26 s
+        replay.seen_s = 16.0 + second
+        replay.answered(16.1 + second)
+    assert replay.hangs(replay.seen_s + 21.0, 20.0) == "no sign of life for 21 s"

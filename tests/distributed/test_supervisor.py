@@ -178,3 +178,27 @@ def test_a_role_that_dies_while_it_begins_has_failed(
     session._collect("call")
     assert failed == ["replay"] * failures
     assert not replay.under_way.total()
+
+
+def test_a_role_that_ray_refuses_again_and_again_is_told_of_once_and_asked_less_often(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def breaks(_: object) -> None:
+        raise ActorUnavailableError("it is restarting", b"x" * 16)
+
+    monkeypatch.setattr(supervisor.ray, "get", breaks)
+    session = RaySession.__new__(RaySession)
+    session._report = Report()
+    now = time.monotonic()
+    replay = Role("replay", RoleKind.REPLAY, started_s=now, seen_s=now)
+    delays = []
+    for _ in range(50):
+        replay.seen_s = time.monotonic()
+        replay.under_way["begin"] = 1
+        session._under_way = {"call": (replay, "begin")}
+        session._collect("call")
+        delays.append(replay.not_before_s - time.monotonic())
+    assert delays[0] < 0.21
+    assert 4.9 < delays[-1] <= 5.0
+    (told,) = session._report.events
+    assert told.startswith("replay does not begin: ")

@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from replay_server import journal as journals
+from replay_server import replay as replays
 from replay_server import segments
 from replay_server.segments import Record, read_journal
 from replay_server.snapshot import read_snapshot
@@ -253,6 +254,41 @@ def test_a_long_period_leaves_few_files_open_and_evicted_ones_behind(
     until(lambda: len(journal._retired) <= 2, "files to be closed")
     until(lambda: len(list((tmp_path / "j").glob("*.segment"))) <= 5, "evicted segments to go")
     journal.close()
+
+
+def test_a_disk_that_is_full_only_when_it_is_synced_gets_room_and_is_complained_of_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(journals.os, "fdatasync", full)
+    journal = journals.Journal(tmp_path / "j", 7, 3_600.0)
+    for serial in range(1_000):
+        journal.append(Record(serial, serial, serial + 1, min(serial + 1, 64), b"x"))
+        journal.evict_before(serial - 62)
+        if serial % 100 == 99:
+            journal.save(b"")
+    assert len(list((tmp_path / "j").glob("*.segment"))) <= 3
+    assert len(caplog.records) == 1
+    journal.close()
+
+
+def test_what_comes_while_no_journal_can_be_kept_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    replay = make_replay()
+    with monkeypatch.context() as patched:
+        patched.setattr(replays, "recover", broken)
+        assert "keeps no journal in " in replay.begin(None, tmp_path / "j")
+    for piece in pieces(5):
+        replay.push(piece.payload)
+    assert replay.stats().journal_missed == 5
+    without = make_replay()
+    without.begin(None, None)
+    without.push(pieces(1)[0].payload)
+    assert without.stats().journal_missed == 0, "none was asked for"
 
 
 def test_two_processes_do_not_write_one_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
