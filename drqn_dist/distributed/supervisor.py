@@ -38,9 +38,6 @@ PULSE_S = 1.0
 """Roles that may rightly wait for others are asked for a sign of life this often."""
 ANSWER_S = 120.0
 """How long an answer that is ready may be on its way, and the replay's CPU time may take."""
-DIED_S = 2.0
-"""A call to begin that breaks off after so long had reached a process, and that died; Ray refuses one at once while it
-still starts the process."""
 REFUSALS = 24
 """A role that could not begin so often is told of; from half of that on it is asked less and less often."""
 SILENT_S = 5.0
@@ -342,8 +339,7 @@ class RaySession:
             self._fail(role, _cause(error), alive=True, error=error)
             return
         except ActorUnavailableError as error:
-            asked_s = now - role.seen_s
-            if role.waits_to_begin and not role.begun and now - role.started_s < START_S and asked_s < DIED_S:
+            if role.waits_to_begin and not role.begun and now - role.started_s < START_S:
                 role.refused += 1  # Ray is still starting it, or it dies at once
                 role.not_before_s = now + min(0.2 * 1.3 ** max(0, role.refused - REFUSALS // 2), 5.0)
                 if role.refused == REFUSALS:

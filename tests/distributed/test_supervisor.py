@@ -159,27 +159,6 @@ def test_what_is_saved_is_of_one_moment(local_ray: None, tmp_path: Path) -> None
     assert all(0 <= batches <= 3 * config.batches_per_draw for batches in ahead), ahead
 
 
-@pytest.mark.parametrize(("asked_s", "failures"), [(0.1, 0), (5.0, 1)])
-def test_a_role_that_dies_while_it_begins_has_failed(
-    asked_s: float, failures: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Ray refuses a call at once while it starts the process; one that breaks off later had reached it."""
-
-    def breaks(_: object) -> None:
-        raise ActorUnavailableError("it is restarting", b"x" * 16)
-
-    monkeypatch.setattr(supervisor.ray, "get", breaks)
-    session = RaySession.__new__(RaySession)
-    failed: list[str] = []
-    monkeypatch.setattr(session, "_fail", lambda role, *_, **__: failed.append(role.name))
-    replay = Role("replay", RoleKind.REPLAY, started_s=time.monotonic(), seen_s=time.monotonic() - asked_s)
-    replay.under_way["begin"] = 1
-    session._under_way = {"call": (replay, "begin")}
-    session._collect("call")
-    assert failed == ["replay"] * failures
-    assert not replay.under_way.total()
-
-
 def test_a_role_that_ray_refuses_again_and_again_is_told_of_once_and_asked_less_often(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
