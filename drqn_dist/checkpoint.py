@@ -204,7 +204,7 @@ class CheckpointFolder:
             CheckpointUnreadError: one could not be read.
             CheckpointError: there are checkpoints, but none is whole.
         """
-        failure: CheckpointError | None = None
+        failures: list[CheckpointError] = []
         for updates, path in reversed(self.paths().items()):
             try:
                 tensors, meta = load(path)
@@ -212,14 +212,16 @@ class CheckpointFolder:
                 lost = isinstance(error.__cause__, OSError)
                 if isinstance(error, CheckpointUnreadError) and not (skip_unread and lost):
                     raise
-                _log.warning("skipped a checkpoint: %s", error)
-                failure = error
+                failures.append(error)
                 continue
+            for failure in failures:
+                _log.warning("skipped a checkpoint: %s", failure)
             return Checkpoint(path, updates, tensors, meta)
-        if failure is not None:
+        if failures:
             raise CheckpointError(
-                f"no checkpoint in {self.folder} is whole, so that this run cannot go on; the oldest one: {failure}"
-            ) from failure
+                f"no checkpoint in {self.folder} is whole, of {len(failures)}: copy one back from elsewhere, or start "
+                f"a new run; the newest: {failures[0]}"
+            ) from failures[0]
         return None
 
     def _found(self, ending: str) -> dict[int, Path]:

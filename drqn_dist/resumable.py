@@ -57,16 +57,18 @@ def resumed_config(saved: TrainConfig, asked: TrainConfig, run: Path) -> TrainCo
         run: the run's folder; it may have been moved since.
 
     Raises:
-        ConfigError: a setting that must stay was changed; the message names it with both values.
+        ConfigError: settings that must stay were changed; the message names them, the first with both values.
     """
     place = saved.run_dir
     if Path(place).resolve() != run.resolve().parent:
         place = str(run.parent if run.name not in ("", "..") else run.resolve().parent)
-    for name in differences(saved, asked):
-        if name == "run_dir" and Path(asked.run_dir).resolve() == run.resolve().parent:
-            continue
-        if is_fixed(name):
-            raise ConfigError(_refusal(name, setting(saved, name), setting(asked, name), run))
+    refused = [name for name in differences(saved, asked) if is_fixed(name)]
+    if Path(asked.run_dir).resolve() == run.resolve().parent:
+        refused = [name for name in refused if name != "run_dir"]
+    if refused:
+        name, *others = refused
+        also = f"; nor can it change {', '.join(others)}" if others else ""
+        raise ConfigError(_refusal(name, setting(saved, name), setting(asked, name), run) + also)
     return replace(asked, run_dir=place)
 
 

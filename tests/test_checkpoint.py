@@ -237,5 +237,6 @@ def test_no_checkpoint_at_all_is_none_and_none_readable_an_error(tmp_path: Path)
     assert folder.latest() is None
     (tmp_path / "checkpoint_0000000001.safetensors").write_bytes(b"broken")
     (tmp_path / "checkpoint_notes.txt").write_text("not a checkpoint")
-    with pytest.raises(CheckpointError, match=r"no checkpoint in .* is whole"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .* is whole, of 1: copy one back") as refused:
         folder.latest()
+    assert str(refused.value).count("damaged") == 1

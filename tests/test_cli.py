@@ -11,7 +11,7 @@ import pytest
 
 import drqn_dist
 from drqn_dist.arguments import parse_train
-from drqn_dist.cli import main
+from drqn_dist.cli import COMMANDS, main
 from drqn_dist.config import TrainConfig
 from drqn_dist.errors import ConfigError
 from drqn_dist.experiments.run_folder import create_run
@@ -179,6 +179,16 @@ def test_a_run_cannot_both_go_on_and_begin_with_other_weights(
             main(["train", "--resume", run, "--init-from", run, *more])
         assert stopped.value.code == 2
         assert "leave one of them out" in capsys.readouterr().err
+
+
+def test_what_the_system_refuses_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(COMMANDS, "bench", (lambda argv: os.mkdir("/proc/somewhere"), ""))
+    with pytest.raises(SystemExit) as stopped:
+        main(["bench"])
+    assert stopped.value.code == 1
+    assert capsys.readouterr().err == "drqn-dist: error: /proc/somewhere: No such file or directory\n"
 
 
 def test_presets_lists_every_number_with_its_source(capsys: pytest.CaptureFixture[str]) -> None:

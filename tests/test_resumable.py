@@ -84,6 +84,15 @@ def test_a_refusal_names_the_setting_both_values_the_reason_and_what_to_do(
     assert ("where their shapes are the same" in message) == name.startswith("network.")
 
 
+def test_all_settings_that_must_stay_are_named_at_once(tmp_path: Path) -> None:
+    saved, run = _run(tmp_path)
+    asked = with_settings(saved, {"learner.gamma": 0.5, "learner.n_step": 2, "network.core": "none", "minutes": 3.0})
+    with pytest.raises(
+        ConfigError, match=r"cannot change network\.core .*; nor can it change learner\.n_step, learner\.gamma$"
+    ):
+        resumed_config(saved, asked, run)
+
+
 def test_a_preset_is_refused_with_what_to_do_instead(tmp_path: Path) -> None:
     saved, run = _run(tmp_path)
     with pytest.raises(ConfigError, match=r"preset from drqn to dqn: .*name each setting instead"):

@@ -1,6 +1,7 @@
 """Drives the roles through Ray: hands out work in short pieces, collects what was done, replaces what died or hangs."""
 
 import contextlib
+import math
 import time
 import uuid
 from collections.abc import Callable
@@ -127,9 +128,9 @@ class RaySession:
         report, self._report = self._report, Report()
         return report
 
-    def save(self) -> Saved:
+    def save(self, patience_s: float = math.inf) -> Saved:
         agent_steps = self.agent_steps  # as reported so far: what is collected meanwhile comes with the next report
-        tensors, learner = self._learner_state()
+        tensors, learner = self._learner_state(patience_s)
         self._ask_replay()
         meta = {
             "learner": learner,
@@ -172,12 +173,18 @@ class RaySession:
         self._under_way.clear()
         self._ray.close()
 
-    def _learner_state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    def _learner_state(self, patience_s: float) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """What a learner that has begun saves. One that dies or hangs now comes back with what was saved before, and is
-        asked again; the failure policy has the limit."""
-        role = self._learner
+        asked again, within `patience_s`.
+
+        Raises:
+            RoleFailedError: it is away for longer, or a role failed too often.
+        """
+        role, until_s = self._learner, time.monotonic() + patience_s
         while True:
-            self._turn_until(lambda: role.begun, self._roles)
+            self._turn_until(lambda: role.begun or time.monotonic() >= until_s, self._roles)
+            if not role.begun:
+                raise RoleFailedError("the learner is away, and comes back with what was saved before")
             ref, failures = role.handle.save.remote(), len(role.failures)
             if not role.under_way.total():
                 role.seen_s = time.monotonic()

@@ -91,7 +91,8 @@ def _verify(argv: Sequence[str], program: str) -> None:
 def _export(argv: Sequence[str], program: str) -> None:
     args = parse(ExportArgs, argv, program)
     count = export_replay(args.run, args.out, args.episodes, args.minari, args.video)
-    print(f"exported {count:,} episode{'s' * (count != 1)}", file=sys.stderr)
+    more = "" if count >= (args.episodes or 0) else "; no more are complete in the replay"
+    print(f"exported {count:,} episode{'s' * (count != 1)}{more}", file=sys.stderr)
 
 
 class _Progress:

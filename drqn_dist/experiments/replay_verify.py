@@ -95,6 +95,10 @@ class _ShardCheck:
     unreadable: int = 0
     reached: _Reached | None = None
     first_serial: int = 0
+    cost: dict[int, str] = field(default_factory=dict)
+    """What each place of damage cost, by its index."""
+    damage_seen: int = 0
+    """Places of damage up to the last record."""
     pieces: dict[EnvKey, dict[int, _Piece]] = field(default_factory=dict)
     """By sequence number."""
     observations: str = ""
@@ -109,6 +113,7 @@ class _ShardCheck:
                 self._compare(place, record, entry, self.reached)
             next_window = None if entry is None else entry.first_window + entry.num_windows
             self.reached = _Reached(record.serial, next_window, record.inserted_steps, record.live)
+            self.damage_seen = len(self.journal.contents.damage)
             yield len(record.payload)
 
     def conclude(self) -> None:
@@ -165,9 +170,11 @@ class _ShardCheck:
         """Serial numbers rise by the way that records are read; what counts along with them must keep pace."""
         came = record.serial - reached.serial
         if came > 1:
-            self._fault(
-                place, f"the fragments of serial numbers {reached.serial + 1} to {record.serial - 1} are missing"
-            )
+            lost = f"the fragments of serial numbers {reached.serial + 1} to {record.serial - 1}"
+            if len(self.journal.contents.damage) > self.damage_seen:  # in between: it is one fault
+                self.cost[self.damage_seen] = f", and with them {lost}"
+            else:
+                self._fault(place, f"{lost} are missing")
         if reached.next_window is not None:
             skips = came == 1 and record.first_window > reached.next_window
             if record.first_window < reached.next_window or skips:
@@ -183,8 +190,9 @@ class _ShardCheck:
 
     def _check_files(self) -> None:
         contents, name = self.journal.contents, self.journal.name
-        for segment, at, num_bytes in contents.damage:
-            self._fault(f"{name}/{segment}", f"{num_bytes:,} bytes from byte {at:,} on are damaged")
+        for index, (segment, at, num_bytes) in enumerate(contents.damage):
+            cost = self.cost.get(index, "")
+            self._fault(f"{name}/{segment}", f"{num_bytes:,} bytes from byte {at:,} on are damaged{cost}")
         if not contents.one_log:
             self._fault(name, "its segments are of several logs, or one's head is damaged")
         if self.reached is None:

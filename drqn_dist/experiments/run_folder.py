@@ -210,15 +210,15 @@ def open_run(path: Path) -> RunFolder:
 def _read_description(path: Path) -> dict[str, Any]:
     try:
         description: dict[str, Any] = read_json(path / CONFIG_NAME)
-        for key in ("config", "versions", "machine"):
-            description[key]
+        if lacking := [key for key in ("config", "versions", "machine") if key not in description]:
+            raise ValueError(f"it lacks {', '.join(lacking)}")
         history = description.setdefault("history", [])  # runs of earlier versions have none
     except OSError as error:
         raise RunFolderError(
             f"{path} is no run folder: no readable {CONFIG_NAME} in it ({error.strerror}); "
             "name a folder <env>__<preset>__<seed>__<time>"
         ) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise RunFolderError(f"{path / CONFIG_NAME} is damaged or of another version: {error}") from error
     found = description["versions"]
     if not (isinstance(found, dict) and all(isinstance(version, str) for version in found.values())):

@@ -48,6 +48,11 @@ class Monitor:
         return self.agent_steps * self._frames_per_step
 
     @property
+    def remembers(self) -> bool:
+        """Whether there are training games that have ended, maybe in the run before this start."""
+        return bool(self._episodes)
+
+    @property
     def wall_s(self) -> float:
         """Seconds of training, earlier starts of the run included."""
         return self._wall_before + time.monotonic() - self._started

@@ -1,5 +1,6 @@
 """All that is checked before a run starts, without starting or writing anything; `train --dry-run` ends after it."""
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import torch
 
 from drqn_dist.config import TrainConfig
 from drqn_dist.envs.make import env_spec
-from drqn_dist.errors import ConfigError
+from drqn_dist.errors import ConfigError, RunFolderError
 from drqn_dist.experiments.run_folder import RunFolder, open_run
 from drqn_dist.interfaces import EnvSpec
 from drqn_dist.network.q_network import QNetwork
@@ -49,7 +50,7 @@ def prepare(
 
     Raises:
         ConfigError: the configuration cannot run on this machine, or cannot go on with that run.
-        RunFolderError, CheckpointError: the other folder or its checkpoint cannot be used.
+        RunFolderError, CheckpointError: the other folder or its checkpoint cannot be used, or no run folder be made.
     """
     if resume is not None and init_from is not None:
         raise ConfigError(
@@ -71,6 +72,8 @@ def prepare(
         resolve_device(config.learner.device)
     else:  # the cluster's machines decide
         memory = Needs(estimate_memory(config, spec), None)
+    if before is None:
+        _check_place(Path(config.run_dir))
     # Refuses a rate limiter that would deadlock, before any process is started.
     make_replay(config, None if config.mode == "serial" else 0)
     disk = check_disk(config, spec, resume)
@@ -80,6 +83,20 @@ def prepare(
     elif init_from is not None:
         state, note = initial_state(init_from, config, spec)
     return Prepared(config, spec, memory, disk, before, state, note)
+
+
+def _check_place(root: Path) -> None:
+    """Refuses a `run_dir` that is, or lies under, something else than a folder that may be written."""
+    there = next(path for path in (root, *root.absolute().parents) if os.path.lexists(path))
+    if not there.is_dir():
+        wrong = "is no folder"
+    elif not os.access(there, os.W_OK | os.X_OK):
+        wrong = "may not be written"
+    else:
+        return
+    raise RunFolderError(
+        f"cannot create a run folder under {root}: {there} {wrong}; choose another place with --run-dir"
+    )
 
 
 def dry_run(config: TrainConfig, resume: Path | None = None, init_from: Path | None = None) -> str:

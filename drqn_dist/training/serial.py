@@ -1,5 +1,6 @@
 """All roles in one process, in a fixed order: the plain loop to compare with, which repeats bit for bit on a CPU."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -112,7 +113,7 @@ class SerialSession:
                     episodes = self._config.eval.episodes
                     report.evaluations.append(self._evaluate(self._config.seed, episodes, stopping))
 
-    def save(self) -> Saved:
+    def save(self, patience_s: float = math.inf) -> Saved:
         tensors, learner = self.learner.save()
         published = self.publisher.latest(-1)
         assert published is not None

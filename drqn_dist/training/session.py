@@ -1,5 +1,6 @@
 """What the training loop drives: the roles of a run, in one process or in many."""
 
+import math
 import secrets
 import shutil
 from collections.abc import Callable
@@ -121,8 +122,12 @@ class Session(Protocol):
         has ended, or soon after `stopping()` comes true."""
         ...
 
-    def save(self) -> Saved:
-        """Everything a later session needs to go on."""
+    def save(self, patience_s: float = math.inf) -> Saved:
+        """Everything a later session needs to go on.
+
+        Args:
+            patience_s: for a learner that is being started again; one that is away for longer raises RoleFailedError.
+        """
         ...
 
     def evaluate(self, seed: int, progress: Callable[[Played], object] = never) -> Evaluation:

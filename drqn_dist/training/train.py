@@ -30,6 +30,8 @@ from learner.train_state import load_network
 
 ALONE_S = 5.0
 """How long another process that trains in the same folder gets to end."""
+PATIENCE_S = 120.0
+"""How long the last checkpoint waits for a learner that is being started again."""
 
 
 def train(config: TrainConfig, resume: Path | None = None, init_from: Path | None = None) -> Summary:
@@ -181,6 +183,8 @@ class _Run:
             progress.message(f"run folder: {self._folder.path}")
             if self._resumed_at is not None:
                 progress.message(f"goes on from update {self._monitor.updates:,} at {self._resumed_at:,} agent steps")
+                if self._monitor.remembers:
+                    progress.message("until training games have ended, their return is that of before the stop")
             for line in self._said:
                 progress.message(line)
             if self._monitor.agent_steps >= config.total_steps:
@@ -195,7 +199,11 @@ class _Run:
                     break
             hint = "; a second Ctrl-C gives up without" if stopped_by == "signal" else ""
             progress.message(f"stopping: {stopped_by}; writing checkpoint and summary{hint}")
-            saved = self._save()
+            try:
+                saved = self._save()
+            except DrqnError:
+                progress.message(self._word.safe)
+                raise
             not_written = self._write(saved, progress)
             if stopped_by not in ("signal", "stop_at_return"):
                 progress.message(f"final evaluation: {config.eval.final_episodes or config.eval.episodes} episodes …")
@@ -225,7 +233,7 @@ class _Run:
         self._take(self._session.advance(self._until_next(), lambda: self._stop.requested), log, progress)
         if time.monotonic() - self._checkpointed >= config.checkpoint_period_s:
             try:
-                self._write(self._save(), progress)
+                self._write(self._save(0.0), progress)  # while the learner is away there is nothing new to save
             except RayDiedError:
                 raise
             except DrqnError as error:  # a learner that does not come back, say: advance will tell
@@ -329,13 +337,16 @@ class _Run:
             return "minutes"
         return "stop_at_return" if monitor.settled() else ""
 
-    def _save(self) -> Saved:
+    def _save(self, patience_s: float = PATIENCE_S) -> Saved:
         """
+        Args:
+            patience_s: for a learner that is being started again.
+
         Raises:
             DrqnError: there is nothing fit to be saved; the checkpoint before stays.
         """
         self._checkpointed = time.monotonic()
-        saved = self._session.save()
+        saved = self._session.save(patience_s)
         self._monitor.updates = int(saved.meta["learner"]["updates"])
         if not all(t.isfinite().all() for name, t in saved.tensors.items() if name.startswith("network.")):
             raise DrqnError("the weights are no longer finite: training has diverged; lower learner.learning_rate")

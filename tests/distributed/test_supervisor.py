@@ -17,7 +17,7 @@ from drqn_dist.distributed import supervisor
 from drqn_dist.distributed.role import Role, RoleKind
 from drqn_dist.distributed.supervisor import RaySession
 from drqn_dist.envs.make import env_spec
-from drqn_dist.errors import CheckpointError
+from drqn_dist.errors import CheckpointError, RoleFailedError
 from drqn_dist.experiments.run_folder import open_run
 from drqn_dist.metrics import read_metrics
 from drqn_dist.network.q_network import QNetwork
@@ -157,6 +157,20 @@ def test_what_is_saved_is_of_one_moment(local_ray: None, tmp_path: Path) -> None
             ahead.append(sampled // steps - trained.meta["learner"]["updates"])
             session.advance(0.7)
     assert all(0 <= batches <= 3 * config.batches_per_draw for batches in ahead), ahead
+
+
+def test_a_learner_that_stays_away_is_saved_another_time() -> None:
+    """Its node left, and no other one has room: neither a checkpoint nor the run's end may wait for ever."""
+    session = RaySession.__new__(RaySession)
+    session._learner, session._roles, session.agent_steps = Role("learner", RoleKind.LEARNER), [], 0
+    turns = []
+    session._turn = lambda roles, seconds: turns.append(seconds)  # type: ignore[method-assign]
+    with pytest.raises(RoleFailedError, match="the learner is away"):
+        session.save(0.0)
+    assert not turns
+    with pytest.raises(RoleFailedError, match="the learner is away"):
+        session.save(0.01)
+    assert turns
 
 
 def test_a_role_that_ray_refuses_again_and_again_is_told_of_once_and_asked_less_often(

@@ -308,6 +308,8 @@ def test_the_command_exports_and_says_how_many(tmp_path: Path, capsys: pytest.Ca
     main(["replay", "export", str(run.path), "--out", str(tmp_path / "out"), "--episodes", "2"])
     assert capsys.readouterr().err == "exported 2 episodes\n"
     assert [name[-5] for name in archives(tmp_path / "out")] == ["1", "2"]
+    main(["replay", "export", str(run.path), "--out", str(tmp_path / "more"), "--episodes", "4"])
+    assert capsys.readouterr().err == "exported 3 episodes; no more are complete in the replay\n"
 
 
 def test_archives_need_numpy_alone(tmp_path: Path) -> None:

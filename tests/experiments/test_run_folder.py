@@ -225,6 +225,12 @@ def test_a_damaged_config_is_refused(tmp_path: Path, text: str) -> None:
         open_run(tmp_path)
 
 
+def test_what_a_config_lacks_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"config": {}}')
+    with pytest.raises(RunFolderError, match=r"damaged or of another version: it lacks versions, machine$"):
+        open_run(tmp_path)
+
+
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="is no run folder"):
         open_run(tmp_path)

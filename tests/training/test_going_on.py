@@ -327,6 +327,17 @@ def test_a_dry_run_refuses_what_a_start_would(tmp_path: Path, capsys: pytest.Cap
             assert list(tmp_path.iterdir()) == []
 
 
+def test_a_place_that_cannot_hold_a_run_is_refused_also_by_a_dry_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    for extra in (["--dry-run"], []):
+        with pytest.raises(SystemExit) as stopped:
+            main(["train", *_flags(tmp_path / "file" / "runs"), *extra])
+        assert stopped.value.code == 2
+        assert f"{tmp_path / 'file'} is no folder; choose another place with --run-dir" in capsys.readouterr().err
+
+
 def test_a_dry_run_of_a_cluster_asks_nobody(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["train", "--dry-run", *_flags(tmp_path, mode="ray", actors=None, address="nowhere:1")])
     shown = capsys.readouterr().out

@@ -13,7 +13,7 @@ from drqn_dist.config import TrainConfig, with_settings
 from drqn_dist.envs.make import env_spec
 from drqn_dist.errors import CheckpointError, CheckpointUnreadError, ConfigError, RunFolderError
 from drqn_dist.experiments.run_folder import create_run, open_run
-from drqn_dist.interfaces import EnvSpec
+from drqn_dist.interfaces import SHARD_STRIDE, EnvSpec
 from drqn_dist.network.torso import ConvTorso
 from drqn_dist.training.origin import fit_replay, initial_state, resumed_state
 from drqn_dist.training.serial import SerialSession
@@ -64,6 +64,16 @@ def test_states_of_as_many_shards_are_used_as_they_are_also_where_one_had_told_n
     assert whole is not None
     assert whole["limiter"]["inserted_steps"] == 300
     assert fit_replay([None], 2) == [None, None]
+
+
+def test_the_windows_of_fitted_states_belong_to_the_first_shard_and_go_on_in_number() -> None:
+    """Ids name their shard (2⁴⁸ for each). The second shard had given 7; the only one now gives the next."""
+    state = _state(100, 40, shard=1)
+    assert state["sampler"]["next_id"] == SHARD_STRIDE == 2**48
+    state["sampler"]["next_id"] += 7
+    (whole,) = fit_replay([None, state], 1)
+    assert whole is not None
+    assert whole["sampler"]["next_id"] == 7
 
 
 @pytest.fixture(scope="module")

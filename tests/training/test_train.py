@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
 from collections.abc import Callable
@@ -218,7 +219,7 @@ def test_a_signal_that_comes_while_weights_are_saved_to_be_confirmed_ends_the_ru
     stop = StopRequest()
 
     class Session(SerialSession):
-        def save(self) -> Saved:
+        def save(self, patience_s: float = math.inf) -> Saved:
             stop.requested = True
             return super().save()
 
