@@ -211,12 +211,15 @@ class CheckpointFolder:
             except CheckpointError as error:
                 lost = isinstance(error.__cause__, OSError)
                 if isinstance(error, CheckpointUnreadError) and not (skip_unread and lost):
+                    _tell(failures)
                     raise
                 failures.append(error)
                 continue
-            for failure in failures:
-                _log.warning("skipped a checkpoint: %s", failure)
+            _tell(failures)
             return Checkpoint(path, updates, tensors, meta)
+        for failure in failures:
+            if isinstance(failure, CheckpointUnreadError):  # it may be whole
+                raise failure
         if failures:
             raise CheckpointError(
                 f"no checkpoint in {self.folder} is whole, of {len(failures)}: copy one back from elsewhere, or start "
@@ -228,6 +231,11 @@ class CheckpointFolder:
         paths = self.folder.glob(f"checkpoint_*{ending}")
         found = {int(m[1]): path for path in paths if (m := _NAME.fullmatch(path.name.removesuffix(ending)))}
         return dict(sorted(found.items()))
+
+
+def _tell(skipped: list[CheckpointError]) -> None:
+    for error in skipped:
+        _log.warning("skipped a checkpoint: %s", error)
 
 
 def _remove(path: Path) -> None:

@@ -245,9 +245,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None or arguments[0] == "train":  # there, where it came from is worth more
             raise
-        print(f"{PROGRAM}: error: {error.filename}: {error.strerror}", file=sys.stderr)
+        print(f"{PROGRAM}: error: {error.filename}: {error.strerror or error}", file=sys.stderr)
         raise SystemExit(1) from None
 
 

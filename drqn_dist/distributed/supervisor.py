@@ -175,16 +175,16 @@ class RaySession:
 
     def _learner_state(self, patience_s: float) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """What a learner that has begun saves. One that dies or hangs now comes back with what was saved before, and is
-        asked again, within `patience_s`.
-
-        Raises:
-            RoleFailedError: it is away for longer, or a role failed too often.
-        """
+        asked again; where it is away for longer than `patience_s`, that is what there is to save."""
         role, until_s = self._learner, time.monotonic() + patience_s
         while True:
-            self._turn_until(lambda: role.begun or time.monotonic() >= until_s, self._roles)
-            if not role.begun:
-                raise RoleFailedError("the learner is away, and comes back with what was saved before")
+            before = self._saved
+            self._turn_until(
+                lambda: role.begun or (before is not None and time.monotonic() >= until_s),  # noqa: B023 (not kept)
+                self._roles,
+            )
+            if before is not None and not role.begun:
+                return before.tensors, before.meta["learner"]
             ref, failures = role.handle.save.remote(), len(role.failures)
             if not role.under_way.total():
                 role.seen_s = time.monotonic()
@@ -428,6 +428,7 @@ class RaySession:
         decision = decide(role.name, counted, now, cause, lost)
         self._report.events.append(decision.reason)
         if decision.action == "stop":
+            self._forget(role)  # what else it leaves unanswered must not raise again while the run is saved
             raise RoleFailedError(decision.reason) from error
         if role.kind is RoleKind.REPLAY and (stats := self._replay_stats[role.index]) and stats.stored_steps:
             serving = sum(shard.begun for shard in self._replay if shard is not role)

@@ -97,8 +97,8 @@ class _ShardCheck:
     first_serial: int = 0
     cost: dict[int, str] = field(default_factory=dict)
     """What each place of damage cost, by its index."""
-    damage_seen: int = 0
-    """Places of damage up to the last record."""
+    last: tuple[str, int] = ("", 0)
+    """Segment of the last record, and places of damage up to it."""
     pieces: dict[EnvKey, dict[int, _Piece]] = field(default_factory=dict)
     """By sequence number."""
     observations: str = ""
@@ -113,7 +113,7 @@ class _ShardCheck:
                 self._compare(place, record, entry, self.reached)
             next_window = None if entry is None else entry.first_window + entry.num_windows
             self.reached = _Reached(record.serial, next_window, record.inserted_steps, record.live)
-            self.damage_seen = len(self.journal.contents.damage)
+            self.last = (place.segment.name, len(self.journal.contents.damage))
             yield len(record.payload)
 
     def conclude(self) -> None:
@@ -171,8 +171,10 @@ class _ShardCheck:
         came = record.serial - reached.serial
         if came > 1:
             lost = f"the fragments of serial numbers {reached.serial + 1} to {record.serial - 1}"
-            if len(self.journal.contents.damage) > self.damage_seen:  # in between: it is one fault
-                self.cost[self.damage_seen] = f", and with them {lost}"
+            segment, damages = self.last
+            # Within a segment it is one fault; between two of them a whole one may be gone as well.
+            if segment == place.segment.name and len(self.journal.contents.damage) > damages:
+                self.cost[damages] = f", and with them {lost}"
             else:
                 self._fault(place, f"{lost} are missing")
         if reached.next_window is not None:

@@ -126,7 +126,7 @@ class Session(Protocol):
         """Everything a later session needs to go on.
 
         Args:
-            patience_s: for a learner that is being started again; one that is away for longer raises RoleFailedError.
+            patience_s: for a learner that is being started again; of one that is away for longer, what was saved last.
         """
         ...
 

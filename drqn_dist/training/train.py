@@ -31,7 +31,7 @@ from learner.train_state import load_network
 ALONE_S = 5.0
 """How long another process that trains in the same folder gets to end."""
 PATIENCE_S = 120.0
-"""How long the last checkpoint waits for a learner that is being started again."""
+"""How long checkpoints but for the periodic ones wait for a learner that is being started again."""
 
 
 def train(config: TrainConfig, resume: Path | None = None, init_from: Path | None = None) -> Summary:
@@ -201,6 +201,8 @@ class _Run:
             progress.message(f"stopping: {stopped_by}; writing checkpoint and summary{hint}")
             try:
                 saved = self._save()
+            except RayDiedError:
+                raise
             except DrqnError:
                 progress.message(self._word.safe)
                 raise
@@ -223,8 +225,12 @@ class _Run:
         try:
             yield
         except RoleFailedError:
-            with suppress(DrqnError):  # it is the learner, or the replay that it waits for
+            try:
                 self._write(self._save(), progress)
+            except RayDiedError:
+                raise
+            except DrqnError:  # it is the learner, or the replay that it waits for
+                pass
             progress.message(self._word.safe)
             raise
 
@@ -233,7 +239,7 @@ class _Run:
         self._take(self._session.advance(self._until_next(), lambda: self._stop.requested), log, progress)
         if time.monotonic() - self._checkpointed >= config.checkpoint_period_s:
             try:
-                self._write(self._save(0.0), progress)  # while the learner is away there is nothing new to save
+                self._write(self._save(0.0), progress)
             except RayDiedError:
                 raise
             except DrqnError as error:  # a learner that does not come back, say: advance will tell
@@ -340,7 +346,7 @@ class _Run:
     def _save(self, patience_s: float = PATIENCE_S) -> Saved:
         """
         Args:
-            patience_s: for a learner that is being started again.
+            patience_s: for a learner that is being started again; then it is saved as it was saved last.
 
         Raises:
             DrqnError: there is nothing fit to be saved; the checkpoint before stays.

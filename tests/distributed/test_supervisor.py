@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import ray
 import torch
-from ray.exceptions import ActorUnavailableError
+from ray.exceptions import ActorDiedError, ActorUnavailableError
 
 from actors.evaluator import Evaluation, Played
 from drqn_dist.distributed import supervisor
@@ -162,15 +163,49 @@ def test_what_is_saved_is_of_one_moment(local_ray: None, tmp_path: Path) -> None
 def test_a_learner_that_stays_away_is_saved_another_time() -> None:
     """Its node left, and no other one has room: neither a checkpoint nor the run's end may wait for ever."""
     session = RaySession.__new__(RaySession)
-    session._learner, session._roles, session.agent_steps = Role("learner", RoleKind.LEARNER), [], 0
+    session._learner, session._roles, session._replay = Role("learner", RoleKind.LEARNER), [], []
+    session._replay_states, session._incarnations, session.agent_steps = [], [3], 90
+    session._saved = before = Saved({"network.a": torch.ones(1)}, {"learner": {"updates": 7}, "agent_steps": 50})
     turns = []
     session._turn = lambda roles, seconds: turns.append(seconds)  # type: ignore[method-assign]
-    with pytest.raises(RoleFailedError, match="the learner is away"):
-        session.save(0.0)
+    saved = session.save(0.0)
     assert not turns
-    with pytest.raises(RoleFailedError, match="the learner is away"):
-        session.save(0.01)
+    assert saved.tensors is before.tensors
+    assert saved.meta == {"learner": {"updates": 7}, "replay": [], "incarnation": 3, "agent_steps": 90}
+    session.save(0.01)
     assert turns
+
+
+def test_a_role_that_failed_too_often_does_not_do_so_again_while_the_run_is_saved(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An actor with two more calls unanswered; the learner takes a while to answer."""
+    dead, answer, looks = ["run", "run", "pulse"], {"learner": "state"}, iter(range(100))
+
+    def get(ref: object, timeout: float | None = None) -> object:
+        if ref in dead:
+            raise ActorDiedError()
+        return {"network.a": torch.ones(1)}, answer
+
+    monkeypatch.setattr(supervisor.ray, "get", get)
+    monkeypatch.setattr(supervisor.ray, "wait", lambda refs, **_: ([r for r in refs if r in dead], []))
+    monkeypatch.setattr(supervisor, "RAY", SimpleNamespace(wait=lambda *_, **__: ([1] if next(looks) > 3 else [], [])))
+    monkeypatch.setattr(supervisor, "living_nodes", set)
+    session = RaySession.__new__(RaySession)
+    session._report, session._failed, session._saved, session._hang_s = Report(), None, None, 20.0
+    session._ray = SimpleNamespace(check=list)  # type: ignore[assignment]
+    now = session._looked_s = time.monotonic()
+    actor = Role("actor 0", RoleKind.ACTOR, seen_s=now, failures=[(now, None)] * 5)
+    learner = Role("learner", RoleKind.LEARNER, begun=True, seen_s=now)
+    learner.handle = SimpleNamespace(save=SimpleNamespace(remote=lambda: "saved"))
+    session._learner, session._replay, session._roles = learner, [], [learner, actor]
+    session._replay_states, session._incarnations, session.agent_steps = [], [3], 90
+    session._under_way = {"run": (actor, "run"), "pulse": (actor, "pulse")}
+    actor.under_way.update(run=1, pulse=1)
+    with pytest.raises(RoleFailedError, match="failed too often"):
+        session._turn([], 0.01)
+    assert session.save(10.0).meta["learner"] is answer
+    assert next(looks) > 4
 
 
 def test_a_role_that_ray_refuses_again_and_again_is_told_of_once_and_asked_less_often(

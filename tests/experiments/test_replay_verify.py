@@ -134,6 +134,21 @@ def test_a_segment_that_is_gone_is_missed_in_the_middle_and_at_the_beginning(tmp
     assert only_fault(run) == "fault: 0: the oldest 64 of 200 stored fragments are not on the disk"
 
 
+def test_damage_before_a_segment_that_is_gone_does_not_hide_it(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    folder = write(run, stream(run, 50))
+    first, second, *_ = sorted(folder.glob("*.segment"))
+    second.unlink()
+    raw = bytearray(first.read_bytes())
+    raw[-1] ^= 1
+    first.write_bytes(raw)
+    _, lines = verified(run)
+    faults = [line for line in lines if line.startswith("fault: ")]
+    assert "the fragments of serial numbers 63 to 127 are missing" in faults[0]
+    assert f"0/{first.name}: " in faults[1]
+    assert "are damaged" in faults[1]
+
+
 def test_segments_of_two_logs_are_a_fault(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     folder = write(run, stream(run, 3))

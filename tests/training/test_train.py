@@ -17,7 +17,7 @@ from actors.evaluator import Evaluation
 from drqn_dist import checkpoint
 from drqn_dist.config import TrainConfig
 from drqn_dist.envs.make import env_spec
-from drqn_dist.errors import CheckpointError, ConfigError, RoleFailedError, RunFolderError
+from drqn_dist.errors import CheckpointError, ConfigError, DrqnError, RoleFailedError, RunFolderError
 from drqn_dist.experiments.run_folder import Summary, create_run, open_run
 from drqn_dist.metrics import read_metrics
 from drqn_dist.training import stop as stop_module
@@ -213,6 +213,38 @@ def test_a_run_that_cannot_be_cured_saves_what_was_learnt_and_says_how_to_go_on(
     assert newest is not None
     assert newest.updates > 20
     assert f"go on with drqn-dist train --resume {folder}" in capsys.readouterr().err
+
+
+def test_only_periodic_checkpoints_do_not_wait_for_a_learner_that_is_away(tmp_path: Path) -> None:
+    waits = []
+
+    class Session(SerialSession):
+        def save(self, patience_s: float = math.inf) -> Saved:
+            waits.append(patience_s)
+            return super().save(patience_s)
+
+    config = maze_config(tmp_path, total_steps=600, checkpoint_period_s=0.05)
+    with closing(Session(config)) as session:
+        train_module._Run(config, env_spec(config.env), session, create_run(config, []), None, StopRequest()).run()
+    assert set(waits[:-1]) == {0.0}
+    assert waits[-1] == train_module.PATIENCE_S == 120.0
+
+
+def test_weights_that_cannot_be_saved_at_the_end_are_said_with_how_to_go_on(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    real = SerialSession.save
+
+    def diverged(session: SerialSession, patience_s: float = math.inf) -> Saved:
+        saved = real(session)
+        if patience_s:
+            return replace(saved, tensors={name: tensor * math.nan for name, tensor in saved.tensors.items()})
+        return saved
+
+    monkeypatch.setattr(SerialSession, "save", diverged)
+    with pytest.raises(DrqnError, match="no longer finite"):
+        train(maze_config(tmp_path, total_steps=600, checkpoint_period_s=0.05))
+    assert "is safe in " in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_signal_that_comes_while_weights_are_saved_to_be_confirmed_ends_the_run(tmp_path: Path) -> None:
