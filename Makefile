@@ -6,6 +6,7 @@
 # make gpu-test       what the learner does on a GPU, against the CPU; skipped where there is none
 # make chaos          kills and stops all processes of a Pong run, twenty minutes
 # make soak-test      32 actors on this machine for some minutes
+# make fuzz           a minute of Atheris for each reader of files and of what comes from elsewhere
 # make growth-test    an hour of Pong at full speed: no process grows
 # make venv    the set-up alone
 #
@@ -16,7 +17,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: pong test chaos cluster-test gpu-test soak-test growth-test check venv clean
+.PHONY: pong test chaos cluster-test gpu-test soak-test growth-test fuzz check venv clean
 
 pong: $(STAMP)
 	$(BIN)/drqn-dist train --preset pong-cpu $(ARGS)
@@ -39,6 +40,11 @@ soak-test: $(STAMP)
 
 growth-test: $(STAMP)
 	DRQN_GROWTH_TEST=1 $(BIN)/python -m pytest tests/soak/test_growth.py -rs -s -n0
+
+fuzz: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'atheris>=3.0,<4'
+	for reader in fragment journal checkpoint snapshot config; do \
+	  $(BIN)/python -m tests.fuzz $$reader -max_total_time=60 || exit 1; done
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
