@@ -27,14 +27,20 @@ class Monitor:
     """Keeps the run's counters and the recent past. Used from one thread."""
 
     def __init__(
-        self, config: TrainConfig, frames_per_step: int, agent_steps: int, updates: int, wall_s: float
+        self,
+        config: TrainConfig,
+        frames_per_step: int,
+        agent_steps: int,
+        updates: int,
+        wall_s: float,
+        ran_s: float = 0.0,
     ) -> None:
-        """Goes on from these counts of the run before this start; 0 in a new run."""
+        """Goes on from these counts of the run before this start; 0 in a new run. `ran_s` of `minutes` are over."""
         self._config = config
         self._frames_per_step = frames_per_step
         self.agent_steps, self.updates = agent_steps, updates
         self._most_updates = updates
-        self._wall_before = wall_s
+        self._wall_before, self._ran_s = wall_s, ran_s
         self._started = self._last = time.monotonic()
         self._steps_at_start = agent_steps
         self._episodes: deque[Episode] = deque(maxlen=RECENT_EPISODES)
@@ -152,7 +158,7 @@ class Monitor:
         if gained > 0:
             left = (self._config.total_steps - self.agent_steps) * elapsed / gained
             if self._config.minutes:
-                left = min(left, 60 * self._config.minutes - elapsed)
+                left = min(left, 60 * self._config.minutes - self._ran_s - elapsed)
             shown["eta_s"] = max(left, 0.0)
         return shown
 

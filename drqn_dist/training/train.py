@@ -71,7 +71,8 @@ def train(config: TrainConfig, resume: Path | None = None, init_from: Path | Non
             if before is None:
                 shutil.rmtree(folder.path, ignore_errors=True)
             if isinstance(error, KeyboardInterrupt):
-                print("stopped before the run began; nothing was written", file=sys.stderr, flush=True)
+                nothing = "stopped before the run began; nothing was written"
+                print(nothing if before is None else f"stopped; {word.safe}", file=sys.stderr, flush=True)
             raise
         stack.callback(session.close)
         folder, said = (folder, _beginning(prepared)) if before is None else _going_on(prepared)
@@ -80,6 +81,8 @@ def train(config: TrainConfig, resume: Path | None = None, init_from: Path | Non
         try:
             return _Run(config, prepared.spec, session, folder, restored, stop, word, said).run()
         except RayDiedError as error:
+            if word.kept:  # it is gone on with at once, or the keeper says how to
+                raise
             raise RayDiedError(f"{error}; {word.safe}") from error
         finally:
             word.ends()  # already now: Ray's C++ may end this process while it closes
@@ -164,6 +167,7 @@ class _Run:
             int(meta.get("agent_steps", 0)),
             int(meta["learner"]["updates"]) if restored else 0,
             float(meta.get("wall_s", 0.0)),
+            self._word.ran_s,
         )
         if "monitor" in meta:
             self._monitor.set_state(meta["monitor"])

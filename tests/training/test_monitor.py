@@ -186,3 +186,9 @@ def test_what_had_settled_before_a_stop_counts_after_it(tmp_path: Path) -> None:
     values, _ = after.take(Report(evaluations=[Evaluation(3, (1.0,))]))
     assert after.settled()
     assert values["charts/episodic_return"] == 0.75
+
+
+def test_what_the_run_spent_in_earlier_processes_is_not_left_of_its_minutes(tmp_path: Path) -> None:
+    watching = Monitor(maze_config(tmp_path, total_steps=10**12, minutes=2.0), 4, 0, 0, 0.0, ran_s=90.0)
+    _, shown = watching.take(Report(actors=[ActorStats(agent_steps=5)]))
+    assert shown["eta_s"] == pytest.approx(30.0, abs=1.0)

@@ -215,6 +215,25 @@ def test_a_run_that_cannot_be_cured_saves_what_was_learnt_and_says_how_to_go_on(
     assert f"go on with drqn-dist train --resume {folder}" in capsys.readouterr().err
 
 
+def test_a_run_that_is_stopped_before_it_went_on_says_what_is_safe(
+    done: Done, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_module, "_start_session", interrupted)
+    run = open_run(done.folder)
+    config, newest = run.config, max(run.checkpoints.paths())
+    with pytest.raises(KeyboardInterrupt):
+        train(config, resume=done.folder)
+    said = capsys.readouterr().err
+    assert f"stopped; the newest checkpoint, of update {newest:,}, is safe in {done.folder}" in said
+    assert "nothing was written" not in said
+    with pytest.raises(KeyboardInterrupt):
+        train(replace(config, run_dir=str(done.folder / "new")))
+    assert "nothing was written" in capsys.readouterr().err
+
+
 def test_only_periodic_checkpoints_do_not_wait_for_a_learner_that_is_away(tmp_path: Path) -> None:
     waits = []
 
