@@ -46,7 +46,7 @@ class Outcome:
     minutes: float
     stopped_by: str
     resumed: bool
-    """Whether the run was stopped and went on with a replay that it had to fill again."""
+    """Whether the run was stopped on the way and resumed."""
     weights_sha256: str
     evaluations: Points
     """[agent steps, minutes, mean return] of the greedy evaluations while it trained."""

@@ -86,7 +86,7 @@ def _page(study: Study, finished: Finished, tables: str) -> str:
         parts.append(f"**{missing} of {len(study.cells)} runs have not finished.**")
     resumed = [cell.name for cell, outcome in finished if outcome.resumed]
     if resumed:
-        parts.append(f"Stopped, and gone on with a replay that had to fill again: {', '.join(resumed)}.")
+        parts.append(f"Stopped on the way, and resumed: {', '.join(resumed)}.")
     parts += [tables, "![Learning curves](curves.png)"]
     if len(_places(finished)) > 1:
         parts.append("![The same weights elsewhere](elsewhere.png)")
