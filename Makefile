@@ -42,7 +42,7 @@ growth-test: $(STAMP)
 	DRQN_GROWTH_TEST=1 $(BIN)/python -m pytest tests/soak/test_growth.py -rs -s -n0
 
 fuzz: $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'atheris>=3.0,<4'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt 'atheris>=3.0,<4'
 	for reader in fragment journal checkpoint snapshot config; do \
 	  $(BIN)/python -m tests.fuzz $$reader -max_total_time=60 || exit 1; done
 

@@ -176,11 +176,10 @@ class RaySession:
     def _learner_state(self, patience_s: float) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """What a learner that has begun saves. One that dies or hangs now comes back with what was saved before, and is
         asked again; where it is away for longer than `patience_s`, that is what there is to save."""
-        role, until_s = self._learner, time.monotonic() + patience_s
+        role, before, until_s = self._learner, self._saved, time.monotonic() + patience_s
         while True:
-            before = self._saved
             self._turn_until(
-                lambda: role.begun or (before is not None and time.monotonic() >= until_s),  # noqa: B023 (not kept)
+                lambda: role.begun or (before is not None and time.monotonic() >= until_s),
                 self._roles,
             )
             if before is not None and not role.begun:
