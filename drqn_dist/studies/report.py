@@ -55,8 +55,8 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def write_report(study: Study, out: Path) -> str:
-    """Writes `README.md`, `curves.png` and `runs.csv` of the cells that have finished, and `elsewhere.png` where their
-    weights play in two or more other environments.
+    """Writes `README.md`, `curves.png` and `runs.csv` of the cells that have finished, `elsewhere.png` where their
+    weights play in two or more other environments, and `minutes.png` where the study has levels.
 
     Returns:
         the tables, as they stand in README.md.
@@ -76,6 +76,8 @@ def write_report(study: Study, out: Path) -> str:
     _draw(study, finished, out / "curves.png")
     if len(_places(finished)) > 1:
         _draw_elsewhere(study, finished, out / "elsewhere.png")
+    if study.levels:
+        _draw_by_the_clock(study, finished, out / "minutes.png")
     return tables
 
 
@@ -90,6 +92,8 @@ def _page(study: Study, finished: Finished, tables: str) -> str:
     parts += [tables, "![Learning curves](curves.png)"]
     if len(_places(finished)) > 1:
         parts.append("![The same weights elsewhere](elsewhere.png)")
+    if study.levels:
+        parts.append("![Training games by the clock](minutes.png)")
     parts.append(
         f"`drqn-dist study` made this page of `{study.name}.toml`. Lines are means of greedy evaluations over "
         "seeds, shades their lowest and highest. `cells/` holds each run's configuration, scores, curves, versions and "
@@ -194,7 +198,28 @@ def _table(study: Study, panel: str, finished: Finished) -> str:
         lines.append(_row(cells))
     for name, value in study.references.get(panel, {}).items():
         lines.append(_row([name, "", _figure(value)] + [""] * (len(columns) - 3)))
-    return "\n".join(lines) + _elsewhere(study, panel, finished)
+    return "\n".join(lines) + _levels(study, panel, finished) + _elsewhere(study, panel, finished)
+
+
+def _levels(study: Study, panel: str, finished: Finished) -> str:
+    """How long each run took until its training games first came to a return: a row for each run."""
+    if not study.levels:
+        return ""
+    columns = ["run", *(f"to {level:g}" for level in study.levels)]
+    lines = ["", "", "Mean return of the last training games, first reached after:", ""]
+    lines += [_row(columns), _row(["---"] * len(columns))]
+    for cell, outcome in finished:
+        if cell.panel == panel:
+            name = f"{cell.arm}, seed {cell.config.seed}"
+            lines.append(_row([name, *(_time_to(level, outcome) for level in study.levels)]))
+    return "\n".join(lines)
+
+
+def _time_to(level: float, outcome: Outcome) -> str:
+    for steps, minutes, value in outcome.training:
+        if value >= level:
+            return f"{minutes:.1f} min, {steps:,.0f} steps"
+    return f"not in {outcome.minutes:.1f} min, {outcome.agent_steps:,} steps"
 
 
 def _elsewhere(study: Study, panel: str, finished: Finished) -> str:
@@ -305,6 +330,29 @@ def _draw_elsewhere(study: Study, finished: Finished, out: Path) -> None:
             axes.legend(frameon=False, fontsize=8)
         for axes in drawn[::PANELS_ACROSS]:
             axes.set_ylabel("mean return of the same weights")
+
+
+def _draw_by_the_clock(study: Study, finished: Finished, out: Path) -> None:
+    """Training games of every run against minutes, on a logarithmic axis, as runs may differ a hundredfold."""
+    panels = [panel for panel in study.panels if any(cell.panel == panel for cell, _ in finished)]
+    with figure(out, (4.5, 3.6), 110, len(panels)) as drawn:
+        for axes, panel in zip(drawn, panels, strict=True):
+            for index, arm in enumerate(study.arms):
+                runs = [o for cell, o in finished if (cell.panel, cell.arm) == (panel, arm) and o.training]
+                for number, outcome in enumerate(runs):
+                    _, minutes, values = np.array(outcome.training).T
+                    colour = COLOURS[index % len(COLOURS)]
+                    axes.plot(minutes, values, color=colour, linewidth=1.6, label=arm if number == 0 else "_")
+            for level in study.levels:
+                axes.axhline(level, color="grey", linestyle="--", linewidth=1)
+            axes.set_title(panel, fontsize=10)
+            axes.set_xscale("log")
+            axes.set_xlabel("minutes")
+            axes.grid(alpha=0.25, linewidth=0.6)
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.legend(frameon=False, fontsize=8)
+        for axes in drawn[::PANELS_ACROSS]:
+            axes.set_ylabel("mean return, last training games")
 
 
 def _draw_arm(axes: "Axes", arm: str, curves: list[Points], index: int) -> None:

@@ -19,7 +19,7 @@ MOST_RUNS = 10_000
 """Of one study; more are a slip of the pen."""
 MOST_LETTERS = 200
 """Of a run's name, which files are called by."""
-_KEYS = {"title", "question", "seeds", "episodes", "settings", "axes", "references", "elsewhere"}
+_KEYS = {"title", "question", "seeds", "episodes", "settings", "axes", "references", "levels", "elsewhere"}
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,8 @@ class Study:
     cells: tuple[Cell, ...]
     references: dict[str, dict[str, float]]
     """By panel: returns that others reached, by their name."""
+    levels: tuple[float, ...] = ()
+    """Returns of training games for which the report says how long they took."""
 
     @property
     def panels(self) -> list[str]:
@@ -125,6 +127,7 @@ def _study(name: str, table: Mapping[str, Any]) -> Study:
         str(table.get("question", "")).strip(),
         tuple(cells),
         _references(references, list(dict.fromkeys(cell.panel for cell in cells))),
+        _levels(table.get("levels", [])),
     )
 
 
@@ -151,6 +154,12 @@ def _references(table: Mapping[str, Any], panels: list[str]) -> dict[str, dict[s
                     f"references: {panel + ': ' if panel else ''}{name} is {shown(value)}, but must be a number"
                 )
     return {panel: {name: float(value) for name, value in values.items()} for panel, values in by_panel.items()}
+
+
+def _levels(value: Any) -> tuple[float, ...]:
+    if not isinstance(value, list) or not all(type(one) in (int, float) and abs(one) <= 1e12 for one in value):
+        raise ConfigError(f"levels is {shown(value)}, but must be a list of numbers")
+    return tuple(map(float, value))
 
 
 def _cells(

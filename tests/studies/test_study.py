@@ -108,6 +108,8 @@ def test_one_axis_makes_no_panels(tmp_path: Path) -> None:
         ('"by hand" = 0.5', '"by hand" = "half"', r"references: small: by hand is 'half', but must be a number"),
         ("total_steps", "seed = 3\ntotal_steps", r"seed is 3; say seeds = \[3\]"),
         ('preset = "gridworld"', "", r"small, GRU, B32 has no preset"),
+        ("episodes = 7", "episodes = 7\nlevels = 0.5", r"levels is 0\.5, but must be a list"),
+        ("episodes = 7", "episodes = 7\nlevels = [nan]", r"levels is \[nan\], but must be a list of numbers"),
     ],
 )
 def test_a_mistake_is_named_with_its_file(tmp_path: Path, old: str, new: str, message: str) -> None:
