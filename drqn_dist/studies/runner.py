@@ -106,6 +106,7 @@ def _run(study: Study, waiting: list[Cell], place: Place, at_a_time: int, out: P
             f"nothing is left to run: all outcomes lie in {out}; --out and --runs name other folders to run it anew"
         )
     running: dict[str, tuple[Cell, Job, float]] = {}
+    before: dict[str, float] = {}  # shares that earlier starts had made
     failed: list[str] = []
     done = 0
     try:
@@ -113,12 +114,14 @@ def _run(study: Study, waiting: list[Cell], place: Place, at_a_time: int, out: P
             while waiting or running:
                 while waiting and len(running) < at_a_time:
                     cell = waiting.pop(0)
+                    before[cell.name] = _share_done(runs, cell)
                     running[cell.name] = (cell, place.start(cell), time.monotonic())
                 shares = {name: _share_done(runs, cell) for name, (cell, *_) in running.items()}
                 shown = [f"{name} ({share:.0%})" for name, share in shares.items()]
                 more = f" and {len(shown) - NAMED} more" if len(shown) > NAMED else ""
                 worked = done + sum(shares.values())
-                eta = f", about {_minutes(_minutes_since(began) * (left - worked) / worked)}" if worked > 0.02 else ""
+                made = worked - sum(before.values())
+                eta = f", about {_minutes(_minutes_since(began) * (left - worked) / made)}" if made > 0.02 else ""
                 status.update(f"{left - done} to go{eta}: {', '.join(shown[:NAMED])}{more}")
                 time.sleep(POLL_S)
                 for cell, job, since in [entry for entry in running.values() if entry[1].ended()]:
@@ -146,7 +149,7 @@ def _run(study: Study, waiting: list[Cell], place: Place, at_a_time: int, out: P
 
 
 def _share_done(runs: Path, cell: Cell) -> float:
-    """Of a run's steps, by the last line of its metrics; 0 where they are not here (yet)."""
+    """Of a run's steps or minutes, by the last line of its metrics; 0 where they are not here (yet)."""
     newest = max(runs.glob(f"{cell.name}/*/metrics.jsonl"), key=lambda path: path.stat().st_mtime, default=None)
     if newest is None:
         return 0.0
@@ -154,7 +157,9 @@ def _share_done(runs: Path, cell: Cell) -> float:
         file.seek(max(0, newest.stat().st_size - 8192))
         lines = file.read().split(b"\n")[:-1]
     with suppress(IndexError, ValueError, KeyError, TypeError):  # nothing whole yet
-        return min(1.0, float(parse_json(lines[-1].decode())["agent_steps"] / cell.config.total_steps))
+        line = parse_json(lines[-1].decode())
+        by_the_clock = line["wall_s"] / 60 / cell.config.minutes if cell.config.minutes else 0.0
+        return min(1.0, float(max(line["agent_steps"] / cell.config.total_steps, by_the_clock)))
     return 0.0
 
 

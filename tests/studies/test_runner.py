@@ -107,11 +107,14 @@ def test_how_far_a_run_has_come_is_read_from_its_metrics(tmp_path: Path) -> None
     folder.mkdir(parents=True)
     for text, share in (
         ("", 0.0),
-        ('{"agent_steps": 300}\n{"agent_steps": 900', 0.2),
-        ('{"agent_steps": 1600}\n', 1.0),
+        ('{"agent_steps": 300, "wall_s": 60}\n{"agent_steps": 900', 0.2),
+        ('{"agent_steps": 1600, "wall_s": 60}\n', 1.0),
     ):
         (folder / "metrics.jsonl").write_text(text)
         assert _share_done(tmp_path, cell) == share
+    (folder / "metrics.jsonl").write_text('{"agent_steps": 300, "wall_s": 60}\n')
+    for minutes, share in ((2.0, 0.5), (10.0, 0.2)):  # whichever bound comes first
+        assert _share_done(tmp_path, replace(cell, config=replace(cell.config, minutes=minutes))) == share
 
 
 def test_a_cell_is_run_by_one_process_at_a_time(tmp_path: Path) -> None:
