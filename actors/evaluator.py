@@ -25,6 +25,8 @@ class Evaluation:
     """Unclipped sum of rewards of each episode."""
     weights: WeightSnapshot | None = field(default=None, repr=False, compare=False)
     """The weights that played."""
+    cut_short: int = 0
+    """Games that `eval.max_steps` ended, whose scores count as they stood, or did not let begin."""
 
     @property
     def mean(self) -> float:
@@ -100,7 +102,7 @@ class Evaluator:
         share = np.full(n, self._episodes // n) + (np.arange(n) < self._episodes % n)
         games = share.copy()
         scores: list[list[float]] = [[] for _ in range(n)]
-        score = np.zeros(n)
+        score, cut = np.zeros(n), np.zeros(n, np.int64)
         epsilons = np.full(n, config.eval.epsilon)
         begins, idle, rewards = np.ones(n, np.bool_), np.zeros(n, np.bool_), np.zeros(n, np.float32)
         observations = self._env.reset(derive_seed(seed, "evaluation", 3))
@@ -116,6 +118,7 @@ class Evaluator:
             for i in np.flatnonzero(over):
                 scores[i].append(float(score[i]))
                 score[i] = 0.0
+                cut[i] += not batch.reset_pending[i] and len(scores[i]) <= games[i]
             ended = batch.terminated | batch.truncated
             begins = idle | (ended & ~batch.reset_pending & active)
             idle = over
@@ -128,7 +131,7 @@ class Evaluator:
             if stopping():
                 raise EvaluationStopped
         counted = tuple(s for row, wanted in zip(scores, games, strict=True) for s in row[:wanted])
-        return Evaluation(weights.version, counted, weights)
+        return Evaluation(weights.version, counted, weights, self._episodes - len(counted) + int(cut.sum()))
 
     def close(self) -> None:
         self._env.close()

@@ -227,6 +227,7 @@ class Feed:
         self._exponent = config.replay.importance_exponent
         self._ready: deque[Batch] = deque()
         self._period = config.learner.probe_period_updates
+        self._burn_in = config.learner.burn_in_steps
         self._made = 0
         """Batches so far."""
         self._queue: queue.Queue[_Prepared | BaseException] = queue.Queue(WAITING_DRAWS)
@@ -332,12 +333,13 @@ class Feed:
 
     def _pasts_of(self, draws: WindowDraws, windows: Windows, first: int) -> list[Past]:
         """Of some windows of the batch whose windows are numbered from `first` on in its draw, chosen at random:
-        where a window stands in its batch tells its age."""
+        where a window stands in its batch tells its age. A burn-in that begins with the episode begins from the true
+        state: such windows cannot be stale, and are left out."""
         pasts: list[Past] = []
         for window in self._rng.permutation(self._windows if self._remembers else 0).tolist():
             n = first + window
             rows = None
-            if 0 < draws.starts[n] < PROBED_STEPS:
+            if self._burn_in < draws.starts[n] < PROBED_STEPS:
                 rows = self.table.since_start(int(draws.starts[n]), draws.chains[n])
             if rows is not None:
                 places = torch.from_numpy(np.concatenate([rows, np.zeros(4, np.int64)])[:, None])

@@ -17,7 +17,7 @@ PIECE = 256
 
 
 class Staleness(NamedTuple):
-    """ΔQ = ‖q̂ - q‖₂ / max |q|, means over windows that do not begin with their episode; NaN without any.
+    """ΔQ = ‖q̂ - q‖₂ / max |q|, means over windows whose burn-in does not begin with their episode; NaN without any.
 
     q̂ are the network's values after a window's own burn-in, from its stored state or from zero; q those of the same
     network after all of the episode before; the maximum is over the actions and steps of the window. After R2D2

@@ -83,7 +83,7 @@ def evaluate(
 
     Returns:
         mean_return, std_return (of the population), median_return (all unclipped), episodes, scores (one for each),
-        env, weights_sha256.
+        cut_short (games that eval.max_steps ended or did not let begin), env, weights_sha256.
 
     Raises:
         ConfigError: there is no episode to play, the seed is negative, or the environment cannot be made or filmed.
@@ -106,15 +106,15 @@ def evaluate(
     ):
         bar = progress.add_task("episodes", total=episodes)
         weights = WeightSnapshot(agent.updates, agent.network.to_vector())
-        scores = evaluator.evaluate(
-            weights, seed, lambda played: progress.update(bar, completed=played.episodes)
-        ).scores
+        played = evaluator.evaluate(weights, seed, lambda games: progress.update(bar, completed=games.episodes))
+        scores = played.scores
     return {
         "mean_return": float(np.mean(scores)),
         "std_return": float(np.std(scores)),
         "median_return": float(np.median(scores)),
         "episodes": len(scores),
         "scores": [float(score) for score in scores],
+        "cut_short": played.cut_short,
         "env": agent.config.env.id,
         "weights_sha256": agent.weights_sha256,
     }

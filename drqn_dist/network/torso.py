@@ -156,7 +156,8 @@ class MlpTorso(nn.Module):
 
     CLIP = 10.0
     DEVIATION_FLOOR = 0.01
-    """Added to deviations: what never changed before the first update and does later must not shout."""
+    """Added to deviations: what never changed before the first update and does later counts a hundredfold at most, and
+    so enters at the clip."""
 
     mean: Tensor
     scale: Tensor

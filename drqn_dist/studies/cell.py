@@ -39,7 +39,7 @@ class Outcome:
     episodes: int
     """Greedy games that the last weights were to play after the run, none of them seen before."""
     scores: list[float]
-    """Their unclipped returns; fewer where eval.max_steps cut them short."""
+    """Their unclipped returns; fewer where `eval.max_steps` did not let some begin."""
     agent_steps: int
     frames: int
     updates: int
@@ -60,6 +60,8 @@ class Outcome:
     """On which the run began."""
     elsewhere: dict[str, dict[str, Any]] = field(default_factory=dict)
     """By name of another environment: its settings, `env`, and the `scores` of as many games there."""
+    cut_short: int | None = None
+    """Games that `eval.max_steps` ended or did not let begin; None of versions that did not count them."""
 
 
 def outcome_path(out: Path, cell: Cell) -> Path:
@@ -131,12 +133,12 @@ def run_cell(cell: Cell, out: Path, runs: Path, told_to_stop: threading.Event) -
     if told_to_stop.is_set() or summary.stopped_by == "signal":
         raise SystemExit(130)
     seed = EVALUATION_SEED + cell.config.seed
-    scores = evaluate(run.path, cell.episodes, seed)["scores"]
+    played = evaluate(run.path, cell.episodes, seed)
     elsewhere = {
         name: {"env": asdict(env), "scores": evaluate(run.path, cell.episodes, seed, env=env)["scores"]}
         for name, env in cell.elsewhere.items()
     }
-    outcome = _outcome(cell, run, summary, scores, elsewhere)
+    outcome = _outcome(cell, run, summary, played, elsewhere)
     path = outcome_path(out, cell)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -146,7 +148,7 @@ def run_cell(cell: Cell, out: Path, runs: Path, told_to_stop: threading.Event) -
 
 
 def _outcome(
-    cell: Cell, run: RunFolder, summary: Summary, scores: list[float], elsewhere: dict[str, dict[str, Any]]
+    cell: Cell, run: RunFolder, summary: Summary, played: dict[str, Any], elsewhere: dict[str, dict[str, Any]]
 ) -> Outcome:
     lines = read_metrics(run.path)
     made = run.read_description()
@@ -154,7 +156,8 @@ def _outcome(
     return Outcome(
         config=asdict(cell.config),
         episodes=cell.episodes,
-        scores=scores,
+        scores=played["scores"],
+        cut_short=played["cut_short"],
         elsewhere=elsewhere,
         agent_steps=summary.agent_steps,
         frames=summary.frames,

@@ -18,6 +18,7 @@ from drqn_dist.experiments.plot import COLOURS, PANELS_ACROSS, Points, figure, m
 from drqn_dist.files import write_atomically
 from drqn_dist.studies.cell import Outcome, read_outcome
 from drqn_dist.studies.study import Cell, Study
+from drqn_dist.training.monitor import GREEDY_EPSILON
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -93,7 +94,7 @@ def _page(study: Study, finished: Finished, tables: str) -> str:
     if len(_places(finished)) > 1:
         parts.append("![The same weights elsewhere](elsewhere.png)")
     if study.levels:
-        parts.append("![Training games by the clock](minutes.png)")
+        parts.append("![Games by the clock](minutes.png)")
     parts.append(
         f"`drqn-dist study` made this page of `{study.name}.toml`. Lines are means of greedy evaluations over "
         "seeds, shades their lowest and highest. `cells/` holds each run's configuration, scores, curves, versions and "
@@ -109,10 +110,16 @@ def _protocol(study: Study, finished: Finished) -> str:
         f"Each figure is the mean return of {finished[0][0].episodes} games from seeds used nowhere else, played "
         f"greedily{_shared(configs, 'epsilon')} by the weights of the run's end.",
         "The interval is a percentile bootstrap of the mean over seeds; with few seeds it is too narrow: of normal "
-        "figures it holds the true mean in 75 % of cases with three seeds, 84 % with five, 91 % with ten.",
+        "figures it holds the true mean in 50 % of cases with two seeds, 75 % with three, 84 % with five, 91 % with "
+        "ten.",
         f"*Last evaluations* is the mean over each run's last {LAST_EVALUATIONS} evaluations while it trained.",
         _ends([outcome for _, outcome in finished]),
     ]
+    cut = sum(outcome.cut_short or 0 for _, outcome in finished)
+    if cut:
+        lines.append(
+            f"{cut:,} games were not played to their end: eval.max_steps was used up; scores count as they stood."
+        )
     if any(outcome.probes for _, outcome in finished):
         lines.append(
             "ΔQ, how far values after a window's burn-in are off those after the whole episode before (after R2D2, "
@@ -125,7 +132,7 @@ def _protocol(study: Study, finished: Finished) -> str:
             f"sticky actions {config.env.sticky_action_probability:g}, up to {config.env.noop_max_steps} no-ops at a "
             f"start, {config.env.frame_skip} frames a step, "
             f"{'a lost life ends a training episode' if config.env.life_loss_ends_episode else 'no life information'}, "
-            f"at most {config.env.max_episode_frames:,} frames a game"
+            f"at most {config.env.max_episode_frames:,} frames a game, in evaluations {config.eval.max_steps:,} steps"
             for config in configs
             if config.env.id.startswith(ATARI)
         }
@@ -202,24 +209,28 @@ def _table(study: Study, panel: str, finished: Finished) -> str:
 
 
 def _levels(study: Study, panel: str, finished: Finished) -> str:
-    """How long each run took until its training games first came to a return: a row for each run."""
+    """How long each run took until its games first came to a return: a row for each run."""
     if not study.levels:
         return ""
-    columns = ["run", *(f"to {level:g}" for level in study.levels)]
-    lines = ["", "", "Mean return of the last training games, first reached after:", ""]
-    lines += [_row(columns), _row(["---"] * len(columns))]
+    columns = ["run", *(f"{games} at {level:g}" for level in study.levels for games in ("training", "evaluation"))]
+    told = (
+        "When the mean of the last training games, and an evaluation, first came to a return. Training games count "
+        f"where ε is at most {GREEDY_EPSILON:g}."
+    )
+    lines = ["", "", told, "", _row(columns), _row(["---"] * len(columns))]
     for cell, outcome in finished:
         if cell.panel == panel:
-            name = f"{cell.arm}, seed {cell.config.seed}"
-            lines.append(_row([name, *(_time_to(level, outcome) for level in study.levels)]))
+            curves = (outcome.training, outcome.evaluations)
+            times = [_time_to(level, curve, outcome) for level in study.levels for curve in curves]
+            lines.append(_row([f"{cell.arm}, seed {cell.config.seed}", *times]))
     return "\n".join(lines)
 
 
-def _time_to(level: float, outcome: Outcome) -> str:
-    for steps, minutes, value in outcome.training:
+def _time_to(level: float, curve: list[list[float]], outcome: Outcome) -> str:
+    for steps, minutes, value in curve:
         if value >= level:
             return f"{minutes:.1f} min, {steps:,.0f} steps"
-    return f"not in {outcome.minutes:.1f} min, {outcome.agent_steps:,} steps"
+    return f"not in {outcome.minutes:.1f} min, {outcome.agent_steps:,} steps" if curve else "none counted"
 
 
 def _elsewhere(study: Study, panel: str, finished: Finished) -> str:
@@ -333,16 +344,20 @@ def _draw_elsewhere(study: Study, finished: Finished, out: Path) -> None:
 
 
 def _draw_by_the_clock(study: Study, finished: Finished, out: Path) -> None:
-    """Training games of every run against minutes, on a logarithmic axis, as runs may differ a hundredfold."""
+    """Training games (lines) and evaluations (dots) of every run against minutes, on a logarithmic axis, as runs may
+    differ a hundredfold."""
     panels = [panel for panel in study.panels if any(cell.panel == panel for cell, _ in finished)]
     with figure(out, (4.5, 3.6), 110, len(panels)) as drawn:
         for axes, panel in zip(drawn, panels, strict=True):
             for index, arm in enumerate(study.arms):
-                runs = [o for cell, o in finished if (cell.panel, cell.arm) == (panel, arm) and o.training]
-                for number, outcome in enumerate(runs):
-                    _, minutes, values = np.array(outcome.training).T
-                    colour = COLOURS[index % len(COLOURS)]
-                    axes.plot(minutes, values, color=colour, linewidth=1.6, label=arm if number == 0 else "_")
+                runs = [outcome for cell, outcome in finished if (cell.panel, cell.arm) == (panel, arm)]
+                colour = COLOURS[index % len(COLOURS)]
+                for outcome in runs:
+                    trained, evaluated = (np.array(c).reshape(-1, 3) for c in (outcome.training, outcome.evaluations))
+                    axes.plot(trained[:, 1], trained[:, 2], color=colour, linewidth=1.6)
+                    axes.scatter(evaluated[:, 1], evaluated[:, 2], s=9, color=colour)
+                if runs:
+                    axes.plot([], [], color=colour, marker="o", markersize=3, label=arm)
             for level in study.levels:
                 axes.axhline(level, color="grey", linestyle="--", linewidth=1)
             axes.set_title(panel, fontsize=10)
@@ -352,7 +367,7 @@ def _draw_by_the_clock(study: Study, finished: Finished, out: Path) -> None:
             axes.spines[["top", "right"]].set_visible(False)
             axes.legend(frameon=False, fontsize=8)
         for axes in drawn[::PANELS_ACROSS]:
-            axes.set_ylabel("mean return, last training games")
+            axes.set_ylabel("mean return: training —, evaluations •")
 
 
 def _draw_arm(axes: "Axes", arm: str, curves: list[Points], index: int) -> None:

@@ -240,7 +240,8 @@ def test_staleness_is_what_an_episode_played_again_from_its_start_would_have_tol
         pasts = read.batch.pasts
         assert pasts is not None
         remembers = config.network.core != "none"
-        begun = {row for row, place in enumerate(read.places) if place.start > 0 and remembers}
+        burn_in = config.learner.burn_in_steps  # one that begins with the episode begins from its true state
+        begun = {row for row, place in enumerate(read.places) if place.start > burn_in and remembers}
         # By the last one all has come; room for more than there is leaves no room to keep anything.
         if memory.complete and memory.fresh_limit < 10_000 and read is reads[-1]:
             assert len(pasts) == min(len(begun), PROBED_WINDOWS)

@@ -17,9 +17,14 @@ def finish(
     scores: Sequence[float],
     evaluations: Sequence[float] = (0.0,),
     probes: Mapping[str, float] | None = None,
+    training: Sequence[float] = (),
+    cut_short: int | None = None,
 ) -> None:
-    """Writes an outcome with an evaluation each thousand steps."""
-    curve = [[1_000 * i, 0.1 * i, value] for i, value in enumerate(evaluations)]
+    """Writes an outcome with an evaluation each thousand steps, and training returns as often."""
+
+    def curve(values: Sequence[float]) -> list[list[float]]:
+        return [[1_000 * i, 0.1 * i, value] for i, value in enumerate(values)]
+
     outcome = Outcome(
         config=asdict(cell.config),
         episodes=cell.episodes,
@@ -35,8 +40,9 @@ def finish(
         stopped_by="total_steps",
         resumed=False,
         weights_sha256="00",
-        evaluations=curve,
-        training=curve,
+        evaluations=curve(evaluations),
+        training=curve(training),
+        cut_short=cut_short,
         probes=dict(probes or {}),
         versions={"torch": "2"},
         machine={"cpu": "a processor", "usable_cores": 2, "gpu": None},

@@ -100,13 +100,28 @@ def test_two_places_elsewhere_make_a_picture(tmp_path: Path) -> None:
 def test_levels_have_a_table_of_when_training_first_reached_them(tmp_path: Path) -> None:
     study = load_study(write(tmp_path, TWO_GAMES.replace("episodes = 2", "episodes = 2\nlevels = [-10, 18.5]")))
     cells = {cell.name: cell for cell in study.cells}
-    finish(tmp_path, cells["small__gru-b32__0"], [1.0], evaluations=[-21.0, -10.0, -11.0, 18.0, 19.0])
-    finish(tmp_path, cells["small__gru-b32__1"], [1.0], evaluations=[-21.0, -10.5])
+    first, second = cells["small__gru-b32__0"], cells["small__gru-b32__1"]
+    finish(tmp_path, first, [1.0], training=[-21, -10, -11, 18, 19], evaluations=[-21, -20, -10, 18, 18])
+    finish(tmp_path, second, [1.0], evaluations=[-21, -10.5])
     text = write_report(study, tmp_path)
-    assert "| run | to -10 | to 18.5 |" in text
-    assert "| GRU, B32, seed 0 | 0.1 min, 1,000 steps | 0.4 min, 4,000 steps |" in text
-    assert "| GRU, B32, seed 1 | not in 1.5 min, 9,000 steps | not in 1.5 min, 9,000 steps |" in text
+    assert "| run | training at -10 | evaluation at -10 | training at 18.5 | evaluation at 18.5 |" in text
+    never = "not in 1.5 min, 9,000 steps"
+    times = f"0.1 min, 1,000 steps | 0.2 min, 2,000 steps | 0.4 min, 4,000 steps | {never}"
+    assert f"| GRU, B32, seed 0 | {times} |" in text
+    assert f"| GRU, B32, seed 1 | none counted | {never} | none counted | {never} |" in text
     assert (tmp_path / "minutes.png").stat().st_size > 1_000
+
+
+def test_games_that_were_not_played_to_their_end_are_told(tmp_path: Path) -> None:
+    study = load_study(write(tmp_path, TWO_GAMES))
+    cells = {cell.name: cell for cell in study.cells}
+    finish(tmp_path, cells["small__gru-b32__0"], [1.0])
+    write_report(study, tmp_path)
+    assert "not played to their end" not in (tmp_path / "README.md").read_text(encoding="utf-8")
+    for name in ("small__gru-b32__0", "small__gru-b32__1"):
+        finish(tmp_path, cells[name], [1.0], cut_short=2)
+    write_report(study, tmp_path)
+    assert "4 games were not played to their end" in (tmp_path / "README.md").read_text(encoding="utf-8")
 
 
 def test_a_study_of_which_nothing_has_finished_has_no_report(tmp_path: Path) -> None:

@@ -168,6 +168,7 @@ def test_games_that_are_cut_short_do_not_keep_a_cell_from_finishing(tmp_path: Pa
     assert outcome is not None
     assert outcome.episodes == 5
     assert outcome.scores == [0.0] * 5, "the goal is further away than three steps"
+    assert outcome.cut_short == 5
 
 
 def test_probes_are_means_of_the_second_half() -> None:
