@@ -214,8 +214,8 @@ def _levels(study: Study, panel: str, finished: Finished) -> str:
         return ""
     columns = ["run", *(f"{games} at {level:g}" for level in study.levels for games in ("training", "evaluation"))]
     told = (
-        "When the mean of the last training games, and an evaluation, first came to a return. Training games count "
-        f"where ε is at most {GREEDY_EPSILON:g}."
+        "When the mean of the last training games, and an evaluation, first came to a return. Of training games those "
+        f"count whose ε is at most {GREEDY_EPSILON:g}, once there are such."
     )
     lines = ["", "", told, "", _row(columns), _row(["---"] * len(columns))]
     for cell, outcome in finished:

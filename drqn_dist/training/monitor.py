@@ -19,8 +19,8 @@ from learner.learner import LearnerStats
 RECENT_EPISODES = 20
 """Training episodes behind charts/episodic_return."""
 GREEDY_EPSILON = 0.05
-"""Only environments that explore less than this count there, if there are any: the others' returns say more about
-their random moves than about the policy. The ladder is geometric, so in most runs several do."""
+"""Once games have ended that explored no more than this, only such count there: others say more about random moves than
+about the policy. The ladder is geometric, so in most runs several environments play them."""
 
 
 class Monitor:
@@ -73,8 +73,15 @@ class Monitor:
         return float(np.mean([e.mean for e in recent])) >= mark
 
     def _training(self) -> float:
-        """Mean return of the last training games that explored little; NaN without any."""
+        """Mean return of the last training games that explored little, of all until there are such; NaN without any."""
         return _mean(e.score for e in self._episodes)
+
+    def _remember(self, ended: list[Episode]) -> None:
+        little = [episode for episode in ended if episode.epsilon <= self._threshold]
+        none_known = not any(episode.epsilon <= self._threshold for episode in self._episodes)
+        if little and none_known:
+            self._episodes.clear()
+        self._episodes.extend(little if little or not none_known else ended)
 
     def refuse(self) -> None:
         """Other games did not confirm it: at least one more evaluation must come before the next try."""
@@ -106,7 +113,7 @@ class Monitor:
             self.updates = stats.updates
         # A learner that was started again makes up first for the updates that it lost.
         self._most_updates = max(self._most_updates, self.updates)
-        self._episodes.extend(e for a in report.actors for e in a.episodes if e.epsilon <= self._threshold)
+        self._remember([e for a in report.actors for e in a.episodes])
         if report.evaluations:
             self.last_evaluation = report.evaluations[-1]
             for evaluation in report.evaluations:

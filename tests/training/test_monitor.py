@@ -73,6 +73,13 @@ def test_training_returns_are_those_of_the_environments_that_explore_least(tmp_p
     values, shown = monitor(tmp_path, actor=low).take(Report(actors=[ActorStats(agent_steps=1, episodes=episodes)]))
     assert values["charts/episodic_return"] == shown["charts/episodic_return"] == (1.0 + 3.0) / 2
     assert values["charts/episodic_length"] == (10 + 20) / 2
+    # Before such have ended, all count, and no longer afterwards.
+    watching = monitor(tmp_path, actor=low)
+    for ended, mean in (([Episode(-21.0, 9, 0.9), Episode(-20.0, 9, 0.5)], -20.5), ([], -20.5), (episodes, 2.0)):
+        values, _ = watching.take(Report(actors=[ActorStats(agent_steps=1, episodes=ended)]))
+        assert values["charts/episodic_return"] == mean
+    values, _ = watching.take(Report(actors=[ActorStats(agent_steps=1, episodes=[Episode(-21.0, 9, 0.9)])]))
+    assert values["charts/episodic_return"] == 2.0
     # Where even the least explores more, that one counts.
     values, _ = monitor(tmp_path, actor={"epsilon_low": 0.06}).take(Report(actors=[ActorStats(episodes=episodes)]))
     assert values["charts/episodic_return"] == (1.0 + 3.0 + 100.0) / 3
