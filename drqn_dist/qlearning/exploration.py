@@ -5,6 +5,10 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+GREEDY_EPSILON = 0.05
+"""Once games have ended that explored no more than this, only such count for a run's training return: others say more
+about random moves than about the policy. The ladder is geometric, so in most runs several environments play them."""
+
 
 def epsilon_ladder(first: int, count: int, total: int, low: float, high: float) -> npt.NDArray[np.float64]:
     """Rungs `first` … `first + count - 1` of a ladder of `total` rungs from `low` to `high`.

@@ -16,9 +16,9 @@ from drqn_dist.envs.atari import PREFIX as ATARI
 from drqn_dist.errors import RunFolderError
 from drqn_dist.experiments.plot import COLOURS, PANELS_ACROSS, Points, figure, mean_curve
 from drqn_dist.files import write_atomically
+from drqn_dist.qlearning.exploration import GREEDY_EPSILON
 from drqn_dist.studies.cell import Outcome, read_outcome
 from drqn_dist.studies.study import Cell, Study
-from drqn_dist.training.monitor import GREEDY_EPSILON
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,14 +13,12 @@ from actors.actor import ActorStats, Episode
 from actors.evaluator import Evaluation
 from drqn_dist.config import TrainConfig
 from drqn_dist.metrics import resident_bytes
+from drqn_dist.qlearning.exploration import GREEDY_EPSILON
 from drqn_dist.training.session import Report
 from learner.learner import LearnerStats
 
 RECENT_EPISODES = 20
 """Training episodes behind charts/episodic_return."""
-GREEDY_EPSILON = 0.05
-"""Once games have ended that explored no more than this, only such count there: others say more about random moves than
-about the policy. The ladder is geometric, so in most runs several environments play them."""
 
 
 class Monitor:

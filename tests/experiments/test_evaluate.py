@@ -75,6 +75,7 @@ def test_the_result_describes_all_scores(run: Path) -> None:
         "median_return": statistics.median(scores),
         "episodes": 30,
         "scores": list(scores),
+        "cut_short": 0,
         "env": "drqn_dist/GridWorld-v0",
         "weights_sha256": summary["weights_sha256"],
     }
