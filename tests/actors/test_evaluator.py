@@ -93,7 +93,7 @@ def test_a_game_that_does_not_end_counts_as_it_stands_and_those_after_it_are_lef
     assert [len(rewards) for rewards in games] == [4, 4, 4, 6]
     expected = [*map(sum, games), sum(env.episodes[1][1].rewards[:24])]
     assert result.scores == pytest.approx(tuple(expected))
-    # One was ended, one never began; the first environment's fourth game was not asked for.
+    # One was ended, one never began.
     assert result.cut_short == 2
 
 
