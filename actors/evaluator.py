@@ -99,39 +99,37 @@ class Evaluator:
         self._network.load_vector(weights.vector)
         rng = np.random.default_rng(derive_seed(seed, "evaluation", 2))
         policy = RecurrentPolicy(self._network, self._env.spec, config.env.stack_frames, n, rng)
-        share = np.full(n, self._episodes // n) + (np.arange(n) < self._episodes % n)
-        games = share.copy()
+        games_left = np.full(n, self._episodes // n) + (np.arange(n) < self._episodes % n)
+        steps_left = config.eval.max_steps * games_left
         scores: list[list[float]] = [[] for _ in range(n)]
-        score, cut = np.zeros(n), np.zeros(n, np.int64)
+        score, steps, cut = np.zeros(n), 0, 0
         epsilons = np.full(n, config.eval.epsilon)
         begins, idle, rewards = np.ones(n, np.bool_), np.zeros(n, np.bool_), np.zeros(n, np.float32)
         observations = self._env.reset(derive_seed(seed, "evaluation", 3))
-        steps = 0
-        steps_left = config.eval.max_steps * share
-        while any(len(done) < wanted for done, wanted in zip(scores, share, strict=True)):
+        while games_left.any():
             decision = policy.act(observations, begins, rewards, epsilons)
             batch = self._env.step(decision.actions)
-            active = ~idle
+            active = ~idle & (games_left > 0)
             score[active] += batch.rewards[active]
             steps_left -= active
-            over = (batch.reset_pending | (steps_left == 0)) & (steps_left >= 0) & active
+            over = active & (batch.reset_pending | (steps_left == 0))
             for i in np.flatnonzero(over):
                 scores[i].append(float(score[i]))
                 score[i] = 0.0
-                cut[i] += not batch.reset_pending[i] and len(scores[i]) <= games[i]
+            cut += int((over & ~batch.reset_pending).sum())
+            games_left -= over
+            cut += int(games_left[steps_left == 0].sum())
+            games_left[steps_left == 0] = 0
             ended = batch.terminated | batch.truncated
             begins = idle | (ended & ~batch.reset_pending & active)
             idle = over
             observations, rewards = batch.observations, batch.rewards
             if progress is not None:
-                finished = sum(min(len(row), int(wanted)) for row, wanted in zip(scores, games, strict=True))
                 steps += int(active.sum())
-                progress(Played(finished, steps))
-            share[steps_left == 0] = 0
+                progress(Played(sum(map(len, scores)), steps))
             if stopping():
                 raise EvaluationStopped
-        counted = tuple(s for row, wanted in zip(scores, games, strict=True) for s in row[:wanted])
-        return Evaluation(weights.version, counted, weights, self._episodes - len(counted) + int(cut.sum()))
+        return Evaluation(weights.version, tuple(s for row in scores for s in row), weights, cut)
 
     def close(self) -> None:
         self._env.close()
