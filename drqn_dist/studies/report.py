@@ -1,12 +1,10 @@
-"""The report on a study: a table, learning curves and a CSV file of its runs."""
+"""The report on a study: a page with tables, a CSV file of its runs, and pictures."""
 
 import csv
 import io
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import stats
@@ -14,21 +12,17 @@ from scipy import stats
 from drqn_dist.config import TrainConfig
 from drqn_dist.envs.atari import PREFIX as ATARI
 from drqn_dist.errors import RunFolderError
-from drqn_dist.experiments.plot import COLOURS, PANELS_ACROSS, Points, figure, mean_curve
 from drqn_dist.files import write_atomically
 from drqn_dist.qlearning.exploration import GREEDY_EPSILON
-from drqn_dist.studies.cell import Outcome, read_outcome
-from drqn_dist.studies.study import Cell, Study
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from drqn_dist.studies import pictures
+from drqn_dist.studies.cell import Outcome
+from drqn_dist.studies.finished import Finished, read_finished
+from drqn_dist.studies.study import Study
 
 PROBES = {"staleness_first": "ΔQ first", "staleness_last": "ΔQ last", "churn": "churn"}
 """What the learner measures now and then, by its tag, and what the table calls it."""
 LAST_EVALUATIONS = 5
 """Behind the column that tells whether a score was still there at the end."""
-
-Finished = Sequence[tuple[Cell, Outcome]]
 
 
 @dataclass(frozen=True)
@@ -65,33 +59,32 @@ def write_report(study: Study, out: Path) -> str:
     Raises:
         RunFolderError: none has finished, or a file cannot be read or written.
     """
-    finished = [(cell, outcome) for cell in study.cells if (outcome := read_outcome(out, cell)) is not None]
-    if not finished:
-        raise RunFolderError(f"no run of the study {study.name} has finished in {out}; there is nothing to report yet")
-    tables = _tables(study, finished)
+    finished = read_finished(study, out)
+    tables = _tables(finished)
     try:
         write_atomically(out / "runs.csv", _csv(finished).encode())
-        write_atomically(out / "README.md", _page(study, finished, tables).encode())
+        write_atomically(out / "README.md", _page(finished, tables).encode())
     except OSError as error:
         raise RunFolderError(f"cannot write the report into {out}: {error.strerror or error}") from error
-    _draw(study, finished, out / "curves.png")
-    if len(_places(finished)) > 1:
-        _draw_elsewhere(study, finished, out / "elsewhere.png")
+    pictures.draw_curves(finished, out / "curves.png")
+    if len(finished.places) > 1:
+        pictures.draw_elsewhere(finished, out / "elsewhere.png")
     if study.levels:
-        _draw_by_the_clock(study, finished, out / "minutes.png")
+        pictures.draw_by_the_clock(finished, out / "minutes.png")
     return tables
 
 
-def _page(study: Study, finished: Finished, tables: str) -> str:
-    missing = len(study.cells) - len(finished)
-    parts = [f"# {study.title}", study.question, _protocol(study, finished)]
+def _page(finished: Finished, tables: str) -> str:
+    study = finished.study
+    missing = len(study.cells) - len(finished.cells)
+    parts = [f"# {study.title}", study.question, _protocol(finished)]
     if missing:
         parts.append(f"**{missing} of {len(study.cells)} runs have not finished.**")
-    resumed = [cell.name for cell, outcome in finished if outcome.resumed]
+    resumed = [cell.name for cell, outcome in finished.cells if outcome.resumed]
     if resumed:
         parts.append(f"Stopped on the way, and resumed: {', '.join(resumed)}.")
     parts += [tables, "![Learning curves](curves.png)"]
-    if len(_places(finished)) > 1:
+    if len(finished.places) > 1:
         parts.append("![The same weights elsewhere](elsewhere.png)")
     if study.levels:
         parts.append("![Games by the clock](minutes.png)")
@@ -103,24 +96,25 @@ def _page(study: Study, finished: Finished, tables: str) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _protocol(study: Study, finished: Finished) -> str:
+def _protocol(finished: Finished) -> str:
     """How the figures came about, as far as all runs share it."""
-    configs = [cell.config for cell, _ in finished]
+    configs = [cell.config for cell, _ in finished.cells]
+    outcomes = finished.outcomes
     lines = [
-        f"Each figure is the mean return of {finished[0][0].episodes} games from seeds used nowhere else, played "
+        f"Each figure is the mean return of {outcomes[0].episodes} games from seeds used nowhere else, played "
         f"greedily{_shared(configs, 'epsilon')} by the weights of the run's end.",
         "The interval is a percentile bootstrap of the mean over seeds; with few seeds it is too narrow: of normal "
         "figures it holds the true mean in 50 % of cases with two seeds, 75 % with three, 84 % with five, 91 % with "
         "ten.",
         f"*Last evaluations* is the mean over each run's last {LAST_EVALUATIONS} evaluations while it trained.",
-        _ends([outcome for _, outcome in finished]),
+        _ends(outcomes),
     ]
-    cut = sum(outcome.cut_short or 0 for _, outcome in finished)
+    cut = sum(outcome.cut_short or 0 for outcome in outcomes)
     if cut:
         lines.append(
             f"{cut:,} games were not played to their end: eval.max_steps was used up; scores count as they stood."
         )
-    if any(outcome.probes for _, outcome in finished):
+    if any(outcome.probes for outcome in outcomes):
         lines.append(
             "ΔQ, how far values after a window's burn-in are off those after the whole episode before (after R2D2, "
             "figure 1), at the first and last trained step, and churn, the share of greedy actions that one update "
@@ -137,9 +131,9 @@ def _protocol(study: Study, finished: Finished) -> str:
             if config.env.id.startswith(ATARI)
         }
         lines.append(f"Atari: {'; or '.join(sorted(kinds))}; scores are unclipped.")
-    machines = sorted({f"{o.machine['usable_cores']} cores of {o.machine['cpu']}" for _, o in finished})
-    gpus = sorted({str(o.machine["gpu"]) for _, o in finished if o.machine["gpu"]})
-    versions = sorted({f"torch {o.versions['torch']}" for _, o in finished})
+    machines = sorted({f"{o.machine['usable_cores']} cores of {o.machine['cpu']}" for o in outcomes})
+    gpus = sorted({str(o.machine["gpu"]) for o in outcomes if o.machine["gpu"]})
+    versions = sorted({f"torch {o.versions['torch']}" for o in outcomes})
     lines.append(f"Machine: {'; '.join(machines + gpus)}; {', '.join(versions)}.")
     return "\n".join(lines)
 
@@ -168,11 +162,12 @@ def _shared(configs: Sequence[TrainConfig], name: str) -> str:
     return "" if epsilons == [0] else f" (but for ε = {', '.join(f'{e:g}' for e in epsilons)})"
 
 
-def _tables(study: Study, finished: Finished) -> str:
-    return "\n\n".join(_table(study, panel, finished) for panel in study.panels)
+def _tables(finished: Finished) -> str:
+    return "\n\n".join(_table(panel, finished) for panel in finished.study.panels)
 
 
-def _table(study: Study, panel: str, finished: Finished) -> str:
+def _table(panel: str, finished: Finished) -> str:
+    study = finished.study
     lines = [f"## {panel}", ""] if panel else []
     columns = [
         "arm",
@@ -185,11 +180,11 @@ def _table(study: Study, panel: str, finished: Finished) -> str:
         "agent steps",
         "minutes",
     ]
-    probes = [name for name in PROBES if any(name in outcome.probes for _, outcome in finished)]
+    probes = [name for name in PROBES if any(name in outcome.probes for outcome in finished.outcomes)]
     columns += [PROBES[name] for name in probes]
     lines += [_row(columns), _row(["---"] * len(columns))]
     for arm in study.arms:
-        outcomes = [outcome for cell, outcome in finished if (cell.panel, cell.arm) == (panel, arm)]
+        outcomes = finished.of(panel, arm)
         if not outcomes:
             continue
         means = [float(np.mean(outcome.scores)) for outcome in outcomes]
@@ -205,23 +200,24 @@ def _table(study: Study, panel: str, finished: Finished) -> str:
         lines.append(_row(cells))
     for name, value in study.references.get(panel, {}).items():
         lines.append(_row([name, "", _figure(value)] + [""] * (len(columns) - 3)))
-    return "\n".join(lines) + _levels(study, panel, finished) + _elsewhere(study, panel, finished)
+    return "\n".join(lines) + _levels(panel, finished) + _elsewhere(panel, finished)
 
 
-def _levels(study: Study, panel: str, finished: Finished) -> str:
+def _levels(panel: str, finished: Finished) -> str:
     """How long each run took until its games first came to a return: a row for each run."""
-    if not study.levels:
+    levels = finished.study.levels
+    if not levels:
         return ""
-    columns = ["run", *(f"{games} at {level:g}" for level in study.levels for games in ("training", "evaluation"))]
+    columns = ["run", *(f"{games} at {level:g}" for level in levels for games in ("training", "evaluation"))]
     told = (
         "When the mean of the last training games, and an evaluation, first came to a return. Of training games those "
         f"count whose ε is at most {GREEDY_EPSILON:g}, once there are such."
     )
     lines = ["", "", told, "", _row(columns), _row(["---"] * len(columns))]
-    for cell, outcome in finished:
+    for cell, outcome in finished.cells:
         if cell.panel == panel:
             curves = (outcome.training, outcome.evaluations)
-            times = [_time_to(level, curve, outcome) for level in study.levels for curve in curves]
+            times = [_time_to(level, curve, outcome) for level in levels for curve in curves]
             lines.append(_row([f"{cell.arm}, seed {cell.config.seed}", *times]))
     return "\n".join(lines)
 
@@ -233,31 +229,17 @@ def _time_to(level: float, curve: list[list[float]], outcome: Outcome) -> str:
     return f"not in {outcome.minutes:.1f} min, {outcome.agent_steps:,} steps" if curve else "none counted"
 
 
-def _elsewhere(study: Study, panel: str, finished: Finished) -> str:
+def _elsewhere(panel: str, finished: Finished) -> str:
     """What the same weights came to in other environments: a row for each arm, mean, lowest and highest seed."""
-    names = _places(finished)
+    names = finished.places
     if not names:
         return ""
     lines = ["", "", "Elsewhere:", "", _row(["arm", *names]), _row(["---"] * (1 + len(names)))]
-    for arm in study.arms:
-        means = _means_elsewhere(panel, arm, finished)
+    for arm in finished.study.arms:
+        means = finished.elsewhere(panel, arm)
         if any(means):
             lines.append(_row([arm, *(_with_spread(values) if values else "" for values in means)]))
     return "\n".join(lines)
-
-
-def _places(finished: Finished) -> list[str]:
-    """Names of the other environments."""
-    return list(dict.fromkeys(name for _, outcome in finished for name in outcome.elsewhere))
-
-
-def _means_elsewhere(panel: str, arm: str, finished: Finished) -> list[list[float]]:
-    """For each place the mean return of every seed's weights."""
-    outcomes = [outcome for cell, outcome in finished if (cell.panel, cell.arm) == (panel, arm)]
-    return [
-        [float(np.mean(outcome.elsewhere[name]["scores"])) for outcome in outcomes if name in outcome.elsewhere]
-        for name in _places(finished)
-    ]
 
 
 def _row(cells: Sequence[str]) -> str:
@@ -284,98 +266,9 @@ def _csv(finished: Finished) -> str:
     writer = csv.writer(text, lineterminator="\n")
     games, spent = ["mean_return", "std_return", "games"], ["agent_steps", "updates", "minutes", "stopped_by"]
     writer.writerow(["panel", "arm", "seed", *games, *spent, *PROBES])
-    for cell, o in finished:
+    for cell, o in finished.cells:
         figures = [f"{np.mean(o.scores):.6g}", f"{np.std(o.scores):.6g}", len(o.scores)]
         cost = [o.agent_steps, o.updates, f"{o.minutes:.2f}", o.stopped_by]
         probed = [f"{o.probes[name]:.4g}" if name in o.probes else "" for name in PROBES]
         writer.writerow([cell.panel, cell.arm, cell.config.seed, *figures, *cost, *probed])
     return text.getvalue()
-
-
-def _draw(study: Study, finished: Finished, out: Path) -> None:
-    from matplotlib.ticker import EngFormatter  # takes a second to import
-
-    with figure(out, (4.5, 3.6), 110, len(study.panels)) as drawn:
-        for axes, panel in zip(drawn, study.panels, strict=True):
-            for index, arm in enumerate(study.arms):
-                curves = [
-                    np.array([[steps, value] for steps, _, value in outcome.evaluations])
-                    for cell, outcome in finished
-                    if (cell.panel, cell.arm) == (panel, arm) and outcome.evaluations
-                ]
-                if curves:
-                    _draw_arm(axes, arm, curves, index)
-            styles = itertools.cycle(("--", ":", "-."))
-            for (name, value), style in zip(study.references.get(panel, {}).items(), styles, strict=False):
-                axes.axhline(value, color="grey", linestyle=style, linewidth=1, label=name)
-            axes.set_title(panel, fontsize=10)
-            axes.set_xlabel("agent steps")
-            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-            axes.grid(alpha=0.25, linewidth=0.6)
-            axes.spines[["top", "right"]].set_visible(False)
-        for axes in drawn[::PANELS_ACROSS]:
-            axes.set_ylabel("mean return, greedy evaluation")
-        for axes in drawn:
-            if axes.get_legend_handles_labels()[0]:  # something has finished there
-                axes.legend(frameon=False, fontsize=8)
-
-
-def _draw_elsewhere(study: Study, finished: Finished, out: Path) -> None:
-    """Mean return of the same weights at each place, a line for each arm; bars span the seeds."""
-    places = _places(finished)
-    panels = [panel for panel in study.panels if any(cell.panel == panel for cell, _ in finished)]
-    with figure(out, (4.5, 3.6), 110, len(panels)) as drawn:
-        for axes, panel in zip(drawn, panels, strict=True):
-            for index, arm in enumerate(study.arms):
-                means = _means_elsewhere(panel, arm, finished)
-                known = [at for at, values in enumerate(means) if values]
-                if known:
-                    middle = np.array([np.mean(means[at]) for at in known])
-                    bars = [middle - [min(means[at]) for at in known], [max(means[at]) for at in known] - middle]
-                    colour = COLOURS[index % len(COLOURS)]
-                    axes.errorbar(known, middle, bars, color=colour, marker="o", markersize=4, capsize=3, label=arm)
-            axes.set_title(f"trained: {panel}" if len(study.panels) > 1 else panel, fontsize=10)
-            axes.set_xticks(range(len(places)), places)
-            axes.grid(alpha=0.25, linewidth=0.6)
-            axes.spines[["top", "right"]].set_visible(False)
-            axes.legend(frameon=False, fontsize=8)
-        for axes in drawn[::PANELS_ACROSS]:
-            axes.set_ylabel("mean return of the same weights")
-
-
-def _draw_by_the_clock(study: Study, finished: Finished, out: Path) -> None:
-    """Training games (lines) and evaluations (dots) of every run against minutes, on a logarithmic axis, as runs may
-    differ a hundredfold."""
-    panels = [panel for panel in study.panels if any(cell.panel == panel for cell, _ in finished)]
-    with figure(out, (4.5, 3.6), 110, len(panels)) as drawn:
-        for axes, panel in zip(drawn, panels, strict=True):
-            for index, arm in enumerate(study.arms):
-                runs = [outcome for cell, outcome in finished if (cell.panel, cell.arm) == (panel, arm)]
-                colour = COLOURS[index % len(COLOURS)]
-                for outcome in runs:
-                    trained, evaluated = (np.array(c).reshape(-1, 3) for c in (outcome.training, outcome.evaluations))
-                    axes.plot(trained[:, 1], trained[:, 2], color=colour, linewidth=1.6)
-                    axes.scatter(evaluated[:, 1], evaluated[:, 2], s=9, color=colour)
-                if runs:
-                    axes.plot([], [], color=colour, marker="o", markersize=3, label=arm)
-            for level in study.levels:
-                axes.axhline(level, color="grey", linestyle="--", linewidth=1)
-            axes.set_title(panel, fontsize=10)
-            axes.set_xscale("log")
-            axes.set_xlabel("minutes")
-            axes.grid(alpha=0.25, linewidth=0.6)
-            axes.spines[["top", "right"]].set_visible(False)
-            axes.legend(frameon=False, fontsize=8)
-        for axes in drawn[::PANELS_ACROSS]:
-            axes.set_ylabel("mean return: training —, evaluations •")
-
-
-def _draw_arm(axes: "Axes", arm: str, curves: list[Points], index: int) -> None:
-    colour, style = COLOURS[index % len(COLOURS)], ("-", "--", ":")[index // len(COLOURS) % 3]
-    # The first arms lie on top and are drawn thickest, so that curves which coincide are all seen.
-    width, above = 2.6 if index == 0 else 1.6, 3 - 0.1 * index
-    grid, mean, lowest, highest = mean_curve(curves)
-    label: str = f"{arm} ({len(curves)})" if len(curves) > 1 else arm
-    if len(curves) > 1:
-        axes.fill_between(grid, lowest, highest, color=colour, alpha=0.15, linewidth=0)
-    axes.plot(grid, mean, color=colour, linestyle=style, linewidth=width, zorder=above, label=label)
