@@ -245,12 +245,26 @@ def machine_description() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, this program and the packages that decide its numbers."""
-    found = {"python": platform.python_version(), "drqn-dist": drqn_dist.__version__}
+    """Versions of Python, this program (with its git revision, where it runs from a checkout) and the packages that
+    decide its numbers."""
+    found = {"python": platform.python_version(), "drqn-dist": drqn_dist.__version__ + _revision()}
     for package in _PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
     return found
+
+
+def _revision() -> str:
+    """`+g12ab34c`, with `.dirty` where files were changed since; empty without a checkout or git."""
+    checkout = Path(drqn_dist.__file__).parents[1]
+    if not (checkout / ".git").exists():
+        return ""
+    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty=.dirty", "--exclude=*", "--abbrev=7"]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return f"+g{told}"
 
 
 def _description(

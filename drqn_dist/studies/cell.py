@@ -49,7 +49,7 @@ class Outcome:
     """Whether the run was stopped on the way and resumed."""
     weights_sha256: str
     evaluations: Points
-    """[agent steps, minutes, mean return] of the greedy evaluations while it trained."""
+    """[agent steps, minutes, mean return] of the greedy evaluations while it trained, and of the one at its end."""
     training: Points
     """The same of recent training games."""
     probes: dict[str, float]
@@ -62,6 +62,11 @@ class Outcome:
     """By name of another environment: its settings, `env`, and the `scores` of as many games there."""
     cut_short: int | None = None
     """Games that `eval.max_steps` ended or did not let begin; None of versions that did not count them."""
+
+    @property
+    def while_training(self) -> Points:
+        """Its evaluations without that of the end, which has other games, and mostly more."""
+        return self.evaluations[:-1]
 
 
 def outcome_path(out: Path, cell: Cell) -> Path:
@@ -105,19 +110,22 @@ def run_cell(cell: Cell, out: Path, runs: Path, told_to_stop: threading.Event) -
         DrqnError: as `train` and `evaluate`, or another process is at it.
         SystemExit: 130; a signal stopped the training, which goes on next time.
     """
+    place = runs / cell.name
+    place.mkdir(parents=True, exist_ok=True)
+    with open(runs / f"{cell.name}.lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunFolderError(f"another process is at {place}; wait for it, or end it") from None
+        if read_outcome(out, cell) is None:  # another process may have finished it meanwhile
+            _run_alone(cell, out, place, told_to_stop)
+
+
+def _run_alone(cell: Cell, out: Path, place: Path, told_to_stop: threading.Event) -> None:
     # Torch takes seconds to import, and the parent has no use for it.
     from drqn_dist.experiments.evaluate import evaluate
     from drqn_dist.training.train import train
 
-    place = runs / cell.name
-    place.mkdir(parents=True, exist_ok=True)
-    lock = open(runs / f"{cell.name}.lock", "w")  # noqa: SIM115 (held until this process ends)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise RunFolderError(f"another process is at {place}; wait for it, or end it") from None
-    if read_outcome(out, cell) is not None:  # another process has finished it meanwhile
-        return
     before = set(place.glob("*"))
     found = _begun_run(before, cell.config)
     if found is None:
@@ -180,14 +188,12 @@ def _begun_run(folders: Iterable[Path], config: TrainConfig) -> tuple[RunFolder,
     Raises:
         CheckpointUnreadError: a checkpoint could not be read.
     """
-    irrelevant = _IRRELEVANT | ({"actors"} if config.actors is None else set())
     found = []
     for path in folders:
         try:
             run = open_run(path)
             checkpoint = run.checkpoints.latest()
-            # A start after a stop has fewer minutes left; the first one had what the cell asks for.
-            if set(differences(run.first_config(), config)) <= irrelevant and checkpoint is not None:
+            if has_settings(run, config) and checkpoint is not None:
                 check_facts(checkpoint.meta, checkpoint.path)
                 run.read_summary()
                 found.append((run, checkpoint))
@@ -196,6 +202,17 @@ def _begun_run(folders: Iterable[Path], config: TrainConfig) -> tuple[RunFolder,
         except DrqnError:  # of another version, or stopped before there was anything to go on from
             continue
     return max(found, key=lambda pair: pair[0].path.stat().st_mtime, default=None)
+
+
+def has_settings(run: RunFolder, config: TrainConfig) -> bool:
+    """Whether a run began with these settings, as far as they matter.
+
+    Raises:
+        RunFolderError: its own cannot be read.
+    """
+    irrelevant = _IRRELEVANT | ({"actors"} if config.actors is None else set())
+    # A start after a stop has fewer minutes left; the first one had what the cell asks for.
+    return set(differences(run.first_config(), config)) <= irrelevant
 
 
 def _with_time_left(config: TrainConfig, checkpoint: Checkpoint) -> TrainConfig:

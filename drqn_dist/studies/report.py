@@ -15,7 +15,7 @@ from drqn_dist.errors import RunFolderError
 from drqn_dist.files import write_atomically
 from drqn_dist.qlearning.exploration import GREEDY_EPSILON
 from drqn_dist.studies import pictures
-from drqn_dist.studies.cell import Outcome
+from drqn_dist.studies.cell import CURVE_POINTS, Outcome, Points
 from drqn_dist.studies.finished import Finished, read_finished
 from drqn_dist.studies.study import Study
 
@@ -23,6 +23,10 @@ PROBES = {"staleness_first": "ΔQ first", "staleness_last": "ΔQ last", "churn":
 """What the learner measures now and then, by its tag, and what the table calls it."""
 LAST_EVALUATIONS = 5
 """Behind the column that tells whether a score was still there at the end."""
+LEVEL_GAMES = 20
+"""An evaluation level is reached by the mean of at least so many games: one of two games may be a lucky one."""
+SEEDS_OF_AN_IQM = 4
+"""With fewer the middle half is all of them."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,7 @@ class Estimate:
 
     mean: float
     iqm: float
-    """Mean of the middle half (Agarwal et al. 2021); of fewer than four seeds, which leave none, of all."""
+    """Mean of the middle half (Agarwal et al. 2021); of fewer than SEEDS_OF_AN_IQM, which leave none, of all."""
     low: float | None
     high: float | None
     """Bootstrap interval of 95 % of the mean, by percentiles; None for one seed."""
@@ -102,11 +106,14 @@ def _protocol(finished: Finished) -> str:
     outcomes = finished.outcomes
     lines = [
         f"Each figure is the mean return of {outcomes[0].episodes} games from seeds used nowhere else, played "
-        f"greedily{_shared(configs, 'epsilon')} by the weights of the run's end.",
-        "The interval is a percentile bootstrap of the mean over seeds; with few seeds it is too narrow: of normal "
-        "figures it holds the true mean in 50 % of cases with two seeds, 75 % with three, 84 % with five, 91 % with "
-        "ten.",
-        f"*Last evaluations* is the mean over each run's last {LAST_EVALUATIONS} evaluations while it trained.",
+        f"greedily{_but_for_epsilon(configs)} by the weights of the run's end.",
+        "The interval is a percentile bootstrap of 95 % of the mean over seeds; with few seeds it is too narrow: of "
+        "normal figures it holds the true mean in 50 % of cases with two seeds, 75 % with three, 84 % with five, 91 % "
+        f"with ten. The IQM wants {SEEDS_OF_AN_IQM} seeds.",
+        f"*Last evaluations* is the mean over each run's last {LAST_EVALUATIONS} evaluations while it trained, of "
+        f"{' or '.join(map(str, sorted({config.eval.episodes for config in configs})))} games each, from the same seed "
+        "each time. A curve has one point more at its end: an evaluation "
+        f"of {' or '.join(map(str, sorted({_final_games(config) for config in configs})))} other games.",
         _ends(outcomes),
     ]
     cut = sum(outcome.cut_short or 0 for outcome in outcomes)
@@ -141,8 +148,11 @@ def _protocol(finished: Finished) -> str:
 def _environments(configs: Sequence[TrainConfig]) -> list[str]:
     """What the agents see beside observations, and what is around their environments."""
     fed = {config.network.last_action_and_reward for config in configs}
-    lines = ["Networks are fed their own last action and reward" + ("." if fed == {True} else " in some arms only.")]
-    lines = lines if True in fed else []
+    lines = []
+    if True in fed:
+        lines.append(
+            "Networks are fed their own last action and reward" + ("." if len(fed) == 1 else " in some arms only.")
+        )
     wrappers = sorted({" in ".join(reversed(config.env.wrappers)) for config in configs if config.env.wrappers})
     if wrappers:
         lines.append(f"Wrappers around the environments: {'; '.join(wrappers)}.")
@@ -157,8 +167,12 @@ def _ends(outcomes: Sequence[Outcome]) -> str:
     return "No run was ended at a good moment, and no weights were chosen."
 
 
-def _shared(configs: Sequence[TrainConfig], name: str) -> str:
-    epsilons = sorted({getattr(config.eval, name) for config in configs})
+def _final_games(config: TrainConfig) -> int:
+    return config.eval.final_episodes or config.eval.episodes
+
+
+def _but_for_epsilon(configs: Sequence[TrainConfig]) -> str:
+    epsilons = sorted({config.eval.epsilon for config in configs})
     return "" if epsilons == [0] else f" (but for ε = {', '.join(f'{e:g}' for e in epsilons)})"
 
 
@@ -190,8 +204,9 @@ def _table(panel: str, finished: Finished) -> str:
         means = [float(np.mean(outcome.scores)) for outcome in outcomes]
         whole = estimate(means)
         interval = "" if whole.low is None or whole.high is None else f"{_figure(whole.low)} to {_figure(whole.high)}"
-        last = [value for outcome in outcomes for *_, value in outcome.evaluations[-LAST_EVALUATIONS:]]
-        cells = [arm, str(len(outcomes)), f"**{_figure(whole.mean)}**", _figure(whole.iqm), interval]
+        last = [value for outcome in outcomes for *_, value in outcome.while_training[-LAST_EVALUATIONS:]]
+        iqm = _figure(whole.iqm) if len(outcomes) >= SEEDS_OF_AN_IQM else ""
+        cells = [arm, str(len(outcomes)), f"**{_figure(whole.mean)}**", iqm, interval]
         cells += [", ".join(map(_figure, means)), _figure(float(np.mean(last))) if last else ""]
         cells += [_range([o.agent_steps for o in outcomes], ",.0f"), _range([o.minutes for o in outcomes], ".1f")]
         for name in probes:
@@ -210,19 +225,29 @@ def _levels(panel: str, finished: Finished) -> str:
         return ""
     columns = ["run", *(f"{games} at {level:g}" for level in levels for games in ("training", "evaluation"))]
     told = (
-        "When the mean of the last training games, and an evaluation, first came to a return. Of training games those "
-        f"count whose ε is at most {GREEDY_EPSILON:g}, once there are such."
+        "When the mean of the last training games, and of as many evaluations in a row as hold "
+        f"{LEVEL_GAMES} games, first came to a return, by curves of at most {CURVE_POINTS} points. Of training games "
+        f"those count whose ε is at most {GREEDY_EPSILON:g}, or actor.epsilon_low where that is more, once there are "
+        "such."
     )
     lines = ["", "", told, "", _row(columns), _row(["---"] * len(columns))]
     for cell, outcome in finished.cells:
         if cell.panel == panel:
-            curves = (outcome.training, outcome.evaluations)
+            curves = (outcome.training, _in_a_row(outcome.while_training, -(-LEVEL_GAMES // cell.config.eval.episodes)))
             times = [_time_to(level, curve, outcome) for level in levels for curve in curves]
             lines.append(_row([f"{cell.arm}, seed {cell.config.seed}", *times]))
     return "\n".join(lines)
 
 
-def _time_to(level: float, curve: list[list[float]], outcome: Outcome) -> str:
+def _in_a_row(curve: Points, count: int) -> Points:
+    """The mean of each `count` values in a row, where the last of them lies."""
+    return [
+        [*curve[end - 1][:2], float(np.mean([value for *_, value in curve[end - count : end]]))]
+        for end in range(count, len(curve) + 1)
+    ]
+
+
+def _time_to(level: float, curve: Points, outcome: Outcome) -> str:
     for steps, minutes, value in curve:
         if value >= level:
             return f"{minutes:.1f} min, {steps:,.0f} steps"

@@ -15,8 +15,9 @@ from rich.console import Console
 from drqn_dist.config import EnvConfig
 from drqn_dist.envs.make import env_spec
 from drqn_dist.errors import ConfigError, RoleFailedError, RunFolderError
+from drqn_dist.experiments.run_folder import open_run
 from drqn_dist.reading import parse_json
-from drqn_dist.studies.cell import read_outcome
+from drqn_dist.studies.cell import has_settings, read_outcome
 from drqn_dist.studies.study import Cell, Study
 from drqn_dist.training.memory import usable_cores
 
@@ -150,7 +151,10 @@ def _run(study: Study, waiting: list[Cell], place: Place, at_a_time: int, out: P
 
 def _share_done(runs: Path, cell: Cell) -> float:
     """Of a run's steps or minutes, by the last line of its metrics; 0 where they are not here (yet)."""
-    newest = max(runs.glob(f"{cell.name}/*/metrics.jsonl"), key=lambda path: path.stat().st_mtime, default=None)
+    newest = None
+    for path in sorted(runs.glob(f"{cell.name}/*/metrics.jsonl"), key=lambda path: path.stat().st_mtime):
+        with suppress(RunFolderError):  # of another version
+            newest = path if has_settings(open_run(path.parent), cell.config) else newest
     if newest is None:
         return 0.0
     with open(newest, "rb") as file:

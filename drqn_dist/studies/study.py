@@ -54,7 +54,7 @@ class Study:
     references: dict[str, dict[str, float]]
     """By panel: returns that others reached, by their name."""
     levels: tuple[float, ...] = ()
-    """Returns of training games for which the report says how long they took."""
+    """Returns for which the report says how long training games and evaluations took to come to them."""
 
     @property
     def panels(self) -> list[str]:

@@ -3,15 +3,25 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import drqn_dist
 from drqn_dist.config import TrainConfig, with_settings
 from drqn_dist.errors import RunFolderError
-from drqn_dist.experiments.run_folder import RunFolder, Summary, create_run, machine_description, open_run
+from drqn_dist.experiments.run_folder import (
+    RunFolder,
+    Summary,
+    create_run,
+    machine_description,
+    open_run,
+    versions,
+)
 from drqn_dist.presets import preset
 from tests.runs import SUMMARY_KEYS
 
@@ -135,6 +145,27 @@ def test_a_start_that_changes_nothing_needs_no_room_on_the_disk(tmp_path: Path) 
     assert again == run
     assert line.startswith(f"that the run goes on here is not in its history: could not write {run.path}")
     assert run.resumed_at() == []
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_the_revision_of_a_checkout_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drqn_dist, "__file__", str(tmp_path / "drqn_dist" / "__init__.py"))
+    assert versions()["drqn-dist"] == drqn_dist.__version__
+
+    def git(*arguments: str) -> str:
+        alone = {**os.environ, "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull}
+        command = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *arguments]
+        return subprocess.run(command, env=alone, capture_output=True, text=True, check=True).stdout.strip()
+
+    git("init")
+    assert versions()["drqn-dist"] == drqn_dist.__version__, "nothing is committed"
+    (tmp_path / "file").write_text("1")
+    git("add", "file")
+    git("commit", "-m", "first")
+    clean = f"{drqn_dist.__version__}+g{git('rev-parse', '--short=7', 'HEAD')}"
+    assert versions()["drqn-dist"] == clean
+    (tmp_path / "file").write_text("2")
+    assert versions()["drqn-dist"] == f"{clean}.dirty"
 
 
 def test_other_versions_are_noted(tmp_path: Path) -> None:

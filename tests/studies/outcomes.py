@@ -19,6 +19,8 @@ def finish(
     probes: Mapping[str, float] | None = None,
     training: Sequence[float] = (),
     cut_short: int | None = None,
+    stopped_by: str = "total_steps",
+    resumed: bool = False,
 ) -> None:
     """Writes an outcome with an evaluation each thousand steps, and training returns as often."""
 
@@ -37,8 +39,8 @@ def finish(
         frames=9_000,
         updates=90,
         minutes=1.5,
-        stopped_by="total_steps",
-        resumed=False,
+        stopped_by=stopped_by,
+        resumed=resumed,
         weights_sha256="00",
         evaluations=curve(evaluations),
         training=curve(training),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +45,14 @@ def test_a_report_tells_every_arm_that_has_finished(tmp_path: Path) -> None:
     finish(tmp_path, by_name["small__gru-b32__1"], scores=[1.0, 1.0], evaluations=[0.2] * 6)
     finish(tmp_path, by_name["large-slow__none-b8__4"], scores=[12.34, 12.34])
     text = write_report(study, tmp_path)
-    # last evaluations: (0.2 + 0.3 + 0.4 + 0.5 + 0.6 + 5 * 0.2) / 10 = 0.3
-    assert "| GRU, B32 | 2 | **0.750** | 0.750 | 0.500 to 1.000 | 0.500, 1.000 | 0.300 | 9,000 | 1.5 |" in text
-    assert "| none, B8 | 1 | **12.3** | 12.3 |  | 12.3 | 0.000 | 9,000 | 1.5 |" in text
+    # last evaluations, without that of the end: (0.1 + 0.2 + 0.3 + 0.4 + 0.5 + 5 * 0.2) / 10 = 0.25
+    assert "| GRU, B32 | 2 | **0.750** |  | 0.500 to 1.000 | 0.500, 1.000 | 0.250 | 9,000 | 1.5 |" in text
+    assert "| none, B8 | 1 | **12.3** |  |  | 12.3 |  | 9,000 | 1.5 |" in text
     assert "| by hand |  | 0.500 |" in text
     assert "GRU, B8" not in text
     page = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert page.startswith("# Which memory?\n")
     assert f"**{len(study.cells) - 3} of {len(study.cells)} runs have not finished.**" in page
-    assert (tmp_path / "curves.png").stat().st_size > 1_000
     with open(tmp_path / "runs.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [(row["panel"], row["arm"], row["seed"], row["mean_return"]) for row in rows] == [
@@ -60,6 +60,86 @@ def test_a_report_tells_every_arm_that_has_finished(tmp_path: Path) -> None:
         ("small", "GRU, B32", "1", "1"),
         ("large & slow", "none, B8", "4", "12.34"),
     ]
+
+
+def test_of_four_seeds_the_iqm_is_told(tmp_path: Path) -> None:
+    study = load_study(write(tmp_path, TWO_GAMES.replace("seeds = [0, 1]", "seeds = [0, 1, 2, 3]")))
+    cells = {cell.name: cell for cell in study.cells}
+    for seed, score in enumerate([0.0, 2.0, 4.0, 90.0]):
+        finish(tmp_path, cells[f"small__gru-b32__{seed}"], scores=[score])
+    assert "| GRU, B32 | 4 | **24.0** | 3.000 |" in write_report(study, tmp_path)
+
+
+def test_the_protocol_is_that_of_the_runs(tmp_path: Path) -> None:
+    def page(text: str, **finished: Any) -> str:
+        study = load_study(write(tmp_path, text))
+        for cell in study.cells:
+            finish(tmp_path, cell, [1.0], **finished)
+        write_report(study, tmp_path)
+        return (tmp_path / "README.md").read_text(encoding="utf-8")
+
+    plain = page(TWO_GAMES)
+    assert "the mean return of 2 games from seeds used nowhere else, played greedily by the weights" in plain
+    assert "No run was ended at a good moment" in plain
+    for absent in ("but for ε", "Atari:", "Wrappers", "resumed", "last action and reward", "flatters"):
+        assert absent not in plain
+    told = page(
+        TWO_GAMES.replace(
+            "[axes.size]",
+            "network.last_action_and_reward = true\neval = { epsilon = 0.05, episodes = 3, final_episodes = 8 }\n"
+            'env.wrappers = ["gymnasium.wrappers:FlattenObservation"]\n[axes.size]',
+        ),
+        stopped_by="stop_at_return",
+        resumed=True,
+    )
+    assert "played greedily (but for ε = 0.05) by the weights" in told
+    assert "of 3 games each, from the same seed each time" in told
+    assert "an evaluation of 8 other games" in told
+    assert "12 of 12 runs ended when they reached stop_at_return, which flatters their end." in told
+    assert "Stopped on the way, and resumed: small__gru-b32__0, " in told
+    assert "Networks are fed their own last action and reward.\n" in told
+    assert "Wrappers around the environments: gymnasium.wrappers:FlattenObservation." in told
+    some = page(TWO_GAMES.replace('core = "gru" }', 'core = "gru", network.last_action_and_reward = true }'))
+    assert "Networks are fed their own last action and reward in some arms only." in some
+    atari = page(
+        TWO_GAMES.replace('env.kwargs.maze = "cheese"', 'env.id = "ALE/Pong-v5"\nenv.kwargs = {}')
+        .replace("{ env.kwargs.size = 3 }", "{ env.sticky_action_probability = 0.25 }")
+        .replace("env.kwargs.size = 5, ", "env.life_loss_ends_episode = true, ")
+    )
+    assert "Atari: sticky actions 0, up to" in atari
+    assert "a lost life ends a training episode" in atari
+    assert "; or sticky actions 0.25, up to" in atari
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """The figures of the test's reports, which stay open until its end."""
+    from matplotlib import pyplot
+
+    figures: list[Any] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(pyplot, "close", figures.append)
+        yield figures
+    for figure in figures:
+        pyplot.close(figure)
+
+
+def test_curves_are_drawn_of_every_arm_with_its_seeds_and_references(tmp_path: Path, drawn: list[Any]) -> None:
+    study = load_study(write(tmp_path, TWO_GAMES))
+    by_name = {cell.name: cell for cell in study.cells}
+    finish(tmp_path, by_name["small__gru-b32__0"], scores=[1.0], evaluations=[0.0, 1.0])
+    finish(tmp_path, by_name["small__gru-b32__1"], scores=[1.0], evaluations=[1.0, 2.0])
+    finish(tmp_path, by_name["large-slow__none-b8__4"], scores=[1.0], evaluations=[3.0, 4.0])
+    write_report(study, tmp_path)
+    ((small, large),) = [figure.axes for figure in drawn]
+    line, reference = small.get_lines()
+    assert (line.get_label(), reference.get_label()) == ("GRU, B32 (2)", "by hand")
+    assert (line.get_ydata()[0], line.get_ydata()[-1]) == (0.5, 1.5)
+    assert set(reference.get_ydata()) == {0.5}
+    (shade,) = small.collections
+    assert (shade.get_paths()[0].vertices[:, 1].min(), shade.get_paths()[0].vertices[:, 1].max()) == (0.0, 2.0)
+    (line,) = large.get_lines()
+    assert (line.get_label(), line.get_ydata()[-1]) == ("none, B8", 4.0)
 
 
 def test_what_the_learner_measured_of_itself_is_told_with_its_spread(tmp_path: Path) -> None:
@@ -86,30 +166,37 @@ def test_what_the_weights_come_to_elsewhere_has_a_table_of_its_own(tmp_path: Pat
     assert not (tmp_path / "elsewhere.png").exists(), "one place makes no picture"
 
 
-def test_two_places_elsewhere_make_a_picture(tmp_path: Path) -> None:
+def test_two_places_elsewhere_make_a_picture(tmp_path: Path, drawn: list[Any]) -> None:
     other = "[elsewhere.longer]\nenv.kwargs.size = 9\n[elsewhere.shorter]\nenv.kwargs.size = 5\n[axes.memory]"
     study = load_study(write(tmp_path, TWO_GAMES.replace("[axes.memory]", other)))
     cells = {cell.name: cell for cell in study.cells}
     finish(tmp_path, cells["small__gru-b32__0"], [1.0])
     finish(tmp_path, cells["small__gru-b32__1"], [0.5])
     write_report(study, tmp_path)
-    assert (tmp_path / "elsewhere.png").stat().st_size > 1_000
+    (bars,) = drawn[1].axes[0].containers
+    assert list(bars.lines[0].get_ydata()) == [0.375, 0.375]
+    assert (tmp_path / "elsewhere.png").exists()
     assert "(elsewhere.png)" in (tmp_path / "README.md").read_text(encoding="utf-8")
 
 
-def test_levels_have_a_table_of_when_training_first_reached_them(tmp_path: Path) -> None:
-    study = load_study(write(tmp_path, TWO_GAMES.replace("episodes = 2", "episodes = 2\nlevels = [-10, 18.5]")))
+def test_levels_have_a_table_of_when_games_first_reached_them(tmp_path: Path, drawn: list[Any]) -> None:
+    text = TWO_GAMES.replace("episodes = 2", "episodes = 2\nlevels = [-10, 18.5]")
+    # Twenty games are two evaluations in a row.
+    study = load_study(write(tmp_path, text.replace("[axes.size]", "eval.episodes = 12\n[axes.size]")))
     cells = {cell.name: cell for cell in study.cells}
     first, second = cells["small__gru-b32__0"], cells["small__gru-b32__1"]
-    finish(tmp_path, first, [1.0], training=[-21, -10, -11, 18, 19], evaluations=[-21, -20, -10, 18, 18])
-    finish(tmp_path, second, [1.0], evaluations=[-21, -10.5])
+    finish(tmp_path, first, [1.0], training=[-21, -10, -11, 18, 19], evaluations=[-21, -2, -18, 18, 18, 21])
+    finish(tmp_path, second, [1.0], evaluations=[-21, 21, 21])
     text = write_report(study, tmp_path)
     assert "| run | training at -10 | evaluation at -10 | training at 18.5 | evaluation at 18.5 |" in text
     never = "not in 1.5 min, 9,000 steps"
     times = f"0.1 min, 1,000 steps | 0.2 min, 2,000 steps | 0.4 min, 4,000 steps | {never}"
     assert f"| GRU, B32, seed 0 | {times} |" in text
-    assert f"| GRU, B32, seed 1 | none counted | {never} | none counted | {never} |" in text
-    assert (tmp_path / "minutes.png").stat().st_size > 1_000
+    assert f"| GRU, B32, seed 1 | none counted | 0.1 min, 1,000 steps | none counted | {never} |" in text
+    axes = drawn[1].axes[0]
+    assert [list(line.get_ydata()) for line in axes.get_lines()[:2]] == [[-21, -10, -11, 18, 19], []]
+    assert len(axes.collections[0].get_offsets()) == 6
+    assert (tmp_path / "minutes.png").exists()
 
 
 def test_games_that_were_not_played_to_their_end_are_told(tmp_path: Path) -> None:

@@ -103,8 +103,7 @@ def test_an_environment_that_cannot_be_made_is_told_before_anything_is_run(
 def test_how_far_a_run_has_come_is_read_from_its_metrics(tmp_path: Path) -> None:
     (cell, *_) = load_study(write(tmp_path, SMALL)).cells
     assert _share_done(tmp_path, cell) == 0.0
-    folder = tmp_path / cell.name / "maze__1"
-    folder.mkdir(parents=True)
+    folder = create_run(replace(cell.config, run_dir=str(tmp_path / cell.name)), ["train"]).path
     for text, share in (
         ("", 0.0),
         ('{"agent_steps": 300, "wall_s": 60}\n{"agent_steps": 900', 0.2),
@@ -113,8 +112,13 @@ def test_how_far_a_run_has_come_is_read_from_its_metrics(tmp_path: Path) -> None
         (folder / "metrics.jsonl").write_text(text)
         assert _share_done(tmp_path, cell) == share
     (folder / "metrics.jsonl").write_text('{"agent_steps": 300, "wall_s": 60}\n')
+    other = replace(cell, config=replace(cell.config, total_steps=3_000))
+    assert _share_done(tmp_path, other) == 0.0, "the run of other settings"
     for minutes, share in ((2.0, 0.5), (10.0, 0.2)):  # whichever bound comes first
-        assert _share_done(tmp_path, replace(cell, config=replace(cell.config, minutes=minutes))) == share
+        bounded = replace(cell, config=replace(cell.config, minutes=minutes, run_dir=str(tmp_path / cell.name)))
+        folder = create_run(bounded.config, ["train"]).path
+        (folder / "metrics.jsonl").write_text('{"agent_steps": 300, "wall_s": 60}\n')
+        assert _share_done(tmp_path, bounded) == share
 
 
 def test_a_cell_is_run_by_one_process_at_a_time(tmp_path: Path) -> None:
