@@ -234,7 +234,7 @@ def _levels(panel: str, finished: Finished) -> str:
     for cell, outcome in finished.cells:
         if cell.panel == panel:
             curves = (outcome.training, _in_a_row(outcome.while_training, -(-LEVEL_GAMES // cell.config.eval.episodes)))
-            times = [_time_to(level, curve, outcome) for level in levels for curve in curves]
+            times = [_time_to(level, curve) for level in levels for curve in curves]
             lines.append(_row([f"{cell.arm}, seed {cell.config.seed}", *times]))
     return "\n".join(lines)
 
@@ -247,11 +247,14 @@ def _in_a_row(curve: Points, count: int) -> Points:
     ]
 
 
-def _time_to(level: float, curve: Points, outcome: Outcome) -> str:
+def _time_to(level: float, curve: Points) -> str:
+    if not curve:
+        return "none counted"
     for steps, minutes, value in curve:
         if value >= level:
             return f"{minutes:.1f} min, {steps:,.0f} steps"
-    return f"not in {outcome.minutes:.1f} min, {outcome.agent_steps:,} steps" if curve else "none counted"
+    steps, minutes, _ = curve[-1]
+    return f"not in {minutes:.1f} min, {steps:,.0f} steps"
 
 
 def _elsewhere(panel: str, finished: Finished) -> str:
