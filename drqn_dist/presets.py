@@ -245,7 +245,14 @@ _R2D2_SMALL = Preset(
         log_period_s=2.0,
         env=EnvConfig(id="drqn_dist/PositionOnlyCartPole-v0"),
         network=replace(
-            _R2D2.config.network, torso="mlp", torso_units=64, core_units=64, head_units=64, precision="fp32"
+            _R2D2.config.network,
+            torso="mlp",
+            torso_units=64,
+            core="gru",
+            core_units=64,
+            core_norm=True,
+            head_units=64,
+            precision="fp32",
         ),
         learner=replace(
             _R2D2.config.learner,
@@ -270,7 +277,8 @@ _R2D2_SMALL = Preset(
         ),
         eval=EvalConfig(period_updates=250, episodes=20, final_episodes=100),
     ),
-    summary="All of R2D2 in minutes on two CPU cores: CartPole without velocities, windows a quarter as long. "
+    summary="All of R2D2, but for a GRU between two LayerNorms, in minutes on two CPU cores: CartPole without "
+    "velocities, windows a quarter as long. "
     "Compare --network.core none.",
     sources=_R2D2.sources
     | {
@@ -281,6 +289,12 @@ _R2D2_SMALL = Preset(
         "env.stack_frames": "ours: none; the core is to remember",
         "network.torso": "ours: two numbers need no convolution",
         **_each("network", "torso_units core_units head_units", "ours: small and fast (R2D2: 512)"),
+        **_each(
+            "network",
+            "core core_norm",
+            "ours (R2D2: an LSTM): results/studies/masked-cartpole, 500 of 500 on ten seeds of ten; without LayerNorm "
+            "232 to 500, an LSTM 460 to 500 on five",
+        ),
         "network.precision": "ours: velocities are small differences of positions; in fp32 seed 0 stayed at 500, in "
         "bf16 it fell back once",
         "learner.batch_windows": f"{_OURS_CARTPOLE}: R2D2's 64 learnt no faster by the clock (one run each)",
