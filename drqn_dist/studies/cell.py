@@ -98,6 +98,16 @@ def read_outcome(out: Path, cell: Cell) -> Outcome | None:
     return outcome if same else None
 
 
+def settings_that_differ(out: Path, cell: Cell) -> list[str]:
+    """Of an outcome that lies where a cell's would, but is of other settings or games: in what they differ."""
+    try:
+        kept = read_json(outcome_path(out, cell))
+        names = sorted(set(differences(from_dict(TrainConfig, kept["config"]), cell.config)) - _IRRELEVANT)
+        return names or ["episodes or elsewhere"]
+    except (ConfigError, TypeError, KeyError):
+        return ["settings of another version"]
+
+
 def run_cell(cell: Cell, out: Path, runs: Path, told_to_stop: threading.Event) -> None:
     """Trains a cell, or goes on where it was stopped, lets its last weights play, and writes its outcome.
 

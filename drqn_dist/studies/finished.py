@@ -47,5 +47,8 @@ def read_finished(study: Study, out: Path) -> Finished:
     """
     cells = [(cell, outcome) for cell in study.cells if (outcome := read_outcome(out, cell)) is not None]
     if not cells:
-        raise RunFolderError(f"no run of the study {study.name} has finished in {out}; there is nothing to report yet")
+        raise RunFolderError(
+            f"no run of the study {study.name} has finished in {out} with the settings that it has now; there is "
+            "nothing to report yet"
+        )
     return Finished(study, cells)

@@ -105,7 +105,10 @@ def _draw_arm(axes: "Axes", arm: str, curves: list[Points], index: int) -> None:
     label = f"{arm} ({len(curves)})" if len(curves) > 1 else arm
     if len(curves) > 1:
         axes.fill_between(grid, lowest, highest, color=_colour(index), alpha=0.15, linewidth=0)
-    axes.plot(grid, mean, color=_colour(index), linestyle=style, linewidth=width, zorder=above, label=label)
+    point = "o" if grid[0] == grid[-1] else ""  # a line of one point is not seen
+    axes.plot(
+        grid, mean, color=_colour(index), linestyle=style, linewidth=width, marker=point, zorder=above, label=label
+    )
 
 
 def _colour(index: int) -> str:

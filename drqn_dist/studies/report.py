@@ -110,10 +110,10 @@ def _protocol(finished: Finished) -> str:
         "The interval is a percentile bootstrap of 95 % of the mean over seeds; with few seeds it is too narrow: of "
         "normal figures it holds the true mean in 50 % of cases with two seeds, 75 % with three, 84 % with five, 91 % "
         f"with ten. The IQM wants {SEEDS_OF_AN_IQM} seeds.",
-        f"*Last evaluations* is the mean over each run's last {LAST_EVALUATIONS} evaluations while it trained, of "
-        f"{' or '.join(map(str, sorted({config.eval.episodes for config in configs})))} games each, from the same seed "
-        "each time. A curve has one point more at its end: an evaluation "
-        f"of {' or '.join(map(str, sorted({_final_games(config) for config in configs})))} other games.",
+        f"*Last evaluations* is the mean over each run's last {LAST_EVALUATIONS} evaluations while it trained, or of "
+        f"fewer where there are no more, of {_each([config.eval.episodes for config in configs])} games each, from the "
+        "same seed each time. A curve has one point more at its end: an evaluation of "
+        f"{_each([_final_games(config) for config in configs])} other games.",
         _ends(outcomes),
     ]
     cut = sum(outcome.cut_short or 0 for outcome in outcomes)
@@ -165,6 +165,10 @@ def _ends(outcomes: Sequence[Outcome]) -> str:
     if settled:
         return f"{settled} of {len(outcomes)} runs ended when they reached stop_at_return, which flatters their end."
     return "No run was ended at a good moment, and no weights were chosen."
+
+
+def _each(values: Sequence[int]) -> str:
+    return " or ".join(map(str, sorted(set(values))))
 
 
 def _final_games(config: TrainConfig) -> int:

@@ -17,7 +17,7 @@ from drqn_dist.envs.make import env_spec
 from drqn_dist.errors import ConfigError, RoleFailedError, RunFolderError
 from drqn_dist.experiments.run_folder import open_run
 from drqn_dist.reading import parse_json
-from drqn_dist.studies.cell import has_settings, read_outcome
+from drqn_dist.studies.cell import has_settings, outcome_path, read_outcome, settings_that_differ
 from drqn_dist.studies.study import Cell, Study
 from drqn_dist.training.memory import usable_cores
 
@@ -105,6 +105,13 @@ def _run(study: Study, waiting: list[Cell], place: Place, at_a_time: int, out: P
     if not waiting:
         console.print(
             f"nothing is left to run: all outcomes lie in {out}; --out and --runs name other folders to run it anew"
+        )
+    other = {cell.name: settings_that_differ(out, cell) for cell in waiting if outcome_path(out, cell).exists()}
+    if other:
+        name, settings = next(iter(other.items()))
+        console.print(
+            f"{len(other)} outcomes in {out} are of other settings and will be replaced, such as {name} "
+            f"({', '.join(settings)}); --out names another folder"
         )
     running: dict[str, tuple[Cell, Job, float]] = {}
     before: dict[str, float] = {}  # shares that earlier starts had made

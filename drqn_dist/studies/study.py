@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from drqn_dist.config import EnvConfig, TrainConfig, from_dict
-from drqn_dist.errors import ConfigError, shown
+from drqn_dist.errors import ConfigError, did_you_mean, shown
 from drqn_dist.presets import preset
 from drqn_dist.reading import check_depth, read_bytes
 
@@ -89,7 +89,8 @@ def load_study(path: Path) -> Study:
 def _study(name: str, table: Mapping[str, Any]) -> Study:
     unknown = set(table) - _KEYS
     if unknown:
-        raise ConfigError(f"unknown key {sorted(unknown)[0]!r}; known are {', '.join(sorted(_KEYS))}")
+        first = sorted(unknown)[0]
+        raise ConfigError(f"unknown key {first!r}; {did_you_mean(first, _KEYS)}known are {', '.join(sorted(_KEYS))}")
     seeds = _seeds(table.get("seeds", [0]), "seeds")
     episodes = table.get("episodes", 20)
     if type(episodes) is not int or not 1 <= episodes <= 10**6:

@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 
 from drqn_dist.errors import RunFolderError
-from drqn_dist.studies.cell import outcome_path, read_outcome
-from drqn_dist.studies.report import estimate, write_report
+from drqn_dist.studies.cell import outcome_path, read_outcome, settings_that_differ
+from drqn_dist.studies.finished import read_finished
+from drqn_dist.studies.report import _csv, _page, _tables, estimate, write_report
 from drqn_dist.studies.study import load_study
 from tests.studies.outcomes import finish
 from tests.studies.test_study import FILE, write
 
+STUDIES = Path(__file__).parents[2] / "studies"
 TWO_GAMES = FILE.replace("episodes = 7", "episodes = 2")
 
 
@@ -129,7 +131,8 @@ def test_curves_are_drawn_of_every_arm_with_its_seeds_and_references(tmp_path: P
     by_name = {cell.name: cell for cell in study.cells}
     finish(tmp_path, by_name["small__gru-b32__0"], scores=[1.0], evaluations=[0.0, 1.0])
     finish(tmp_path, by_name["small__gru-b32__1"], scores=[1.0], evaluations=[1.0, 2.0])
-    finish(tmp_path, by_name["large-slow__none-b8__4"], scores=[1.0], evaluations=[3.0, 4.0])
+    finish(tmp_path, by_name["large-slow__none-b32__4"], scores=[1.0], evaluations=[3.0, 4.0])
+    finish(tmp_path, by_name["large-slow__none-b8__4"], scores=[1.0], evaluations=[5.0])
     write_report(study, tmp_path)
     ((small, large),) = [figure.axes for figure in drawn]
     line, reference = small.get_lines()
@@ -138,8 +141,9 @@ def test_curves_are_drawn_of_every_arm_with_its_seeds_and_references(tmp_path: P
     assert set(reference.get_ydata()) == {0.5}
     (shade,) = small.collections
     assert (shade.get_paths()[0].vertices[:, 1].min(), shade.get_paths()[0].vertices[:, 1].max()) == (0.0, 2.0)
-    (line,) = large.get_lines()
-    assert (line.get_label(), line.get_ydata()[-1]) == ("none, B8", 4.0)
+    line, single = large.get_lines()
+    assert (line.get_label(), line.get_ydata()[-1], line.get_marker()) == ("none, B32", 4.0, "")
+    assert (single.get_label(), single.get_ydata()[-1], single.get_marker()) == ("none, B8", 5.0, "o")
 
 
 def test_what_the_learner_measured_of_itself_is_told_with_its_spread(tmp_path: Path) -> None:
@@ -218,6 +222,18 @@ def test_a_study_of_which_nothing_has_finished_has_no_report(tmp_path: Path) -> 
         write_report(load_study(write(tmp_path, TWO_GAMES)), tmp_path)
 
 
+@pytest.mark.parametrize("file", sorted(STUDIES.glob("*.toml")), ids=lambda path: path.stem)
+def test_the_committed_pages_are_those_of_the_committed_outcomes(file: Path) -> None:
+    out = STUDIES.parent / "results" / "studies" / file.stem
+    if not out.exists():
+        pytest.skip("its outcomes are not committed")
+    finished = read_finished(load_study(file), out)
+    assert (out / "README.md").read_text(encoding="utf-8") == _page(finished, _tables(finished))
+    assert (out / "runs.csv").read_text(encoding="utf-8") == _csv(finished)
+    named = {outcome_path(out, cell).name for cell, _ in finished.cells}
+    assert {path.name for path in (out / "cells").iterdir()} == named, "outcomes that the study does not ask for"
+
+
 def test_a_cell_counts_as_finished_only_with_the_settings_that_it_has_now(tmp_path: Path) -> None:
     (cell, *_) = load_study(write(tmp_path, TWO_GAMES)).cells
     finish(tmp_path, cell, scores=[1.0, 1.0])
@@ -227,8 +243,10 @@ def test_a_cell_counts_as_finished_only_with_the_settings_that_it_has_now(tmp_pa
     (changed, *_) = load_study(write(tmp_path, TWO_GAMES.replace("9_000", "8_000"))).cells
     assert changed.name == cell.name
     assert read_outcome(tmp_path, changed) is None
+    assert settings_that_differ(tmp_path, changed) == ["total_steps"]
     (more_games, *_) = load_study(write(tmp_path, FILE)).cells
     assert read_outcome(tmp_path, more_games) is None
+    assert settings_that_differ(tmp_path, more_games) == ["episodes or elsewhere"]
     outcome_path(tmp_path, cell).write_text("{", encoding="utf-8")
     with pytest.raises(RunFolderError, match="delete it"):
         read_outcome(tmp_path, cell)

@@ -56,7 +56,7 @@ def run(folder: Path, text: str, jobs: int | None = None) -> Study:
     return study
 
 
-def test_every_cell_is_run_once_and_kept(tmp_path: Path) -> None:
+def test_every_cell_is_run_once_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     study = run(tmp_path, SMALL)
     outcomes = [read_outcome(tmp_path / "out", cell) for cell in study.cells]
     for cell, outcome in zip(study.cells, outcomes, strict=True):
@@ -72,7 +72,10 @@ def test_every_cell_is_run_once_and_kept(tmp_path: Path) -> None:
     before = times()
     run(tmp_path, SMALL)
     assert times() == before
+    assert "will be replaced" not in capsys.readouterr().err
     run(tmp_path, SMALL.replace("episodes = 2", "episodes = 3"))
+    told = " ".join(capsys.readouterr().err.split())
+    assert "are of other settings and will be replaced, such as gru__0 (eval.episodes)" in told
     assert all(new > old for new, old in zip(times(), before, strict=True)), "other settings, other runs"
 
 
