@@ -75,5 +75,6 @@ def test_r2d2_small_has_every_part_of_r2d2_but_its_core_and_its_windows_are_cut_
         "replay.initial_priority",
     ):
         assert setting(small, field) == setting(large, field), field
+    assert (small.network.core, small.network.core_norm) == ("gru", True), "that of results/studies/masked-cartpole"
     for measure in ("burn_in", "unroll", "stride"):
         assert 4 * getattr(small.window, measure) == getattr(large.window, measure)

@@ -29,6 +29,8 @@ from drqn_dist.training.memory import usable_cores
 CONFIG_NAME = "config.json"
 SUMMARY_NAME = "summary.json"
 _PACKAGES = ("torch", "ray", "gymnasium", "ale-py", "numpy")
+_CODE = ("drqn_dist", "actors", "learner", "replay_server", "pyproject.toml")
+"""What of a checkout decides how a run goes."""
 
 
 @dataclass(frozen=True)
@@ -255,16 +257,23 @@ def versions() -> dict[str, str]:
 
 
 def _revision() -> str:
-    """`+g12ab34c`, with `.dirty` where files were changed since; empty without a checkout or git."""
+    """`+g12ab34c`, with `.dirty` where code differs from that commit; empty without a checkout or git."""
     checkout = Path(drqn_dist.__file__).parents[1]
     if not (checkout / ".git").exists():
         return ""
-    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty=.dirty", "--exclude=*", "--abbrev=7"]
+
+    def git(*arguments: str) -> str:
+        # Variables such as GIT_DIR, which git sets for its hooks, would name another repository.
+        alone = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+        command = ["git", "--no-optional-locks", "-C", str(checkout), *arguments]
+        return subprocess.run(command, env=alone, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
     try:
-        told = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        revision = git("rev-parse", "--short=7", "HEAD")
+        dirty = git("status", "--porcelain", "--", *_CODE)
     except (OSError, subprocess.SubprocessError):
         return ""
-    return f"+g{told}"
+    return f"+g{revision}{'.dirty' if dirty else ''}"
 
 
 def _description(

@@ -65,7 +65,7 @@ class Outcome:
 
     @property
     def while_training(self) -> Points:
-        """Its evaluations without that of the end, which has other games, and mostly more."""
+        """Its evaluations without the last one, that of the end, which has other games, and mostly more."""
         return self.evaluations[:-1]
 
 
@@ -99,13 +99,13 @@ def read_outcome(out: Path, cell: Cell) -> Outcome | None:
 
 
 def settings_that_differ(out: Path, cell: Cell) -> list[str]:
-    """Of an outcome that lies where a cell's would, but is of other settings or games: in what they differ."""
+    """Of an outcome that lies where a cell's would, but does not count as it: in what they differ."""
     try:
-        kept = read_json(outcome_path(out, cell))
-        names = sorted(set(differences(from_dict(TrainConfig, kept["config"]), cell.config)) - _IRRELEVANT)
-        return names or ["episodes or elsewhere"]
-    except (ConfigError, TypeError, KeyError):
-        return ["settings of another version"]
+        kept = from_dict(Outcome, read_json(outcome_path(out, cell)))
+        names = sorted(set(differences(from_dict(TrainConfig, kept.config), cell.config)) - _IRRELEVANT)
+    except (ConfigError, TypeError, OSError, ValueError):
+        return ["of another version"]
+    return names or ["episodes or elsewhere"]
 
 
 def run_cell(cell: Cell, out: Path, runs: Path, told_to_stop: threading.Event) -> None:
@@ -184,7 +184,7 @@ def _outcome(
         stopped_by=summary.stopped_by,
         resumed=last is not None and _times_started(last) > 1,
         weights_sha256=summary.weights_sha256,
-        evaluations=_curve(lines, EVAL_TAG),
+        evaluations=_curve(_without_refused(lines, cell.config), EVAL_TAG),
         training=_curve(lines, TRAINING_TAG),
         probes=_probes(lines, summary.agent_steps / 2),
         versions=made["versions"],
@@ -234,6 +234,16 @@ def _with_time_left(config: TrainConfig, checkpoint: Checkpoint) -> TrainConfig:
 
 def _times_started(checkpoint: Checkpoint) -> int:
     return int(checkpoint.meta.get("starts", 1))
+
+
+def _without_refused(lines: list[dict[str, float]], config: TrainConfig) -> list[dict[str, float]]:
+    """Without evaluations whose other games were to confirm that training had settled, and did not."""
+    last = max((at for at, line in enumerate(lines) if EVAL_TAG in line), default=-1)
+    return [
+        line
+        for at, line in enumerate(lines)
+        if at == last or line.get("eval/episodes", config.eval.episodes) == config.eval.episodes
+    ]
 
 
 def _curve(lines: list[dict[str, float]], tag: str) -> Points:

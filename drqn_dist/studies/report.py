@@ -215,7 +215,8 @@ def _table(panel: str, finished: Finished) -> str:
         cells += [_range([o.agent_steps for o in outcomes], ",.0f"), _range([o.minutes for o in outcomes], ".1f")]
         for name in probes:
             known = [o.probes[name] for o in outcomes if name in o.probes]
-            cells.append(_with_spread(known) if known else "")
+            of = f", {len(known)} seeds" if 0 < len(known) < len(outcomes) else ""
+            cells.append(_with_spread(known) + of if known else "")
         lines.append(_row(cells))
     for name, value in study.references.get(panel, {}).items():
         lines.append(_row([name, "", _figure(value)] + [""] * (len(columns) - 3)))

@@ -153,18 +153,24 @@ def test_the_revision_of_a_checkout_is_noted(tmp_path: Path, monkeypatch: pytest
     assert versions()["drqn-dist"] == drqn_dist.__version__
 
     def git(*arguments: str) -> str:
-        alone = {**os.environ, "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull}
+        alone = {"PATH": os.environ["PATH"], "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull}
         command = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *arguments]
         return subprocess.run(command, env=alone, capture_output=True, text=True, check=True).stdout.strip()
 
     git("init")
     assert versions()["drqn-dist"] == drqn_dist.__version__, "nothing is committed"
-    (tmp_path / "file").write_text("1")
-    git("add", "file")
+    (tmp_path / "drqn_dist").mkdir()
+    (tmp_path / "drqn_dist" / "code.py").write_text("1")
+    (tmp_path / "results").write_text("1")
+    git("add", ".")
     git("commit", "-m", "first")
     clean = f"{drqn_dist.__version__}+g{git('rev-parse', '--short=7', 'HEAD')}"
     assert versions()["drqn-dist"] == clean
-    (tmp_path / "file").write_text("2")
+    (tmp_path / "results").write_text("2")
+    assert versions()["drqn-dist"] == clean, "results are no code"
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "elsewhere"))
+    assert versions()["drqn-dist"] == clean, "variables of a hook"
+    (tmp_path / "drqn_dist" / "new.py").write_text("2")
     assert versions()["drqn-dist"] == f"{clean}.dirty"
 
 

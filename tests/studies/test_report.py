@@ -151,11 +151,12 @@ def test_what_the_learner_measured_of_itself_is_told_with_its_spread(tmp_path: P
     cells = {cell.name: cell for cell in study.cells}
     finish(tmp_path, cells["small__gru-b32__0"], [1.0], probes={"staleness_last": 0.5, "churn": 0.1})
     finish(tmp_path, cells["small__gru-b32__1"], [1.0], probes={"staleness_last": 0.25, "churn": 0.1})
+    finish(tmp_path, cells["small__gru-b8__1"], [1.0], probes={"churn": 0.2})
     finish(tmp_path, cells["small__gru-b8__0"], [1.0])
     text = write_report(study, tmp_path)
     assert "| agent steps | minutes | ΔQ last | churn |" in text
     assert "| 9,000 | 1.5 | 0.375 (0.25 to 0.5) | 0.1 (0.1 to 0.1) |" in text
-    assert "| 9,000 | 1.5 |  |  |" in text
+    assert "| 9,000 | 1.5 |  | 0.2, 1 seeds |" in text
     assert "second half of a run" in (tmp_path / "README.md").read_text(encoding="utf-8")
 
 

@@ -22,6 +22,7 @@ from drqn_dist.studies.cell import (
     _curve,
     _probes,
     _with_time_left,
+    _without_refused,
     outcome_path,
     read_outcome,
 )
@@ -72,7 +73,7 @@ def test_every_cell_is_run_once_and_kept(tmp_path: Path, capsys: pytest.CaptureF
     before = times()
     run(tmp_path, SMALL)
     assert times() == before
-    assert "will be replaced" not in capsys.readouterr().err
+    assert "replaced" not in capsys.readouterr().err
     run(tmp_path, SMALL.replace("episodes = 2", "episodes = 3"))
     told = " ".join(capsys.readouterr().err.split())
     assert "are of other settings and will be replaced, such as gru__0 (eval.episodes)" in told
@@ -122,6 +123,19 @@ def test_how_far_a_run_has_come_is_read_from_its_metrics(tmp_path: Path) -> None
         folder = create_run(bounded.config, ["train"]).path
         (folder / "metrics.jsonl").write_text('{"agent_steps": 300, "wall_s": 60}\n')
         assert _share_done(tmp_path, bounded) == share
+
+
+def test_games_that_did_not_confirm_are_no_evaluation_of_the_curve(tmp_path: Path) -> None:
+    (cell, *_) = load_study(write(tmp_path, SMALL)).cells  # two games an evaluation
+    lines = [
+        {"agent_steps": 10.0, "eval/mean_return": 1.0, "eval/episodes": 2.0},
+        {"agent_steps": 10.0, "eval/mean_return": 2.0, "eval/episodes": 20.0},
+        {"agent_steps": 15.0},
+        {"agent_steps": 20.0, "eval/mean_return": 3.0, "eval/episodes": 2.0},
+        {"agent_steps": 20.0, "eval/mean_return": 4.0, "eval/episodes": 20.0},
+        {"agent_steps": 20.0},
+    ]
+    assert _without_refused(lines, cell.config) == [lines[0], *lines[2:]]
 
 
 def test_a_cell_is_run_by_one_process_at_a_time(tmp_path: Path) -> None:
